@@ -1,0 +1,1 @@
+"""A benchmark harness for speculative decoding: `harness` owns truth, `methods` own guesses."""

@@ -1,0 +1,172 @@
+"""Drafter: how a method guesses. It proposes trees and sees what became of them; it never emits a token.
+
+Shapes: B sequences still running, n drafted nodes, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from harness.config import configurable
+from harness.draft import Draft
+
+
+class Tap(Protocol):
+    """Names a point of the target whose hidden states a drafter wants to see."""
+
+    @property
+    def layer(self) -> int:
+        """Zero-based block index; negative counts from the end."""
+
+    @property
+    def point(self) -> str:
+        """`input` or `output` of the block, as the raw residual stream (before any final norm)."""
+
+
+@dataclass(frozen=True)
+class HiddenTap:
+    """The usual tap: the residual stream at a block's input or output."""
+
+    layer: int
+    point: str = "output"
+
+
+class TargetView(Protocol):
+    """What a drafter may ask of the target. It cannot reach the cache, the acceptor or the clock."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where tensors of a draft must lie."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the target's weights."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the length of a row of logits."""
+
+    @property
+    def config(self) -> Any:
+        """The target's transformers configuration (text part), read only."""
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings [..., H] of token ids [...]."""
+
+    def lm_head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of final hidden states [..., H] (after the target's final norm)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of a round, or of the prefill, for the B sequences that run.
+
+    committed: tokens that entered the target's cache, per sequence: the prompt at prefill, else the
+        old pending token and then the accepted path, in order.
+    pending: the token after them, per sequence: known to be right, not in the cache, without features.
+    taps: per tap, per sequence, the hidden states [len(committed), H] of those tokens, in that order.
+        There is none for the pending token.
+    draft: what was verified (None at prefill). logits [B, 1+n, V]: the target's raw logits after the
+        old pending token and after every drafted node, rejected ones included (None at prefill).
+    """
+
+    committed: list[list[int]]
+    pending: list[int]
+    taps: list[list[Tensor]] = field(default_factory=list)
+    draft: Draft | None = None
+    logits: Tensor | None = None
+
+
+@configurable
+class Drafter(ABC):
+    """Base of all methods.
+
+    The loop calls `bind` once, then per batch of prompts `reset`, `observe` (prefill), and in turns
+    `propose` and `observe`; `keep` when sequences finish. Everything here is charged to the method.
+    """
+
+    samples: ClassVar[bool] = True
+    """False for a method that is only defined at temperature 0."""
+    scope: ClassVar[str] = "conversation"
+    """How far state reaches: `conversation` (reset before each) or a wider, declared one."""
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """The target's hidden states that `observe` shall receive."""
+        return ()
+
+    def bind(self, target: TargetView) -> None:
+        """Meet the target: load weights, check shapes. Called before anything is timed."""
+        self._target = target
+
+    @abstractmethod
+    def reset(self, num_rows: int) -> None:
+        """Forget everything within `scope`; `num_rows` new sequences follow."""
+
+    @abstractmethod
+    def propose(self, room: Sequence[int]) -> Draft:
+        """Draft for every running sequence; levels deeper than `room[b]` could not be emitted."""
+
+    @abstractmethod
+    def observe(self, outcome: Outcome) -> None:
+        """See what entered the cache and which token is pending."""
+
+    @abstractmethod
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only the sequences with these indices go on, in this order."""
+
+
+class SequenceDrafter(Drafter):
+    """A drafter that treats sequences one by one in plain Python and drafts chains.
+
+    A method writes `propose_one`; where it keeps an index, also `start_one` and `extend_one`.
+    """
+
+    def start_one(self) -> Any:
+        """State of a fresh sequence."""
+        return None
+
+    def extend_one(self, state: Any, tokens: Sequence[int]) -> None:
+        """Tokens (the prompt at first, the pending token always last) were added to the context."""
+
+    @abstractmethod
+    def propose_one(self, context: Sequence[int], state: Any, room: int) -> Sequence[int]:
+        """At most `room` tokens that may follow `context` (prompt, output, pending token)."""
+
+    def reset(self, num_rows: int) -> None:
+        """See `Drafter`."""
+        self._contexts: list[list[int]] = [[] for _ in range(num_rows)]
+        self._states = [self.start_one() for _ in range(num_rows)]
+
+    def propose(self, room: Sequence[int]) -> Draft:
+        """See `Drafter`."""
+        chains = [
+            list(self.propose_one(context, state, limit))[:limit]
+            for context, state, limit in zip(self._contexts, self._states, room, strict=True)
+        ]
+        device, width = self._target.device, max(map(len, chains))
+        if width == 0:
+            return Draft.empty(len(chains), device)
+        padded = [chain + [0] * (width - len(chain)) for chain in chains]
+        size = torch.tensor([len(chain) for chain in chains], device=device)
+        return Draft.chain(torch.tensor(padded, device=device), size)
+
+    def observe(self, outcome: Outcome) -> None:
+        """See `Drafter`."""
+        for row, (committed, pending) in enumerate(zip(outcome.committed, outcome.pending, strict=True)):
+            context = self._contexts[row]
+            # The old pending token heads `committed` and is in the context already, but at prefill.
+            fresh = [*(committed[1:] if context else committed), pending]
+            context.extend(fresh)
+            self.extend_one(self._states[row], fresh)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """See `Drafter`."""
+        self._contexts = [self._contexts[row] for row in rows]
+        self._states = [self._states[row] for row in rows]

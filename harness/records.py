@@ -1,0 +1,85 @@
+"""What a run writes down: raw integers and ids, one record a generation. Formatting happens elsewhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+SCHEMA_VERSION = 1
+
+VerdictKind = Literal["identical", "tie", "stop-rule", "broken", "unpaired", "lossy"]
+"""`unpaired`: this generation's prompt already differs from vanilla's (an earlier turn diverged and
+was judged there). `lossy`: the acceptor does not claim to be lossless."""
+
+
+class Verdict(NamedTuple):
+    """How one generation compares with vanilla's for the same prompt and random stream.
+
+    position: index of the first differing output token, None where there is none.
+    gap: difference of the two tokens' perturbed logits there, in the one-token shape (nats).
+    """
+
+    kind: VerdictKind
+    position: int | None = None
+    gap: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationRecord:
+    """One call of an arm on one prompt: one turn, one sample, one repeat.
+
+    A *round* is one target forward over the pending token and the draft; prefill is none and emits
+    one token, so `len(output_ids) == 1 + sum(emitted)` for an arm. Rungs of the baseline ladder
+    (`kind="rung"`, other people's loops) have no rounds. All `_ns` are nanoseconds of a monotonic
+    clock; in an untimed run they are all 0 and `timed` is False. Lists are one entry a round.
+
+    accepted: drafted tokens kept, before trimming at the end token and the cap.
+    emitted: accepted + 1 after trimming.
+    drafted: nodes of the draft. depth: its deepest level (drafted == depth for a chain).
+    stop: "end" (an end token), "cap" (max_new_tokens) or "context" (the target's limit).
+    """
+
+    arm: str
+    kind: Literal["arm", "rung"] = "arm"
+    conversation: str
+    category: str
+    turn: int = 0
+    sample: int = 0
+    repeat: int = 0
+    order: int = 0
+    batch_size: int = 1
+    timed: bool = True
+    prompt_hash: str
+    num_prompt_tokens: int
+    output_ids: list[int]
+    stop: Literal["end", "cap", "context"]
+    drafted: list[int] = field(default_factory=list)
+    depth: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    emitted: list[int] = field(default_factory=list)
+    draft_ns: list[int] = field(default_factory=list)
+    verify_ns: list[int] = field(default_factory=list)
+    accept_ns: list[int] = field(default_factory=list)
+    commit_ns: list[int] = field(default_factory=list)
+    prefill_ns: int = 0
+    total_ns: int = 0
+    peak_memory_bytes: int | None = None
+    verdict: Verdict | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "arm":
+            assert len(self.output_ids) == 1 + sum(self.emitted), "tokens and rounds disagree"
+            assert all(e <= a + 1 for a, e in zip(self.accepted, self.emitted, strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of JSON types; `from_json` is its inverse."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data["verdict"] = self.verdict._asdict() if self.verdict else None
+        return data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> GenerationRecord:
+        """Read what `to_json` wrote."""
+        verdict = data["verdict"]
+        return cls(**{**data, "verdict": Verdict(**verdict) if verdict else None})
