@@ -83,3 +83,98 @@ class GenerationRecord:
         """Read what `to_json` wrote."""
         verdict = data["verdict"]
         return cls(**{**data, "verdict": Verdict(**verdict) if verdict else None})
+
+
+class NullReplay(NamedTuple):
+    """Vanilla's own tokens fed again in verify-shaped forwards: how often rounding alone changes a token."""
+
+    conversation: str
+    num_tokens: int
+    num_differing: int
+
+
+class Failure(NamedTuple):
+    """Something that stopped a run or a cell of a sweep.
+
+    kind: "out-of-memory", "interrupted", "error" or "config"; where: the arm and conversation, or the cell.
+    """
+
+    kind: str
+    where: str
+    message: str
+
+
+class Probe(NamedTuple):
+    """The machine as this process found it, measured before the first prompt.
+
+    read_bandwidth: bytes per second, streaming a written buffer with all threads or the whole device.
+    lap_ns: cost of one clock reading of the time split.
+    """
+
+    read_bandwidth: float
+    lap_ns: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run folder, read back. Records of unfinished prompt blocks are not in it.
+
+    manifest: as written before the first token; its keys are those of `RunManifest`.
+    """
+
+    folder: str
+    manifest: RunManifest
+    records: list[GenerationRecord]
+    nulls: list[NullReplay] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    finished: bool = False
+
+
+class Cell(NamedTuple):
+    """What a run measures, in the words of the tables."""
+
+    target: str
+    task: str
+    decoding: str
+    temperature: float
+    batch_size: int
+    profile: str
+    baseline: str
+    acceptor: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunManifest:
+    """Everything that can explain a number, written before the first token. JSON types only.
+
+    arms: per arm its resolved configuration, with `scope`. rungs: names of the ladder's rungs in this run.
+    target: source, revision, dtype, attention, cache, num_parameters, step_bytes (weights that one
+    single-token step reads), cache_bytes_per_token, peak facts of the loaded model.
+    prompts: count, set hash, template hash, end token ids, categories.
+    provenance: git, packages, device, threads (see `harness.provenance`).
+    """
+
+    run_id: str
+    cell: Cell
+    arms: dict[str, dict[str, Any]]
+    rungs: list[str]
+    config: dict[str, Any]
+    overrides: list[str]
+    target: dict[str, Any]
+    prompts: dict[str, Any]
+    provenance: dict[str, Any]
+    replicate: int = 0
+    created: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of JSON types; `from_json` is its inverse."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data["cell"] = self.cell._asdict()
+        return data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> RunManifest:
+        """Read what `to_json` wrote."""
+        return cls(**{**data, "cell": Cell(**data["cell"])})
