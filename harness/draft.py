@@ -24,6 +24,7 @@ class Draft:
         [B, n, V]; None means a point mass (the token was chosen, not sampled).
     confidence [B, n]: the drafter's own estimate that a node is kept; only written down.
     is_chain: every node's parent is the node before it (lets the acceptor skip work).
+    num_levels: a bound on the depth where the drafter knows one (spares the host a look); n otherwise.
     """
 
     tokens: Tensor
@@ -32,6 +33,7 @@ class Draft:
     probs: Tensor | None = None
     confidence: Tensor | None = None
     is_chain: bool = False
+    num_levels: int | None = None
 
     @classmethod
     def chain(cls, tokens: Tensor, size: Tensor) -> Draft:

@@ -1,0 +1,151 @@
+"""Acceptors: which drafted tokens stay, and which token comes after them.
+
+Shapes: B sequences, n drafted nodes, V vocabulary. Row 0 of the logits [B, 1+n, V] follows the pending
+token, row 1+i follows node i.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from harness.config import configurable
+from harness.decoding import Chooser
+from harness.draft import Draft
+
+
+class Accepted(NamedTuple):
+    """One round's decision.
+
+    count [B] int64: accepted nodes. path [B, n] int64: their node indices in order, anything after count.
+    token [B] int64: the token after the last accepted node (the bonus), the next pending one.
+    """
+
+    count: Tensor
+    path: Tensor
+    token: Tensor
+
+
+@configurable
+class Acceptor(ABC):
+    """Base of all acceptors."""
+
+    lossless: ClassVar[bool] = True
+    """Whether the output keeps the target's law. False is carried into every table."""
+    coupled: ClassVar[bool] = True
+    """Whether the output must equal vanilla's token for token; if not, only the law is the same."""
+
+    @property
+    def name(self) -> str:
+        """As the tables call it."""
+        return type(self).__name__.lower()
+
+    @abstractmethod
+    def accept(self, logits: Tensor, draft: Draft, chooser: Chooser, start: Tensor) -> Accepted:
+        """Decide a round. `start` [B] int64: output position of the token after the pending one."""
+
+
+@configurable
+class Coupled(Acceptor):
+    """Keep a node if it is the token that plain decoding would draw there, with the same noise.
+
+    Exact at every temperature: the emitted tokens are the ones vanilla draws (greedy at temperature 0,
+    Gumbel-max above), whatever was drafted and however.
+    """
+
+    def accept(self, logits: Tensor, draft: Draft, chooser: Chooser, start: Tensor) -> Accepted:
+        """See `Acceptor`."""
+        if logits.device.type == "cpu":
+            return walk(logits, draft, chooser, start)
+        return sweep(logits, draft, chooser, start)
+
+
+def sweep(logits: Tensor, draft: Draft, chooser: Chooser, start: Tensor) -> Accepted:
+    """All rows at once and no look by the host: a node stands if it and all its ancestors match."""
+    rows = torch.arange(len(start), device=logits.device)
+    levels = draft.width if draft.num_levels is None else draft.num_levels
+    index = start[:, None] + torch.arange(levels + 1, device=logits.device)
+    level = None if draft.is_chain else torch.nn.functional.pad(draft.depths, (1, 0))
+    choice = chooser.choose(logits, index, level)
+    matches = (draft.tokens == choice.gather(1, draft.parents + 1)) & draft.real
+    stands = (matches[:, None, :] | ~draft.ancestors).all(-1) & draft.real
+    count = stands.sum(-1)
+    path = stands.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    last = torch.nn.functional.pad(path + 1, (1, 0))[rows, count]
+    return Accepted(count, path, choice[rows, last])
+
+
+def walk(logits: Tensor, draft: Draft, chooser: Chooser, start: Tensor) -> Accepted:
+    """The same decision level by level, drawing only where the path leads; for devices the host may ask."""
+    rows = torch.arange(len(start), device=logits.device)
+    node = torch.zeros_like(start)
+    alive = torch.ones_like(start, dtype=torch.bool)
+    count, token = torch.zeros_like(start), torch.zeros_like(start)
+    path = torch.zeros_like(draft.tokens)
+    for level in range(draft.width + 1):
+        choice = chooser.choose(logits[rows, node][:, None], (start + level)[:, None])[:, 0]
+        token = torch.where(alive, choice, token)
+        if level == draft.width:
+            break
+        child = (draft.tokens == choice[:, None]) & (draft.parents + 1 == node[:, None]) & draft.real
+        alive = alive & child.any(-1)
+        if not alive.any():
+            break
+        found = child.int().argmax(-1)
+        path[:, level] = found
+        count = count + alive
+        node = torch.where(alive, found + 1, node)
+    return Accepted(count, path, token)
+
+
+@configurable
+class Rejection(Acceptor):
+    """Accept a node with min(1, p/q), else draw from the residual (Leviathan et al. 2023; Chen et al. 2023).
+
+    For trees, siblings are tried in order, each against what the ones before it left (SpecInfer, Miao et al.
+    2024). Exact in law, not token for token: its rows are checked by distribution tests, not by identity.
+    """
+
+    coupled: ClassVar[bool] = False
+
+    def accept(self, logits: Tensor, draft: Draft, chooser: Chooser, start: Tensor) -> Accepted:
+        """See `Acceptor`. Runs on the host, in float64."""
+        count, token = torch.zeros_like(start), torch.zeros_like(start)
+        path = torch.zeros_like(draft.tokens)
+        for row in range(len(start)):
+            law = chooser.params.probs(logits[row]).double().cpu().numpy()
+            nodes, last = self._descend(law, draft, row, chooser.generator(row, int(start[row])))
+            count[row], token[row] = len(nodes), last
+            path[row, : len(nodes)] = torch.tensor(nodes, dtype=torch.int64, device=path.device)
+        return Accepted(count, path, token)
+
+    @staticmethod
+    def _descend(
+        law: NDArray[np.float64], draft: Draft, row: int, random: np.random.Generator
+    ) -> tuple[list[int], int]:
+        """The accepted nodes of one sequence and the token after them."""
+        size = int(draft.size[row])
+        tokens, parents = draft.tokens[row].tolist(), draft.parents[row].tolist()
+        accepted: list[int] = []
+        here = -1
+        while True:
+            target_probs = law[here + 1].copy()
+            for node in (i for i in range(size) if parents[i] == here):
+                target_probs /= target_probs.sum()
+                if draft.probs is None:
+                    draft_probs = np.zeros_like(target_probs)
+                    draft_probs[tokens[node]] = 1.0
+                else:
+                    draft_probs = draft.probs[row, node].double().cpu().numpy()
+                if random.random() * draft_probs[tokens[node]] < target_probs[tokens[node]]:
+                    accepted.append(node)
+                    here = node
+                    break
+                target_probs = np.maximum(target_probs - draft_probs, 0.0)
+            else:
+                return accepted, int(random.choice(len(target_probs), p=target_probs / target_probs.sum()))

@@ -1,0 +1,120 @@
+"""The target's key/value cache: preallocated rows that are written at chosen slots and can be moved.
+
+Shapes: B sequences, H key/value heads, C allocated slots, D head dimension, n new tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+_STEP = 256
+"""Slots are allocated in multiples of this, so that growing (a copy) is rare."""
+
+
+class SlotCache(Cache):  # type: ignore[misc]
+    """Keys and values of all layers; every sequence has a length of its own.
+
+    transformers' layers hold one length for the whole batch and append; here the caller says where a
+    forward writes (`aim`) and, after it, which rows stay (`commit`). Rows at or past `lengths` are free.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.lengths: list[int] = []
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._rows: slice | None = None
+        self._start: int | None = None
+        self._slots: tuple[Tensor, Tensor] | None = None
+        self._end = 0
+        self._needed = 0
+
+    def clear(self, num_rows: int) -> None:
+        """Start `num_rows` empty sequences; allocations of the same batch size are reused."""
+        if len(self.lengths) != num_rows:
+            self._keys, self._values = [], []
+        self.lengths = [0] * num_rows
+
+    def aim(self, rows: slice, count: int, device: torch.device) -> None:
+        """The next forward writes `count` tokens behind the committed ones of `rows`."""
+        lengths = self.lengths[rows]
+        self._rows, self._end = rows, max(lengths) + count
+        self._needed = max(self._end, max(self.lengths))
+        if len(set(lengths)) == 1:
+            # One length: a contiguous block, no index tensors.
+            self._start, self._slots = lengths[0], None
+        else:
+            base = torch.tensor(lengths, device=device)[:, None]
+            row = torch.arange(rows.start, rows.stop, device=device)[:, None]
+            self._start, self._slots = None, (row, base + torch.arange(count, device=device))
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
+        """Write [B, H, n, D] of one layer; return what attention may read: slots up to the last new one."""
+        assert self._rows is not None, "aim() comes first"
+        if layer_idx == len(self._keys):
+            self._keys.append(self._allocate(key_states))
+            self._values.append(self._allocate(value_states))
+        return (
+            self._write(self._keys, layer_idx, key_states),
+            self._write(self._values, layer_idx, value_states),
+        )
+
+    def commit(self, path: Tensor | None, counts: list[int]) -> None:
+        """Keep, per sequence, the pending token's row and the rows of the accepted nodes `path`.
+
+        path [B, n] int64: accepted nodes in order, anything after counts[b]; None where they are already
+        the first ones (a chain). counts: accepted nodes of each sequence.
+        """
+        most = max(counts)
+        if path is not None and most:
+            rows = torch.arange(len(counts), device=path.device)[:, None]
+            base = torch.tensor(self.lengths, device=path.device)[:, None] + 1
+            target = base + torch.arange(most, device=path.device)
+            source = base + path[:, :most]
+            # Padding of shorter paths copies a row onto itself.
+            live = torch.arange(most, device=path.device) < torch.tensor(counts, device=path.device)[:, None]
+            source = torch.where(live, source, target)
+            for buffer in (*self._keys, *self._values):
+                buffer[rows, :, target] = buffer[rows, :, source]
+        self.lengths = [length + 1 + count for length, count in zip(self.lengths, counts, strict=True)]
+
+    def keep(self, rows: list[int]) -> None:
+        """Only these sequences go on, in this order."""
+        if self._keys and rows != list(range(len(self.lengths))):
+            index = torch.tensor(rows, device=self._keys[0].device)
+            self._keys = [buffer[index] for buffer in self._keys]
+            self._values = [buffer[index] for buffer in self._values]
+        self.lengths = [self.lengths[row] for row in rows]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """The longest committed length."""
+        return max(self.lengths, default=0)
+
+    @property
+    def num_bytes(self) -> int:
+        """Allocated."""
+        return sum(buffer.nbytes for buffer in (*self._keys, *self._values))
+
+    def _allocate(self, states: Tensor) -> Tensor:
+        slots = -(-self._needed // _STEP) * _STEP
+        shape = (len(self.lengths), states.shape[1], slots, states.shape[3])
+        # Zeros, not garbage: masked slots are multiplied by zero weights, and 0 * NaN is NaN.
+        return states.new_zeros(shape)
+
+    def _write(self, buffers: list[Tensor], layer: int, states: Tensor) -> Tensor:
+        assert self._rows is not None
+        buffer = buffers[layer]
+        if buffer.shape[2] < self._needed:
+            grown = self._allocate(states)
+            grown[:, :, : buffer.shape[2]] = buffer
+            buffers[layer] = buffer = grown
+        if self._slots is None:
+            buffer[self._rows, :, self._start : self._end] = states
+        else:
+            row, slot = self._slots
+            buffer[row, :, slot] = states.transpose(1, 2)
+        return buffer[self._rows, :, : self._end]

@@ -1,0 +1,126 @@
+"""Clock, time split, memory and bandwidth: how seconds and bytes are obtained, and what the probe costs."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import psutil
+import torch
+from pydantic import Field
+
+from harness.config import configurable
+
+
+@configurable
+class Measure:
+    """How much is measured. `full` is what the protocol asks for; `quick` and `acceptance` mark their rows.
+
+    profile `acceptance` runs one untimed pass in batches of `batch_size`: tau and verdicts, no clock.
+    repeats: timed repetitions of vanilla and every arm. rung_repeats: of the baseline ladder's rungs.
+    num_warmup: prompts (outside the test set) run before the clock counts, per arm.
+    num_null: conversations whose vanilla tokens are replayed for the null of the tie rate; None is all.
+    order_seed: of the random order of arms within a prompt.
+    """
+
+    profile: Literal["full", "quick", "acceptance"]
+    repeats: int = Field(default=3, ge=1)
+    rung_repeats: int = Field(default=3, ge=0)
+    num_warmup: int = Field(default=2, ge=0)
+    num_null: int | None = Field(default=None, ge=0)
+    batch_size: int = Field(default=1, ge=1)
+    order_seed: int = 0
+    bandwidth_gib: float = Field(default=1.0, gt=0)
+
+    @property
+    def timed(self) -> bool:
+        """Whether the clock counts."""
+        return self.profile != "acceptance"
+
+
+class Stopwatch:
+    """Marks the ends of named spans: host time on a CPU, device events on a GPU (no synchronisation)."""
+
+    def __init__(self, device: torch.device, enabled: bool = True):
+        self._device, self._enabled = device, enabled
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[str, int | torch.cuda.Event]] = []
+        self._begin = 0
+
+    def start(self) -> None:
+        """Wait for the device and begin."""
+        synchronize(self._device)
+        self._marks = []
+        self._begin = time.perf_counter_ns()
+        self.lap("")
+
+    def lap(self, name: str) -> None:
+        """The time since the last mark belongs to `name`."""
+        if not self._enabled:
+            return
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append((name, event))
+        else:
+            self._marks.append((name, time.perf_counter_ns()))
+
+    def stop(self) -> int:
+        """Wait for the device; nanoseconds since `start`, 0 where disabled."""
+        synchronize(self._device)
+        return time.perf_counter_ns() - self._begin if self._enabled else 0
+
+    def spans(self) -> list[tuple[str, int]]:
+        """Each lap's name and nanoseconds, in order; after `stop`."""
+        result = []
+        for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
+            if isinstance(before, int) and isinstance(after, int):
+                result.append((name, after - before))
+            elif isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event):
+                result.append((name, int(before.elapsed_time(after) * 1e6)))
+        return result
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def lap_cost_ns(device: torch.device, num_laps: int = 2000) -> float:
+    """What one `lap` costs on the host."""
+    watch = Stopwatch(device)
+    watch.start()
+    begin = time.perf_counter_ns()
+    for _ in range(num_laps):
+        watch.lap("probe")
+    return (time.perf_counter_ns() - begin) / num_laps
+
+
+def read_bandwidth(device: torch.device, gib: float = 1.0, num_passes: int = 5) -> float:
+    """Bytes per second that a sum over a written buffer of `gib` GiB reads; the best of `num_passes`.
+
+    The buffer must be larger than any cache. A read, not a copy: a copy moves its size twice.
+    """
+    buffer = torch.ones(int(gib * 2**30) // 4, dtype=torch.float32, device=device)
+    best = 0.0
+    for _ in range(num_passes):
+        synchronize(device)
+        begin = time.perf_counter_ns()
+        buffer.sum()
+        synchronize(device)
+        best = max(best, buffer.nbytes / ((time.perf_counter_ns() - begin) * 1e-9))
+    return best
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most the device (or, on a CPU, this process) has held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return int(getattr(psutil.Process().memory_info(), "peak_wset", 0)) or _peak_resident_bytes()
+
+
+def _peak_resident_bytes() -> int:
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
