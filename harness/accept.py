@@ -22,11 +22,11 @@ from harness.draft import Draft
 class Accepted(NamedTuple):
     """One round's decision.
 
-    count [B] int64: accepted nodes. path [B, n] int64: their node indices in order, anything after count.
+    length [B] int64: accepted nodes. path [B, n] int64: their node indices in order, anything after `length`.
     token [B] int64: the token after the last accepted node (the bonus), the next pending one.
     """
 
-    count: Tensor
+    length: Tensor
     path: Tensor
     token: Tensor
 

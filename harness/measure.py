@@ -59,7 +59,7 @@ class Stopwatch:
         if not self._enabled:
             return
         if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
             self._marks.append((name, event))
         else:
