@@ -63,31 +63,32 @@ class SlotCache(Cache):  # type: ignore[misc]
             self._write(self._values, layer_idx, value_states),
         )
 
-    def commit(self, path: Tensor | None, counts: list[int]) -> None:
+    def commit(self, path: Tensor | None, length: list[int]) -> None:
         """Keep, per sequence, the pending token's row and the rows of the accepted nodes `path`.
 
-        path [B, n] int64: accepted nodes in order, anything after counts[b]; None where they are already
-        the first ones (a chain). counts: accepted nodes of each sequence.
+        path [B, n] int64: accepted nodes in order, anything after length[b]; None where they are already
+        the first ones (a chain). length: accepted nodes of each sequence.
         """
-        most = max(counts)
+        most = max(length)
         if path is not None and most:
-            rows = torch.arange(len(counts), device=path.device)[:, None]
-            base = torch.tensor(self.lengths, device=path.device)[:, None] + 1
+            rows = torch.arange(len(length), device=path.device)[:, None]
+            base = torch.tensor(self.lengths).to(path.device, non_blocking=True)[:, None] + 1
             target = base + torch.arange(most, device=path.device)
             source = base + path[:, :most]
             # Padding of shorter paths copies a row onto itself.
-            live = torch.arange(most, device=path.device) < torch.tensor(counts, device=path.device)[:, None]
+            live = torch.arange(most, device=path.device) < torch.tensor(length).to(path.device)[:, None]
             source = torch.where(live, source, target)
             for buffer in (*self._keys, *self._values):
-                buffer[rows, :, target] = buffer[rows, :, source]
-        self.lengths = [length + 1 + count for length, count in zip(self.lengths, counts, strict=True)]
+                # Layers of a target that spans devices keep their rows where they are.
+                row, to, here = (index.to(buffer.device) for index in (rows, target, source))
+                buffer[row, :, to] = buffer[row, :, here]
+        self.lengths = [old + 1 + new for old, new in zip(self.lengths, length, strict=True)]
 
     def keep(self, rows: list[int]) -> None:
         """Only these sequences go on, in this order."""
         if self._keys and rows != list(range(len(self.lengths))):
-            index = torch.tensor(rows, device=self._keys[0].device)
-            self._keys = [buffer[index] for buffer in self._keys]
-            self._values = [buffer[index] for buffer in self._values]
+            self._keys = [buffer[rows] for buffer in self._keys]
+            self._values = [buffer[rows] for buffer in self._values]
         self.lengths = [self.lengths[row] for row in rows]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -115,6 +116,6 @@ class SlotCache(Cache):  # type: ignore[misc]
         if self._slots is None:
             buffer[self._rows, :, self._start : self._end] = states
         else:
-            row, slot = self._slots
+            row, slot = (index.to(buffer.device) for index in self._slots)
             buffer[row, :, slot] = states.transpose(1, 2)
         return buffer[self._rows, :, : self._end]

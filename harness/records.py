@@ -9,8 +9,9 @@ from typing import Any, Literal, NamedTuple
 SCHEMA_VERSION = 1
 
 VerdictKind = Literal["identical", "tie", "stop-rule", "broken", "unpaired", "lossy"]
-"""`unpaired`: this generation's prompt already differs from vanilla's (an earlier turn diverged and
-was judged there). `lossy`: the acceptor does not claim to be lossless."""
+"""`unpaired`: not comparable token by token, as the prompt already differs from vanilla's (an earlier turn
+diverged and was judged there), or as the acceptor keeps the law but not the noise (p/q). `lossy`: the
+acceptor does not claim to be lossless."""
 
 
 class Verdict(NamedTuple):

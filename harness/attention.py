@@ -1,0 +1,60 @@
+"""The attention kernel `grouped`: torch's SDPA under a tree mask, without repeating keys for grouped queries.
+
+Shapes: B sequences, Hq query heads, H key/value heads, n new tokens, C readable cache slots, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+GROUPED = "harness_grouped"
+"""Its name in transformers' table. It has no mask function there, so masks are passed on as they are."""
+
+
+def register() -> None:
+    """Make the kernel known to transformers; may be called again."""
+    AttentionInterface.register(GROUPED, grouped)
+
+
+def grouped(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention [B, n, Hq, D] of query [B, Hq, n, D] over key and value [B, H, C, D].
+
+    attention_mask: bool [B, 1, n, C], True where a query may look; None means everything for one new
+    token, and causal for a fresh prompt (n == C).
+    """
+    assert dropout == 0.0, "inference only"
+    rows, query_heads, num_new, head_dim = query.shape
+    groups = query_heads // key.shape[1]
+    causal = attention_mask is None and num_new > 1
+    assert not causal or num_new == key.shape[2], "several tokens behind a prefix need a mask"
+    if groups > 1 and attention_mask is not None and query.device.type == "cuda":
+        # With a mask, CUDA's grouped kernels fall back to plain arithmetic; groups fit into the query axis.
+        folded = query.reshape(rows, key.shape[1], groups * num_new, head_dim)
+        mask = attention_mask.repeat(1, 1, groups, 1)
+        output = scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
+        output = output.reshape(rows, query_heads, num_new, head_dim)
+    else:
+        output = scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            is_causal=causal,
+            scale=scaling,
+            enable_gqa=groups > 1,
+        )
+    return output.transpose(1, 2), None

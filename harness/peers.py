@@ -1,0 +1,125 @@
+"""Rungs of the baseline ladder: other people's loops over the same weights, run as their users run them."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from harness.config import configurable
+from harness.decoding import Chooser, DecodingParams
+from harness.engine import Generation, LocalEngine, Request
+from harness.measure import synchronize
+
+
+class CoupledNoise(LogitsProcessor):  # type: ignore[misc]
+    """Hands `generate` the draw that our loop makes: its arg max of what this returns is our token."""
+
+    def __init__(self, chooser: Chooser, num_prompt_tokens: int) -> None:
+        self._chooser, self._start = chooser, num_prompt_tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Processed and perturbed scores [1, V] for the token after `input_ids` [1, L]."""
+        index = torch.tensor([[input_ids.shape[1] - self._start]], device=scores.device)
+        return self._chooser.params.process(scores) + self._chooser.gumbel(index)[:, 0]
+
+
+@configurable
+class Rung(ABC):
+    """Base of all rungs."""
+
+    name: ClassVar[str]
+
+    @property
+    def width(self) -> int:
+        """Most tokens of one of its target forwards."""
+        return 1
+
+    @abstractmethod
+    def generate(self, engine: LocalEngine, request: Request, params: DecodingParams) -> Generation:
+        """Decode one request with `engine`'s weights, end tokens and limits; ids and total time only."""
+
+
+class _TransformersRung(Rung):
+    name = ""
+
+    def options(self) -> dict[str, Any]:
+        """What else `generate` is given."""
+        return {}
+
+    def generate(self, engine: LocalEngine, request: Request, params: DecodingParams) -> Generation:
+        """See `Rung`."""
+        target, num_prompt = engine.target, len(request.prompt)
+        prompt = torch.tensor([list(request.prompt)]).to(target.device)
+        limit = min(params.max_new_tokens, engine.max_context - num_prompt)
+        # An id that no token has switches the end off; None would mean the model's own end tokens.
+        ends = [target.vocab_size] if params.ignore_end_token else sorted(engine.end_token_ids)
+        config = GenerationConfig(
+            # No filter of its own, whatever the model's generation config says; ours come with the noise.
+            do_sample=False,
+            repetition_penalty=1.0,
+            max_new_tokens=limit,
+            eos_token_id=ends,
+            pad_token_id=0,
+            **self.options(),
+        )
+        noise = LogitsProcessorList()
+        if not params.greedy:
+            chooser = Chooser(params, [request.key], target.vocab_size, target.device)
+            noise.append(CoupledNoise(chooser, num_prompt))
+        target.watch(())
+        target.use_kernel("sdpa")
+        try:
+            synchronize(target.device)
+            begin = time.perf_counter_ns()
+            output = target.model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=config,
+                logits_processor=noise,
+            )
+            synchronize(target.device)
+            total_ns = time.perf_counter_ns() - begin
+        finally:
+            target.use_kernel()
+        ids = output[0, num_prompt:].tolist()
+        ended = not params.ignore_end_token and ids[-1] in engine.end_token_ids
+        full = len(ids) >= params.max_new_tokens
+        return Generation(
+            output_ids=ids,
+            stop="end" if ended else "cap" if full else "context",
+            total_ns=total_ns if engine.timed else 0,
+        )
+
+
+@configurable
+class Generate(_TransformersRung):
+    """`transformers.generate` with its dynamic cache and SDPA."""
+
+    name: ClassVar[str] = "transformers.generate"
+
+
+@configurable
+class PromptLookup(_TransformersRung):
+    """`transformers.generate(prompt_lookup_num_tokens=...)`, with our n-gram method's sizes."""
+
+    name: ClassVar[str] = "transformers.prompt_lookup"
+    draft_length: int = Field(default=10, ge=1)
+    max_ngram: int = Field(default=3, ge=1)
+
+    @property
+    def width(self) -> int:
+        """See `Rung`."""
+        return 1 + self.draft_length
+
+    def options(self) -> dict[str, Any]:
+        """See the base."""
+        return {
+            "prompt_lookup_num_tokens": self.draft_length,
+            "max_matching_ngram_size": self.max_ngram,
+        }

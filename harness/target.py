@@ -1,0 +1,197 @@
+"""Target: the model whose words count. Prefill, verify a draft in one forward, commit what was accepted.
+
+Shapes: B sequences, n drafted nodes, P prompt tokens, L cached tokens, C readable cache slots, H hidden size,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness import attention
+from harness.cache import SlotCache
+from harness.config import ConfigError
+from harness.draft import Draft
+from harness.drafter import Tap
+
+_PREFILL_CHUNK = 2048
+
+
+class Target:
+    """A stock transformers causal LM behind a slot cache; also the `TargetView` that drafters see."""
+
+    def __init__(self, model: Any, kernel: str = "grouped"):
+        """`model`: a causal LM with full attention in every layer. `kernel`: grouped, sdpa or eager."""
+        if kernel not in ("grouped", "sdpa", "eager"):
+            raise ConfigError(
+                f"target.attention={kernel}: cannot take the mask of a token tree."
+                " Allowed: grouped, sdpa, eager."
+            )
+        attention.register()
+        self.model = model
+        self.kernel = attention.GROUPED if kernel == "grouped" else kernel
+        self.cache = SlotCache()
+        self._taps: tuple[Tap, ...] = ()
+        self._hooks: list[Any] = []
+        self._seen: dict[int, Tensor] = {}
+        self.use_kernel()
+
+    def use_kernel(self, name: str | None = None) -> None:
+        """Switch the model to attention kernel `name` (transformers' word for it); None is our own choice."""
+        self.model.set_attn_implementation(name or self.kernel)
+
+    @property
+    def device(self) -> torch.device:
+        """See `TargetView`; where token ids go in."""
+        return torch.device(self.model.get_input_embeddings().weight.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """See `TargetView`."""
+        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
+        return dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """See `TargetView`."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def config(self) -> Any:
+        """See `TargetView`."""
+        return self.model.config.get_text_config()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """See `TargetView`."""
+        embedded: Tensor = self.model.get_input_embeddings()(ids)
+        return embedded
+
+    def lm_head(self, hidden: Tensor) -> Tensor:
+        """See `TargetView`."""
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        return logits
+
+    def watch(self, taps: Sequence[Tap]) -> None:
+        """From now on every forward records the hidden states at `taps`, and only there."""
+        if tuple(taps) == self._taps:
+            return
+        for hook in self._hooks:
+            hook.remove()
+        self._taps, self._hooks, self._seen = tuple(taps), [], {}
+        blocks = self.model.get_decoder().layers
+        for place, tap in enumerate(self._taps):
+            if not -len(blocks) <= tap.layer < len(blocks) or tap.point not in ("input", "output"):
+                raise ConfigError(
+                    f"tap {tap.point} of block {tap.layer}: the target has {len(blocks)} blocks, "
+                    "points are input and output"
+                )
+            self._hooks.append(self._hook(blocks[tap.layer], place, tap.point))
+
+    def begin(self, num_rows: int) -> None:
+        """Forget every sequence; `num_rows` empty ones follow."""
+        self.cache.clear(num_rows)
+
+    @torch.no_grad()
+    def prefill(self, row: int, prompt: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """Feed a prompt to sequence `row`: logits [V] after its last token, and per tap states [P, H]."""
+        ids = torch.tensor([list(prompt)], dtype=torch.int64).to(self.device)
+        chunks = torch.split(ids, _PREFILL_CHUNK, dim=1)
+        pieces: list[list[Tensor]] = [[] for _ in self._taps]
+        start = 0
+        for chunk in chunks:
+            count = chunk.shape[1]
+            mask = None
+            if start or (self.kernel != attention.GROUPED):
+                mask = torch.ones(count, start + count, dtype=torch.bool, device=self.device)
+                mask = mask.tril(start)[None, None]
+            positions = torch.arange(start, start + count, device=self.device)[None]
+            logits = self._forward(chunk, positions, mask, slice(row, row + 1), last_only=True)
+            self.cache.lengths[row] += count
+            start += count
+            for place, piece in enumerate(pieces):
+                piece.append(self._seen[place][0])
+        return logits[0, -1], [torch.cat(piece) for piece in pieces]
+
+    @torch.no_grad()
+    def verify(self, pending: Tensor, draft: Draft) -> Tensor:
+        """Logits [B, 1+n, V] after the pending tokens [B] and every node of the draft, in one forward."""
+        lengths = self.cache.lengths
+        ids = torch.cat([pending[:, None], draft.tokens], dim=1)
+        base = torch.tensor(lengths).to(self.device, non_blocking=True)[:, None]
+        positions = base if draft.width == 0 else torch.cat([base, base + draft.depths], dim=1)
+        return self._forward(ids, positions, self._mask(draft), slice(0, len(lengths)))
+
+    def taken(self, path: Tensor, length: Sequence[int]) -> list[list[Tensor]]:
+        """Per tap, per sequence, the states [1 + length, H] of the pending token and the accepted path."""
+        rows = torch.nn.functional.pad(path + 1, (1, 0))
+        return [
+            [self._seen[place][b, rows[b, : 1 + count]] for b, count in enumerate(length)]
+            for place in range(len(self._taps))
+        ]
+
+    def commit(self, path: Tensor | None, length: list[int]) -> None:
+        """Keep the cache rows of the pending token and the accepted path, drop the rest of the draft."""
+        self.cache.commit(path, length)
+
+    def keep(self, rows: list[int]) -> None:
+        """Only these sequences go on, in this order."""
+        self.cache.keep(rows)
+
+    def _forward(
+        self, ids: Tensor, positions: Tensor, mask: Tensor | None, rows: slice, last_only: bool = False
+    ) -> Tensor:
+        if mask is not None and self.kernel == "eager":
+            # The eager kernels of transformers add the mask.
+            least = torch.finfo(self.dtype).min
+            mask = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(~mask, least)
+        self.cache.aim(rows, ids.shape[1], self.device)
+        output = self.model(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1 if last_only else 0,
+        )
+        logits: Tensor = output.logits
+        return logits
+
+    def _mask(self, draft: Draft) -> Tensor | None:
+        """[B, 1, 1+n, C] bool: a row sees what is committed, the pending token, its ancestors and itself."""
+        lengths = self.cache.lengths
+        even = len(set(lengths)) == 1
+        if draft.width == 0 and even and self.kernel == attention.GROUPED:
+            return None
+        num_rows, device = len(lengths), self.device
+        new = 1 + draft.width
+        tree = torch.ones(num_rows, new, new, dtype=torch.bool, device=device).tril()
+        if draft.width:
+            tree[:, 1:, 1:] = draft.ancestors
+        slots = max(lengths) + new
+        mask = torch.ones(num_rows, 1, new, slots, dtype=torch.bool, device=device)
+        if even:
+            mask[:, 0, :, lengths[0] :] = tree
+            return mask
+        base = torch.tensor(lengths).to(device, non_blocking=True)[:, None, None]
+        column = torch.arange(slots, device=device)
+        mask[:, 0] = column < base
+        place = (base + torch.arange(new, device=device)).expand(num_rows, new, new)
+        mask[:, 0].scatter_(2, place, tree)
+        return mask
+
+    def _hook(self, block: Any, place: int, point: str) -> Any:
+        def before(_: Any, args: tuple[Tensor, ...]) -> None:
+            self._seen[place] = args[0]
+
+        def after(_: Any, __: Any, output: Any) -> None:
+            self._seen[place] = output[0] if isinstance(output, tuple) else output
+
+        return (
+            block.register_forward_pre_hook(before)
+            if point == "input"
+            else block.register_forward_hook(after)
+        )

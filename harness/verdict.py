@@ -1,0 +1,116 @@
+"""Lossless or not: compares a generation with vanilla's and explains the first difference.
+
+The explanation is computed on a path of its own (transformers' cache and causal mask, a tree's path laid out
+as a chain of the same width), so that a fault in our mask or cache cannot excuse itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from harness.decoding import Chooser, DecodingParams
+from harness.engine import Generation, Request
+from harness.records import NullReplay, Verdict
+from harness.target import Target
+
+
+class Judge:
+    """Judges the generations of one run."""
+
+    def __init__(self, target: Target, params: DecodingParams) -> None:
+        self._target, self._params = target, params
+
+    def compare(self, request: Request, vanilla: Generation, other: Generation, width: int = 1) -> Verdict:
+        """The verdict on `other`, which got the same request as `vanilla`.
+
+        width: tokens of a target forward, for a loop that does not tell its rounds.
+        A first difference is a `tie` if each side's token is what its own forward shape gives, or if the two
+        tokens are closer in the one-token shape than twice what the shapes differ by: then rounding chose.
+        """
+        ours, theirs = vanilla.output_ids, other.output_ids
+        if ours == theirs:
+            return Verdict("identical")
+        common = min(len(ours), len(theirs))
+        place = next((i for i in range(common) if ours[i] != theirs[i]), common)
+        if place == common:
+            return Verdict("stop-rule", place)
+        self._target.use_kernel("sdpa")
+        try:
+            single = self._scores(request, place, *self._one_token(request, ours, place))
+            wide = self._scores(request, place, *self._wide(request, other, place, width))
+        finally:
+            self._target.use_kernel()
+        gap = abs(float(single[ours[place]] - single[theirs[place]]))
+        finite = single.isfinite() & wide.isfinite()
+        rounding = float((single - wide)[finite].abs().max())
+        explained = int(single.argmax()) == ours[place] and int(wide.argmax()) == theirs[place]
+        return Verdict("tie" if explained or gap <= 2 * rounding else "broken", place, gap)
+
+    def null(self, conversation: str, request: Request, output_ids: Sequence[int], width: int) -> NullReplay:
+        """Feed vanilla's own tokens in forwards of `width` tokens; count where another one is drawn."""
+        chooser = self._chooser(request)
+        self._target.use_kernel("sdpa")
+        try:
+            cache, differing = DynamicCache(), 0
+            self._feed(list(request.prompt[:-1]), cache)
+            chunk = [request.prompt[-1], *output_ids[:-1]]
+            for start in range(0, len(chunk), width):
+                logits = self._feed(chunk[start : start + width], cache)
+                index = torch.arange(start, start + len(logits), device=logits.device)
+                drawn = chooser.choose(logits[None], index[None])[0].tolist()
+                expected = output_ids[start : start + len(drawn)]
+                differing += sum(a != b for a, b in zip(drawn, expected, strict=True))
+        finally:
+            self._target.use_kernel()
+        return NullReplay(conversation, len(output_ids), differing)
+
+    def _one_token(self, request: Request, output: list[int], place: int) -> tuple[list[int], list[int], int]:
+        """Prefix, tokens of the forward, and the row that decides output position `place`."""
+        context = [*request.prompt, *output[:place]]
+        return context[:-1], context[-1:], 0
+
+    def _wide(
+        self, request: Request, other: Generation, place: int, width: int
+    ) -> tuple[list[int], list[int], int]:
+        """The same in the shape that `other` used there."""
+        output = other.output_ids
+        if place == 0:
+            return [], list(request.prompt), len(request.prompt) - 1
+        if not other.drafts:
+            context = [*request.prompt, *output[:place]]
+            return context[:-1], context[-1:] * width, 0
+        start = 1
+        for emitted, (draft, row) in zip(other.emitted, other.drafts, strict=True):  # noqa: B007
+            if place < start + emitted:
+                break
+            start += emitted
+        # What follows the deciding row cannot be seen from it: any tokens fill the forward's width.
+        path = output[start - 1 : place]
+        filler = draft.tokens[row].tolist()
+        return [*request.prompt, *output[: start - 1]], [*path, *filler][: 1 + draft.width], len(path) - 1
+
+    def _scores(self, request: Request, place: int, prefix: list[int], tokens: list[int], row: int) -> Tensor:
+        """Perturbed scores [V] for output position `place`."""
+        cache = DynamicCache()
+        if prefix:
+            self._feed(prefix, cache)
+        scores = self._params.process(self._feed(tokens, cache)[row])
+        if self._params.greedy:
+            return scores
+        index = torch.tensor([[place]], device=scores.device)
+        return scores + self._chooser(request).gumbel(index)[0, 0]
+
+    @torch.no_grad()
+    def _feed(self, tokens: list[int], cache: DynamicCache) -> Tensor:
+        if not tokens:
+            return torch.empty(0)
+        ids = torch.tensor([tokens]).to(self._target.device)
+        logits: Tensor = self._target.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0]
+        return logits
+
+    def _chooser(self, request: Request) -> Chooser:
+        return Chooser(self._params, [request.key], self._target.vocab_size, self._target.device)
