@@ -1,0 +1,209 @@
+"""Find a checkpoint and refuse, before its weights are fetched, what the loop cannot serve."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import errors as hub_errors
+
+from harness.config import ConfigError
+
+_WITHOUT_HUB = (
+    "Without the hub: target.path=FOLDER (a downloaded model), target=smollm2_135m (a Python package), "
+    "or target=tiny (random weights)."
+)
+_HUB_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Where a model lies: what `from_pretrained` takes, and what is known before loading.
+
+    location: hub id or folder. revision: commit on the hub, None for a folder the user named.
+    files: names at its top level. config: its config.json.
+    """
+
+    location: str
+    revision: str | None
+    files: frozenset[str]
+    config: dict[str, Any]
+    source: str
+
+    @property
+    def has_safetensors(self) -> bool:
+        """Whether weights lie there as safetensors."""
+        return any(name.endswith(".safetensors") for name in self.files)
+
+    @property
+    def has_pickles(self) -> bool:
+        """Whether weights lie there as pickles, which can run code when they are read."""
+        return any(name.endswith(".bin") and name.startswith("pytorch_model") for name in self.files)
+
+
+def locate(path: str, revision: str | None) -> Checkpoint:
+    """The checkpoint at a folder or hub id `path`; of the hub, its list of files and config.json are read.
+
+    Raises:
+        ConfigError: there is none, it is gated, or the hub is out of reach and there is no earlier download.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ConfigError(f"target.revision={revision}: {path} is a folder; leave it out.")
+        return _from_folder(folder, path, None, "folder")
+    if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
+        raise ConfigError(f"target.path={path}: no such folder. Allowed: a folder, or a hub id ORG/NAME.")
+    try:
+        info = huggingface_hub.HfApi().model_info(path, revision=revision, timeout=_HUB_TIMEOUT_S)
+        config = huggingface_hub.hf_hub_download(path, "config.json", revision=info.sha)
+    except hub_errors.GatedRepoError as error:
+        raise ConfigError(
+            f"target.path={path}: gated on the hub. Accept its licence there and type `hf auth login`. "
+            f"{_WITHOUT_HUB}"
+        ) from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise ConfigError(f"target.revision={revision}: {path} has no such revision on the hub.") from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise ConfigError(
+            f"target.path={path}: neither a folder nor a public model on the hub "
+            "(for a private one, type `hf auth login`)."
+        ) from error
+    except (hub_errors.HFValidationError, hub_errors.RemoteEntryNotFoundError) as error:
+        raise ConfigError(f"target.path={path}: not a transformers model: {_first_line(error)}") from error
+    except Exception as error:  # the http library's own classes, which differ between hub versions
+        return _from_earlier_download(path, revision, error)
+    names = frozenset(file.rfilename for file in info.siblings or ())
+    return Checkpoint(
+        location=path, revision=info.sha, files=names, config=_read_config(Path(config), path), source="hub"
+    )
+
+
+def _from_earlier_download(path: str, revision: str | None, error: Exception) -> Checkpoint:
+    found = huggingface_hub.try_to_load_from_cache(path, "config.json", revision=revision)
+    if not isinstance(found, str):
+        raise ConfigError(
+            f"target.path={path}: the hub cannot be reached ({_first_line(error)}) and there is no earlier "
+            f"download. {_WITHOUT_HUB}"
+        ) from error
+    folder = Path(found).parent
+    return _from_folder(folder, path, folder.name, "hub (earlier download)")
+
+
+def _from_folder(folder: Path, path: str, revision: str | None, source: str) -> Checkpoint:
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"target.path={path}: has no config.json. Give the folder of a transformers model "
+            "(config, weights, tokenizer)."
+        )
+    names = frozenset(file.name for file in folder.iterdir())
+    return Checkpoint(
+        location=str(folder),
+        revision=revision,
+        files=names,
+        config=_read_config(folder / "config.json", path),
+        source=source,
+    )
+
+
+def _read_config(file: Path, path: str) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"target.path={path}: its config.json is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"target.path={path}: its config.json is not a JSON object.")
+    return config
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def readable_config(checkpoint: Checkpoint, path: str, trust_remote_code: bool) -> Any:
+    """The transformers configuration of a checkpoint that the loop can serve, before any weight is fetched.
+
+    Raises:
+        ConfigError: it cannot be served, or only with `trust_remote_code`; says why and what to try.
+    """
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    model_type = checkpoint.config.get("model_type")
+    if model_type not in CONFIG_MAPPING and not trust_remote_code:
+        if "auto_map" in checkpoint.config:
+            raise ConfigError(
+                f"target.path={path}: brings its own Python code for its architecture ({model_type}). "
+                "Read that code; if you trust it, type target.trust_remote_code=true."
+            )
+        raise _refusal(path, f"the installed transformers does not know its model_type, {model_type!r}")
+    try:
+        config = AutoConfig.from_pretrained(
+            checkpoint.location, revision=checkpoint.revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"target.path={path}: its config.json cannot be used: {error}") from error
+    reason = why_refused(
+        config.get_text_config(), remote="auto_map" in checkpoint.config and trust_remote_code
+    )
+    if reason:
+        raise _refusal(path, reason)
+    return config
+
+
+def _refusal(path: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"target.path={path}: cannot be served: {reason}. Try a decoder-only model with full attention "
+        "in every layer, such as target=llama31_8b, target=qwen3_4b or target=smollm2_135m."
+    )
+
+
+def why_refused(config: Any, remote: bool = False) -> str | None:
+    """Why the loop cannot serve a model with this transformers `config`, or None where it can.
+
+    Rows of its cache must be removable one by one and its positions explicit. `remote`: the architecture
+    comes with the checkpoint, so transformers' own tables do not say what it is.
+    """
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "is_encoder_decoder", False):
+        return f"it is an encoder-decoder ({config.model_type}); a causal language model is needed"
+    if not remote:
+        problem = _architecture_problem(config)
+        if problem:
+            return problem
+    if kinds:
+        return f"it has layers of {' and '.join(kinds)}; every layer must be full_attention"
+    if "local" in getattr(config, "attention_layers", ()):
+        return "it has layers of local attention; every layer must attend to the whole context"
+    if window is not None and getattr(config, "use_sliding_window", True):
+        return f"it uses sliding-window attention (sliding_window={window})"
+    if config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False):
+        return "its positions are ALiBi, which a token tree cannot set"
+    if not remote and not _model_class(config)._supports_attention_backend:
+        return f"its architecture ({config.model_type}) does not take transformers' attention interface"
+    return None
+
+
+def _model_class(config: Any) -> Any:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+
+
+def _architecture_problem(config: Any) -> str | None:
+    """What transformers' own classes say: a language-model head, no recurrent state."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return f"its architecture ({config.model_type}) has no causal language-model head in transformers"
+    if _model_class(config)._is_stateful:
+        return f"its architecture ({config.model_type}) keeps a recurrent state, which cannot be rolled back"
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    named = config.architectures or []
+    if named and not known.intersection(named):
+        return f"its weights are those of {named[0]}, without a causal language-model head"
+    return None

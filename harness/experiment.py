@@ -1,0 +1,301 @@
+"""Experiment: measures one cell (target x task x decoding, all arms interleaved) into one run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import provenance
+from harness.accept import Acceptor
+from harness.config import ConfigError
+from harness.conversation import Conversation, Message
+from harness.decoding import DecodingParams
+from harness.engine import LocalEngine
+from harness.measure import lap_cost_ns, read_bandwidth
+from harness.plan import BASELINE_ARM, Plan
+from harness.playing import Block, Played, Player, Stage, prompt_hash
+from harness.records import Cell, Failure, Probe, RunManifest, Verdict
+from harness.reporters import Console
+from harness.store import OpenRun, ResultStore
+from harness.target import Target
+from harness.verdict import Judge
+from harness.weights import LoadedWeights, render, template_hash
+
+_WARMUP_TOKENS = 32
+_OUTPUT_OPTIONS = ("results", "tracker", "replicate", "decodings")
+"""Not part of a run's identity, or (replicate, decodings) put into it in another form."""
+
+
+class Session:
+    """A process's target and prompts, which all its runs share."""
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        """Load everything and introduce the drafters to the target.
+
+        Raises:
+            ConfigError: weights, prompts or a drafter that do not fit; nothing is measured.
+        """
+        self.plan, self.console = plan, console
+        self.conversations = plan.task.load()
+        self.warmup = plan.task.warmup() if plan.measure.timed else []
+        self.weights: LoadedWeights = plan.target.load(console.note)
+        self.target = Target(self.weights.model, plan.target.attention)
+        self.players = [Player(name=name, drafter=drafter) for name, drafter in plan.arms.items()]
+        for player in self.players:
+            assert player.drafter is not None
+            player.drafter.bind(self.target)
+        self.rungs = [Player(name=rung.name, rung=rung) for rung in plan.rungs.values()]
+
+    def render(self, messages: list[Message]) -> list[int]:
+        """Prompt ids of a chat."""
+        return render(self.weights.tokenizer, messages, self.plan.target)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of an answer."""
+        text: str = self.weights.tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One pass of a player over a block."""
+
+    player: Player
+    sample: int
+    repeat: int
+
+
+class Experiment:
+    """One run: everything that happens for one decoding."""
+
+    def __init__(self, session: Session, params: DecodingParams) -> None:
+        self.session, self.plan, self.params = session, session.plan, params
+        self.acceptor: Acceptor = self.plan.acceptor
+        self.console = session.console
+        weights, measure = session.weights, self.plan.measure
+        engine = LocalEngine(
+            session.target, weights.end_token_ids, weights.max_context, timed=measure.timed
+        )
+        self.stage = Stage(
+            engine=engine,
+            params=params,
+            acceptor=self.acceptor,
+            render=session.render,
+            decode=session.decode,
+        )
+        self.judge = Judge(session.target, params)
+        self.rungs = session.rungs if measure.rung_repeats_at(params.greedy) else []
+        self.prompts = {
+            conversation.id: self.stage.prompt(conversation, []) for conversation in session.conversations
+        }
+
+    def manifest(self, store: ResultStore) -> RunManifest:
+        """What will be measured and where; its id is the run's."""
+        identity = self._identity()
+
+        def run_id(replicate: int) -> str:
+            return provenance.run_id(self.cell, {**identity, "replicate": replicate})
+
+        wanted = self.plan.replicate
+        replicate = store.next_replicate(run_id) if wanted == "next" else wanted
+        weights = self.session.weights
+        return RunManifest(
+            run_id=run_id(replicate),
+            cell=self.cell,
+            arms={
+                name: {**self.plan.config["methods"][name], "scope": drafter.scope}
+                for name, drafter in self.plan.arms.items()
+            },
+            rungs=[rung.name for rung in self.rungs],
+            config=provenance.redact(self._config()),
+            overrides=provenance.redact(self.plan.overrides),
+            target=weights.card,
+            prompts={
+                "num_conversations": len(self.prompts),
+                "hash": hashlib.sha256(json.dumps(list(self.prompts.items())).encode()).hexdigest()[:16],
+                "template_hash": template_hash(weights.tokenizer, self.plan.target),
+                "end_token_ids": sorted(weights.end_token_ids),
+                "task": self.plan.task.card(),
+            },
+            provenance=provenance.collect(self.session.target.device),
+            replicate=replicate,
+            created=provenance.now(),
+        )
+
+    @property
+    def cell(self) -> Cell:
+        """What is measured, in the words of the tables."""
+        return make_cell(self.plan, self.params)
+
+    def run(self, store: ResultStore) -> Path:
+        """Measure what is not measured yet; the run's folder.
+
+        Raises:
+            ConfigError: a prompt does not fit. Any other exception (also out-of-memory and Ctrl-C) is
+            written into the run before it goes on its way.
+        """
+        manifest = self.manifest(store)
+        if store.is_finished(manifest.run_id):
+            self.console.note(f"done already: {store.folder(manifest.run_id)} (again: replicate=next)")
+            return store.folder(manifest.run_id)
+        with store.open_run(manifest) as run:
+            where = "start"
+            try:
+                todo = [block for block in self._blocks() if not self._finished(run, block)]
+                if self.plan.measure.timed:
+                    self._probe(run)
+                    self._warm_up()
+                with self.console.progress(manifest.run_id, self._num_passes(todo)) as advance:
+                    for block in todo:
+                        where = ", ".join(conversation.id for conversation in block)
+                        self._measure(run, block, advance)
+                run.finish()
+            except BaseException as error:
+                run.write_failure(failure(error, where))
+                raise
+        return run.folder
+
+    def _identity(self) -> dict[str, Any]:
+        return provenance.identity(self._config(), self.session.target.device)
+
+    def _config(self) -> dict[str, Any]:
+        config = {key: value for key, value in self.plan.config.items() if key not in _OUTPUT_OPTIONS}
+        return {**config, "decoding": self.plan.config["decodings"][self.params.name]}
+
+    def _blocks(self) -> Iterator[Block]:
+        size = self.plan.measure.batch_size
+        conversations = self.session.conversations
+        for start in range(0, len(conversations), size):
+            yield tuple(conversations[start : start + size])
+
+    @staticmethod
+    def _finished(run: OpenRun, block: Block) -> bool:
+        return all(conversation.id in run.finished_blocks for conversation in block)
+
+    def _probe(self, run: OpenRun) -> None:
+        device = self.session.target.device
+        bandwidth = read_bandwidth(device, self.plan.measure.bandwidth_gib)
+        run.write_probe(Probe(bandwidth, lap_cost_ns(device)))
+
+    def _warm_up(self) -> None:
+        """Run every player on prompts outside the test set; a drafter with a wider scope starts afresh."""
+        short = replace(self.params, max_new_tokens=min(self.params.max_new_tokens, _WARMUP_TOKENS))
+        stage = replace(self.stage, params=short)
+        prompts = self.session.warmup[: self.plan.measure.num_warmup]
+        for conversation in prompts:
+            for player in (*self.session.players, *self.rungs):
+                self.console.note(f"warm-up: {player.name}, {conversation.id}")
+                stage.play(player, (conversation,))
+
+    def _trials(self, block: Block) -> list[Trial]:
+        """Every pass over a block, in an order drawn for that block."""
+        measure, greedy = self.plan.measure, self.params.greedy
+        samples = range(len(self.params.seeds))
+        repeats = measure.repeats_at(greedy) if measure.timed else 1
+        trials = [
+            Trial(player, sample, repeat)
+            for player in self.session.players
+            for sample in samples
+            for repeat in range(repeats)
+        ]
+        trials += [
+            Trial(player, sample, repeat)
+            for player in self.rungs
+            for sample in samples
+            for repeat in range(measure.rung_repeats_at(greedy))
+        ]
+        names = ",".join(conversation.id for conversation in block)
+        random.Random(f"{measure.order_seed}:{names}").shuffle(trials)
+        return trials
+
+    def _num_passes(self, blocks: list[Block]) -> int:
+        return sum(len(self._trials(block)) for block in blocks)
+
+    def _measure(self, run: OpenRun, block: Block, advance: Any) -> None:
+        """All passes over a block, their verdicts and the null; then the records, as one unit."""
+        frozen = None
+        if self.plan.task.history == "frozen" and any(one.num_turns > 1 for one in block):
+            vanilla = self.session.players[0]
+            frozen = self.stage.answers(vanilla, block, range(len(self.params.seeds)))
+        played: list[Played] = []
+        for order, trial in enumerate(self._trials(block)):
+            one_pass = self.stage.play(
+                trial.player,
+                block,
+                sample=trial.sample,
+                repeat=trial.repeat,
+                order=order,
+                frozen=frozen,
+            )
+            played += one_pass
+            advance(trial.player.name, sum(len(one.generation.output_ids) for one in one_pass))
+        ids = [conversation.id for conversation in block]
+        for conversation in ids:
+            run.begin_block(conversation)
+        reference = {one.place: one for one in played if one.player.name == BASELINE_ARM and one.repeat == 0}
+        for one in played:
+            verdict = self._verdict(one, reference[one.place])
+            run.write_record(one.record(verdict, len(block), self.plan.measure.timed))
+        self._null(run, played, reference)
+        for conversation in ids:
+            run.finish_block(conversation)
+
+    def _verdict(self, one: Played, vanilla: Played) -> Verdict:
+        if not self.acceptor.lossless and one.player.drafter is not None:
+            return Verdict("lossy")
+        same_prompt = list(one.request.prompt) == list(vanilla.request.prompt)
+        # With an empty draft an acceptor has nothing to say: vanilla is always comparable with itself.
+        coupled = self.acceptor.coupled or self.params.greedy or one.player.rung is not None
+        if not same_prompt or not coupled:
+            return Verdict("unpaired")
+        width = one.player.rung.width if one.player.rung else 1
+        return self.judge.compare(one.request, vanilla.generation, one.generation, width)
+
+    def _null(self, run: OpenRun, played: list[Played], reference: dict[Any, Played]) -> None:
+        """Replay vanilla's tokens at the widest verify shape of the block, for the first conversations."""
+        widest = max((1 + draft.width for one in played for draft, _ in one.generation.drafts), default=1)
+        limit = self.plan.measure.num_null
+        chosen = {conversation.id for conversation in self.session.conversations[:limit]}
+        for one in reference.values():
+            if one.conversation.id in chosen and widest > 1:
+                output = one.generation.output_ids
+                run.write_null(self.judge.null(one.conversation.id, one.request, output, widest))
+
+
+def make_cell(plan: Plan, params: DecodingParams) -> Cell:
+    """The cell that `plan` measures with `params`."""
+    return Cell(
+        target=plan.target.name,
+        task=plan.task.name,
+        decoding=params.name,
+        temperature=params.temperature,
+        batch_size=plan.measure.batch_size,
+        profile=plan.measure.profile,
+        baseline="eager",
+        acceptor=plan.acceptor.name,
+    )
+
+
+def failure(error: BaseException, where: str) -> Failure:
+    """What stopped a run, in words that say what to turn."""
+    if isinstance(error, KeyboardInterrupt):
+        return Failure("interrupted", where, "stopped by the user; the same command goes on from here")
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        remedy = "turn down measure.batch_size, max_new_tokens, target.dtype or the draft's size"
+        return Failure("out-of-memory", where, f"{error}; {remedy}")
+    if isinstance(error, ConfigError):
+        return Failure("config", where, str(error))
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(last.filename).name}:{last.lineno}"
+    return Failure("error", where, f"{type(error).__name__}: {error} ({place})")
+
+
+__all__ = ["Conversation", "Experiment", "Session", "failure", "make_cell", "prompt_hash"]

@@ -1,0 +1,42 @@
+"""What one token costs a model: bytes of weights that are read, bytes of cache that are written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def step_bytes(model: Any, experts: tuple[int, int] | None = None) -> int:
+    """Bytes of weights that a single-token step reads.
+
+    A table that is only looked up (the input embedding, unless it is also the LM head) counts nothing.
+    experts: of a mixture, how many there are and how many a token uses.
+    """
+    head = model.get_output_embeddings().weight
+    looked_up = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)} - {id(head)}
+    total = 0
+    for name, weight in model.named_parameters():
+        if id(weight) in looked_up:
+            continue
+        share = weight.nbytes
+        if experts is not None and ".experts." in name:
+            share = share * experts[1] // experts[0]
+        total += share
+    return total
+
+
+def expert_counts(config: Any) -> tuple[int, int] | None:
+    """Experts of a layer and of a token, where the model is a mixture."""
+    names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+    total = next((n for n in (getattr(config, name, None) for name in names) if n), None)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    return (int(total), int(chosen)) if total and chosen else None
+
+
+@torch.no_grad()
+def cache_bytes_per_token(model: Any) -> int:
+    """Keys and values of one token over all layers, as the model itself writes them."""
+    ids = torch.zeros(1, 1, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
+    layers = model(input_ids=ids, use_cache=True).past_key_values.layers
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)

@@ -1,0 +1,144 @@
+"""Journal: the lines of one run, each with a checksum, and what they add up to.
+
+A line is `{"crc":"<crc32 of what follows the comma>","kind":...,"data":...}`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.config import ConfigError
+from harness.records import Failure, GenerationRecord, NullReplay, Probe
+
+_CRC_BYTES = len(b'{"crc":"00000000",')
+
+
+class CorruptJournal(ConfigError):
+    """A file of the store does not hold what was written."""
+
+
+class _TornLine(ValueError):
+    """The bytes of a line are not those that were written."""
+
+
+@dataclass
+class Block:
+    """What was written between the beginning and the end of one conversation or batch."""
+
+    name: str
+    records: list[GenerationRecord] = field(default_factory=list)
+    nulls: list[NullReplay] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+@dataclass
+class Journal:
+    """What the lines of a journal add up to.
+
+    blocks: the finished ones, in the order of measuring. loose: failures outside of them.
+    num_bytes: length of the sound part of the file; torn: why its last line is not sound, "" if it is.
+    """
+
+    blocks: dict[str, Block] = field(default_factory=dict)
+    loose: list[Failure] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+    finished: bool = False
+    num_bytes: int = 0
+    torn: str = ""
+    _block: Block | None = None
+
+    def add(self, kind: str, data: Any) -> None:
+        """Take one line; raises ValueError, KeyError or TypeError for one that does not belong there."""
+        if self.finished:
+            raise ValueError("a line after the run was finished")
+        match kind:
+            case "open":
+                # A new attempt: what the earlier one left unfinished is measured again.
+                self._block, self.loose = None, []
+            case "begin_block":
+                if data in self.blocks:
+                    raise ValueError(f"block {data!r} begins again although it is finished")
+                self.loose += self._block.failures if self._block else []
+                self._block = Block(data)
+            case "finish_block":
+                if self._current().name != data:
+                    raise ValueError(f"block {data!r} ends inside block {self._current().name!r}")
+                self.blocks[data], self._block = self._current(), None
+            case "record":
+                self._current().records.append(GenerationRecord.from_json(data))
+            case "null":
+                self._current().nulls.append(NullReplay(**data))
+            case "failure":
+                (self._block.failures if self._block else self.loose).append(Failure(**data))
+            case "probe":
+                self.probes.append(Probe(**data))
+            case "finished":
+                self.finished = True
+            case _:
+                raise ValueError(f"unknown kind {kind!r}")
+
+    def records(self) -> list[GenerationRecord]:
+        """Of finished blocks, in the order of measuring."""
+        return [record for block in self.blocks.values() for record in block.records]
+
+    def nulls(self) -> list[NullReplay]:
+        """Of finished blocks, in the order of measuring."""
+        return [null for block in self.blocks.values() for null in block.nulls]
+
+    def failures(self) -> list[Failure]:
+        """Of finished blocks, and all of the last attempt."""
+        blocks = [*self.blocks.values(), *([self._block] if self._block else [])]
+        return [failure for block in blocks for failure in block.failures] + self.loose
+
+    def _current(self) -> Block:
+        if self._block is None:
+            raise ValueError("a line outside a block")
+        return self._block
+
+
+def encode(kind: str, data: Any) -> bytes:
+    """One line, its end included."""
+    body = json.dumps({"kind": kind, "data": data}, separators=(",", ":")).encode()[1:]
+    return b'{"crc":"%08x",' % zlib.crc32(body) + body + b"\n"
+
+
+def read_journal(path: Path) -> Journal:
+    """Read and check every line; no file is an empty journal.
+
+    Only the last line may be unsound, as a crash tears the line that is being written: it is left out
+    and told in `torn`.
+
+    Raises:
+        CorruptJournal: any other line is not what was written, or does not belong where it stands.
+    """
+    journal = Journal()
+    lines = list(io.BytesIO(path.read_bytes())) if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = _parse(line)
+            journal.add(entry["kind"], entry["data"])
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            if number == len(lines) and isinstance(error, _TornLine):
+                journal.torn = f"line {number}, the last, is torn ({error})"
+                return journal
+            raise CorruptJournal(
+                f"{path}, line {number} of {len(lines)}: {error}. The file was changed after it was"
+                " written. Restore it, or move the folder away and measure again."
+            ) from error
+        journal.num_bytes += len(line)
+    return journal
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    if not line.endswith(b"\n"):
+        raise _TornLine("it has no end")
+    body = line[_CRC_BYTES:-1]
+    if line[:_CRC_BYTES] != b'{"crc":"%08x",' % zlib.crc32(body):
+        raise _TornLine("its checksum does not match")
+    entry: dict[str, Any] = json.loads(line)
+    return entry

@@ -1,0 +1,95 @@
+"""Plan: a composed configuration turned into objects and checked as a whole, before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from harness.accept import Acceptor
+from harness.config import ConfigError, build
+from harness.decoding import DecodingParams
+from harness.drafter import Drafter
+from harness.measure import Measure
+from harness.peers import Rung
+from harness.tasks import Task
+from harness.weights import TargetSpec
+
+BASELINE_ARM = "vanilla"
+"""The arm that every other one is compared with; it is always among the arms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything one process will measure: a run per decoding.
+
+    config: the resolved configuration as JSON types. replicate: a number, or `next` for the first free one.
+    """
+
+    target: TargetSpec
+    task: Task
+    arms: dict[str, Drafter]
+    decodings: dict[str, DecodingParams]
+    acceptor: Acceptor
+    measure: Measure
+    rungs: dict[str, Rung]
+    tracker: Any
+    replicate: int | Literal["next"]
+    results: Path
+    config: dict[str, Any]
+    overrides: list[str]
+
+
+def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
+    """Build and cross-check.
+
+    Raises:
+        ConfigError: what cannot be run, and what to type instead.
+    """
+    config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    _refuse_missing(config, "")
+    arms = {name: build(node, f"methods.{name}") for name, node in (cfg.methods or {}).items()}
+    decodings = {name: build(node, f"decodings.{name}") for name, node in (cfg.decodings or {}).items()}
+    if not decodings:
+        raise ConfigError("no decoding is chosen; type decoding=greedy, or decoding=[greedy,sampled]")
+    if BASELINE_ARM not in arms:
+        raise ConfigError(
+            f"methods.{BASELINE_ARM} is missing, and every number is relative to it; do not delete it"
+        )
+    acceptor = build(cfg.acceptor, "acceptor")
+    for params in decodings.values():
+        for name, drafter in arms.items():
+            if not params.greedy and not drafter.samples:
+                raise ConfigError(
+                    f"methods.{name}: only defined at temperature 0, but decodings.{params.name} has"
+                    f" {params.temperature}; type decoding=greedy, or leave {name} out"
+                )
+    replicate = config["replicate"]
+    if replicate != "next" and not (isinstance(replicate, int) and replicate >= 0):
+        raise ConfigError(f"replicate={replicate}: a number from 0, or `next`")
+    return Plan(
+        target=build(cfg.target, "target"),
+        task=build(cfg.task, "task"),
+        # Vanilla first, so that progress and tables begin with it.
+        arms={BASELINE_ARM: arms.pop(BASELINE_ARM), **arms},
+        decodings=decodings,
+        acceptor=acceptor,
+        measure=build(cfg.measure, "measure"),
+        rungs={name: build(node, f"rungs.{name}") for name, node in (cfg.rungs or {}).items()},
+        tracker=build(cfg.tracker, "tracker"),
+        replicate=replicate,
+        results=Path(config["results"]),
+        config=config,
+        overrides=overrides,
+    )
+
+
+def _refuse_missing(node: Any, where: str) -> None:
+    """Raise for the first `???` below `node`."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            _refuse_missing(value, f"{where}.{key}" if where else str(key))
+    elif node == "???":
+        raise ConfigError(f"{where} has no value; type {where}=...")

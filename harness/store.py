@@ -1,0 +1,323 @@
+"""Store: one folder a run, written so that a crash loses no finished work and repeats none.
+
+A folder holds `manifest.json` (written first), `journal.jsonl`, `lock` and, once finished, `records.jsonl`
+and `records.parquet`. Records lie in blocks (one conversation, or one batch of them): an
+unfinished block counts for nothing and is measured again whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from harness.config import ConfigError
+from harness.journal import CorruptJournal, encode, read_journal
+from harness.provenance import digest, now, redact, slug
+from harness.records import (
+    SCHEMA_VERSION,
+    Cell,
+    Failure,
+    GenerationRecord,
+    NullReplay,
+    Probe,
+    Run,
+    RunManifest,
+)
+
+MANIFEST, JOURNAL, LOCK = "manifest.json", "journal.jsonl", "lock"
+RECORDS, COLUMNS = "records.jsonl", "records.parquet"
+
+_SAME = ("run_id", "cell", "arms", "rungs", "prompts", "replicate", "schema_version")
+_SAME_TARGET = ("source", "revision", "dtype", "attention", "cache", "num_parameters")
+
+
+class RunBusy(ConfigError):
+    """Another process is writing this run."""
+
+
+class OpenRun:
+    """A run that this process writes; made by `ResultStore.open_run`. Use it as a context manager.
+
+    Every `write_` has reached the disk when it returns. healed: what was mended on opening, "" for nothing.
+    """
+
+    def __init__(self, folder: Path, manifest: RunManifest) -> None:
+        """Take the lock, write or compare the manifest, heal the journal's tail.
+
+        Raises:
+            RunBusy: another process has the run open.
+            CorruptJournal: a line other than the last is not what was written.
+            ConfigError: the folder holds a different run.
+        """
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(folder)
+        try:
+            self.manifest = self._settle(manifest)
+            path = folder / JOURNAL
+            self._journal = read_journal(path)
+            self.healed = ""
+            if self._journal.torn:
+                self.healed = f"{path}: {self._journal.torn}; dropped it, its prompt is measured again"
+                os.truncate(path, self._journal.num_bytes)
+            self._file = path.open("ab")
+            _sync_folder(folder)
+            if not self.finished:
+                self._write("open", {"at": now(), "pid": os.getpid()})
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process have the run; what was written stays."""
+        if not self._file.closed:
+            self._file.close()
+            os.close(self._lock)
+
+    @property
+    def finished(self) -> bool:
+        """Whether `finish` was called, now or earlier."""
+        return self._journal.finished
+
+    @property
+    def finished_blocks(self) -> set[str]:
+        """Names of the blocks that need not be measured again."""
+        return set(self._journal.blocks)
+
+    def begin_block(self, conversation: str) -> None:
+        """Records of this conversation follow; earlier ones of an unfinished block are void."""
+        self._write("begin_block", conversation)
+
+    def write_record(self, record: GenerationRecord) -> None:
+        """Keep one generation of the current block."""
+        self._write("record", record.to_json())
+
+    def write_null(self, null: NullReplay) -> None:
+        """Keep one null replay of the current block."""
+        self._write("null", null._asdict())
+
+    def write_probe(self, probe: Probe) -> None:
+        """Keep what the machine could do when this process began."""
+        self._write("probe", probe._asdict())
+
+    def write_failure(self, failure: Failure) -> None:
+        """Keep a failure; one outside a finished block is forgotten when a later attempt opens the run."""
+        self._write("failure", failure._asdict())
+
+    def finish_block(self, conversation: str) -> None:
+        """All records of the block are there: they count from now on."""
+        self._write("finish_block", conversation)
+
+    def finish(self) -> None:
+        """Export the records and mark the run finished; calling it again changes nothing."""
+        rows = [record.to_json() for record in self._journal.records()]
+        lines = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+        _write_whole(self.folder / RECORDS, lines.encode())
+        _write_columns(self.folder / COLUMNS, rows)
+        if not self.finished:
+            self._write("finished", {"at": now(), "num_records": len(rows)})
+
+    def _write(self, kind: str, data: Any) -> None:
+        self._journal.add(kind, data)
+        self._file.write(encode(kind, data))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _settle(self, manifest: RunManifest) -> RunManifest:
+        """The manifest that counts: the one already there if it tells of the same run, else this one."""
+        path = self.folder / MANIFEST
+        if not path.exists():
+            text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+            _write_whole(path, f"{text}\n".encode())
+        stored = _read_manifest(path)
+        ours, theirs = (json.loads(json.dumps(each.to_json())) for each in (manifest, stored))
+        differing = [key for key in _SAME if ours[key] != theirs[key]]
+        differing += [
+            f"target.{key}" for key in _SAME_TARGET if ours["target"].get(key) != theirs["target"].get(key)
+        ]
+        if differing:
+            raise ConfigError(
+                f"{self.folder}: holds another run under the same id; these differ: {', '.join(differing)}."
+                " Something outside the configuration changed (a task file, the weights). Measure beside it"
+                " with `replicate=next`, or move the folder away."
+            )
+        return stored
+
+
+class ResultStore:
+    """All run folders below `root`."""
+
+    def __init__(self, root: Path) -> None:
+        """Does no work; `root` need not exist."""
+        self.root = Path(root)
+
+    def open_run(self, manifest: RunManifest) -> OpenRun:
+        """Begin or resume the run of `manifest.run_id`; see `OpenRun` for what can be wrong."""
+        return OpenRun(self.root / manifest.run_id, manifest)
+
+    def load_runs(self) -> list[Run]:
+        """See the function of this name."""
+        return load_runs(self.root)
+
+    def is_finished(self, run_id: str) -> bool:
+        """Whether this run was measured to its end."""
+        return read_journal(self.root / run_id / JOURNAL).finished
+
+    def next_replicate(self, make_id: Callable[[int], str]) -> int:
+        """The first replicate (0, 1, ...) whose run, named by `make_id`, is not finished."""
+        return next(number for number in count() if not self.is_finished(make_id(number)))
+
+    def write_failed_cell(
+        self,
+        failure: Failure,
+        cell: Cell,
+        *,
+        config: dict[str, Any] | None = None,
+        overrides: list[str] | None = None,
+    ) -> Path:
+        """A folder for a cell of a sweep that failed before its manifest could be built.
+
+        It is never finished and has a name of its own, so the cell can be run once its fault is mended.
+        A cell that failed later has a manifest: open that run and `write_failure`.
+        """
+        overrides = redact(overrides or [])
+        names = [slug(name) for name in (cell.target, cell.task, cell.decoding)]
+        unique = digest([cell._asdict(), overrides])[:8]
+        manifest = RunManifest(
+            run_id=".".join([*names, f"failed-{unique}"]),
+            cell=cell,
+            arms={},
+            rungs=[],
+            config=redact(config or {}),
+            overrides=overrides,
+            target={},
+            prompts={},
+            provenance={},
+            created=now(),
+        )
+        with self.open_run(manifest) as run:
+            run.write_failure(failure)
+            return run.folder
+
+
+def load_run(folder: Path) -> Run:
+    """Read one run folder; a run that is still being written gives its finished blocks.
+
+    Raises:
+        ConfigError: `folder` holds no run, or one of another version of the store.
+        CorruptJournal: a file does not hold what was written.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder / MANIFEST)
+    journal = read_journal(folder / JOURNAL)
+    return Run(
+        folder=str(folder),
+        manifest=manifest,
+        records=journal.records(),
+        nulls=journal.nulls(),
+        probes=journal.probes,
+        failures=journal.failures(),
+        finished=journal.finished,
+    )
+
+
+def load_runs(root: Path) -> list[Run]:
+    """Read all run folders below `root`, by name; an empty one (a crash before the manifest) is no run.
+
+    Raises what `load_run` does; nothing is passed over because it cannot be read.
+    """
+    if not Path(root).is_dir():
+        raise ConfigError(f"{root}: no such folder. `python -m harness.bench` measures runs into it.")
+    folders = sorted(path for path in Path(root).iterdir() if path.is_dir())
+    return [load_run(path) for path in folders if _has_content(path)]
+
+
+def _has_content(folder: Path) -> bool:
+    return any(child.name != LOCK and child.suffix != ".part" for child in folder.iterdir())
+
+
+def _read_manifest(path: Path) -> RunManifest:
+    try:
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{path.parent}: has no {MANIFEST}, so it is no run folder. Move it away."
+        ) from None
+    except ValueError as error:
+        raise CorruptJournal(
+            f"{path}: is not JSON ({error}). Restore it, or move the folder away."
+        ) from error
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path}: has schema version {version}, this harness reads {SCHEMA_VERSION}."
+            " Read it with the harness that wrote it, or measure again."
+        )
+    try:
+        return RunManifest.from_json(data)
+    except (TypeError, KeyError) as error:
+        raise CorruptJournal(f"{path}: {error}. Restore it, or move the folder away.") from error
+
+
+def _lock(folder: Path) -> int:
+    """The descriptor that holds the folder's lock; the system lets go of it when the process dies."""
+    import fcntl  # not on Windows, where runs can still be read
+
+    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.pread(descriptor, 32, 0).decode().strip() or "unknown"
+        os.close(descriptor)
+        raise RunBusy(
+            f"{folder}: process {pid} is writing this run. Wait until it ends (calling again then resumes"
+            " the run or finds it done), or measure beside it: `replicate=N` with a number not yet used."
+        ) from None
+    os.truncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+def _write_columns(path: Path, rows: list[dict[str, Any]]) -> None:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    part = path.with_name(path.name + ".part")
+    pq.write_table(pa.Table.from_pylist(rows), part)
+    _put_in_place(part, path)
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write `path` so that a crash leaves either nothing or all of it."""
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(content)
+    _put_in_place(part, path)
+
+
+def _put_in_place(part: Path, path: Path) -> None:
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in `folder` outlive a power cut, where the file system can."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    with suppress(OSError):
+        os.fsync(descriptor)
+    os.close(descriptor)

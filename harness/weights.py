@@ -1,0 +1,325 @@
+"""Load a target: a causal language model, its tokenizer, and a card that says what was loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+import torch
+from pydantic import Field
+
+from harness.checkpoint import Checkpoint, locate, readable_config
+from harness.config import ConfigError, configurable, near
+from harness.conversation import Message
+from harness.footprint import cache_bytes_per_token, expert_counts, step_bytes
+
+Progress = Callable[[str], None]
+"""Takes a line for the user (not a result)."""
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_DATE = "26 Jul 2024"
+"""Some templates print today's date; a benchmark's prompts must be the same tomorrow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedWeights:
+    """A model that is ready to run (eval, no gradients), and what belongs to it.
+
+    card: JSON types, see `describe`. end_token_ids: sorted. max_context: tokens, prompt and answer.
+    """
+
+    model: Any
+    tokenizer: Any
+    card: dict[str, Any]
+    end_token_ids: tuple[int, ...]
+    max_context: int
+
+
+@configurable
+class TargetSpec:
+    """Which model is the target, and how it is loaded and spoken to.
+
+    name: in tables; the last part of `path` where empty. path: hub id or folder. revision: of the hub.
+    device: `auto` is the first CUDA device, else the CPU. device_map: transformers', over several devices.
+    attention: `grouped` is the harness's kernel, put in after loading; the others are transformers'.
+    template: NAME of harness/templates/NAME.jinja or a file; None is the model's own. system_prompt: put
+    before a conversation that has none. thinking: the template's `enable_thinking`, None where it has none.
+    stop_tokens: end tokens beside the model's own. max_context: at most the model's, which None means.
+    trust_remote_code, allow_pickle: both can run code that comes with the checkpoint.
+    weights: `random` builds the shape with weights from `seed` (benchmarks of shape; no answers).
+    """
+
+    name: str = ""
+    path: str | None = None
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    device_map: str | dict[str, int | str] | None = None
+    attention: Literal["grouped", "sdpa", "eager", "flash_attention_2"] = "grouped"
+    template: str | None = None
+    system_prompt: str | None = None
+    thinking: bool | None = None
+    stop_tokens: tuple[str, ...] = ()
+    max_context: int | None = Field(default=None, ge=2)
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+    weights: Literal["checkpoint", "random"] = "checkpoint"
+    seed: int = Field(default=0, ge=0)
+
+    def __post_init__(self) -> None:
+        self.name = self.name or Path(self.path or "target").name
+
+    def load(self, progress: Progress) -> LoadedWeights:
+        """Fetch and load the model; may take minutes and use the network.
+
+        Raises:
+            ConfigError: there is no such model, it cannot be served, or a field does not fit it.
+            torch.OutOfMemoryError: it does not fit the device.
+        """
+        if self.path is None:
+            raise ConfigError(
+                "target.path: not given. Type target.path=ORG/NAME (hub) or target.path=FOLDER."
+            )
+        device = self.resolved_device()
+        progress(f"target {self.name}: looking for {self.path}")
+        checkpoint = locate(self.path, self.revision)
+        config = readable_config(checkpoint, self.path, self.trust_remote_code)
+        self._refuse_pickles(checkpoint)
+        where = self._where(checkpoint)
+        try:
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(**where)
+            place = device if self.device_map is None else f"device_map {self.device_map}"
+            progress(f"target {self.name}: loading {self.weights} weights, {self.dtype}, {place}")
+            if self.weights == "random":
+                model = self.random_model(config, device)
+            else:
+                model = self._read(where, checkpoint, device)
+        except (OSError, ValueError, ImportError) as error:
+            raise ConfigError(f"target.path={self.path}: cannot be loaded: {error}") from error
+        source = checkpoint.source if self.weights == "checkpoint" else f"random (seed {self.seed})"
+        return self.describe(model, tokenizer, source=source, revision=checkpoint.revision)
+
+    def describe(
+        self, model: Any, tokenizer: Any, *, source: str, revision: str | None = None
+    ) -> LoadedWeights:
+        """Put a loaded model into its final state and write its card.
+
+        The card: source, path, revision, dtype, device, architecture, num_parameters, step_bytes (weights
+        that a single-token step reads: all but looked-up embeddings; of experts only those of one token),
+        cache_bytes_per_token, num_layers, vocab_size, max_context, attention, quantisation, seed (random
+        weights), num_experts and experts_per_token (mixtures).
+        """
+        model.eval().requires_grad_(False)
+        config = model.config.get_text_config()
+        max_context = self._context(config)
+        experts = expert_counts(config)
+        card = {
+            "source": source,
+            "path": self.path,
+            "revision": revision,
+            "dtype": self.dtype,
+            "device": ",".join(sorted({str(p.device) for p in model.parameters()})),
+            "architecture": type(model).__name__,
+            "num_parameters": sum(p.numel() for p in model.parameters()),
+            "step_bytes": step_bytes(model, experts),
+            "cache_bytes_per_token": cache_bytes_per_token(model),
+            "num_layers": config.num_hidden_layers,
+            "vocab_size": model.get_output_embeddings().weight.shape[0],
+            "max_context": max_context,
+            "attention": self.attention,
+            "quantisation": _quantisation(model.config),
+            "seed": self.seed if source.startswith("random") else None,
+            "num_experts": experts and experts[0],
+            "experts_per_token": experts and experts[1],
+        }
+        return LoadedWeights(
+            model=model,
+            tokenizer=tokenizer,
+            card=card,
+            end_token_ids=self._end_tokens(model, tokenizer),
+            max_context=max_context,
+        )
+
+    def random_model(self, config: Any, device: torch.device) -> Any:
+        """A model of this shape, initialised by transformers from `seed`; torch's own stream is kept."""
+        from transformers import AutoModelForCausalLM
+
+        extra = {"trust_remote_code": True} if self.trust_remote_code else {}
+        with torch.random.fork_rng(), device:
+            torch.manual_seed(self.seed)
+            return AutoModelForCausalLM.from_config(
+                config, dtype=getattr(torch, self.dtype), attn_implementation=self._kernel(), **extra
+            )
+
+    def resolved_device(self) -> torch.device:
+        """The device of the weights (of the token ids, where `device_map` spreads them)."""
+        if self.device_map is not None and (self.device != "auto" or self.weights == "random"):
+            raise ConfigError(
+                f"target.device_map={self.device_map}: not together with target.device={self.device} and "
+                f"target.weights={self.weights}. Type target.device_map=null, or leave those two at "
+                "auto and checkpoint."
+            )
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"target.device={self.device}: not a device. Allowed: auto, cpu, cuda, cuda:N."
+            ) from error
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ConfigError(
+                f"target.device={self.device}: this machine has {torch.cuda.device_count()} CUDA devices. "
+                "Type target.device=cpu or target.device=auto."
+            )
+        return device
+
+    def _kernel(self) -> str:
+        return "sdpa" if self.attention == "grouped" else self.attention
+
+    def _where(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        return {
+            "pretrained_model_name_or_path": checkpoint.location,
+            "revision": checkpoint.revision,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+    def _refuse_pickles(self, checkpoint: Checkpoint) -> None:
+        if self.weights == "random" or checkpoint.has_safetensors:
+            return
+        if not checkpoint.has_pickles:
+            raise ConfigError(f"target.path={self.path}: has no weights (*.safetensors) to load.")
+        if not self.allow_pickle:
+            raise ConfigError(
+                f"target.path={self.path}: has only pickled weights (*.bin), which can run code when read. "
+                "If you trust where they come from, type target.allow_pickle=true."
+            )
+
+    def _read(self, where: dict[str, Any], checkpoint: Checkpoint, device: torch.device) -> Any:
+        """The model with the checkpoint's weights, every one of which must be there."""
+        from transformers import AutoModelForCausalLM
+
+        if self.device_map is not None and importlib.util.find_spec("accelerate") is None:
+            raise ConfigError(f"target.device_map={self.device_map}: needs `pip install accelerate`.")
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **where,
+            dtype=getattr(torch, self.dtype),
+            device_map=self.device_map,
+            attn_implementation=self._kernel(),
+            use_safetensors=checkpoint.has_safetensors,
+            output_loading_info=True,
+        )
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ConfigError(
+                f"target.path={self.path}: {len(missing)} tensors are missing from its weights, the first is "
+                f"{missing[0]!r}. It is another kind of model, or an incomplete copy."
+            )
+        return model if self.device_map is not None else model.to(device)
+
+    def _context(self, config: Any) -> int:
+        limit = getattr(config, "max_position_embeddings", None)
+        if self.max_context is None and limit is None:
+            raise ConfigError(
+                f"target.max_context: {self.name}'s config does not tell it; type target.max_context=N."
+            )
+        if self.max_context is not None and limit is not None and self.max_context > limit:
+            raise ConfigError(f"target.max_context={self.max_context}: {self.name} takes at most {limit}.")
+        return int(self.max_context or limit or 0)
+
+    def _end_tokens(self, model: Any, tokenizer: Any) -> tuple[int, ...]:
+        own = model.generation_config.eos_token_id if model.generation_config is not None else None
+        found = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+        vocab = tokenizer.get_vocab()
+        for token in self.stop_tokens:
+            if token not in vocab:
+                close = near(token, tokenizer.get_added_vocab())
+                raise ConfigError(
+                    f"target.stop_tokens: {token!r} is not one token of {self.name}.{close} "
+                    "Allowed: any entry of its vocabulary."
+                )
+            found.add(vocab[token])
+        return tuple(sorted(found))
+
+
+def _quantisation(config: Any) -> str | None:
+    """Method and bits of a quantised checkpoint."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    fields = found if isinstance(found, dict) else found.to_dict()
+    bits = fields.get("bits")
+    return str(fields.get("quant_method", "unknown")) + (f" {bits} bit" if bits else "")
+
+
+def render(tokenizer: Any, messages: Sequence[Message], spec: TargetSpec) -> list[int]:
+    """Token ids of a conversation, up to where the assistant's next answer begins.
+
+    Raises:
+        ConfigError: there is no chat template, or it does not take these messages or fields of `spec`.
+    """
+    template = _template(tokenizer, spec)
+    if template is None:
+        raise ConfigError(
+            f"target.template: {spec.name} has no chat template of its own. Type target.template=NAME "
+            f"(NAME: {', '.join(_template_names())}, or a .jinja file), or use a task of token ids."
+        )
+    if spec.thinking is not None and not re.search(r"\benable_thinking\b", template):
+        raise ConfigError(
+            f"target.thinking={spec.thinking}: {spec.name}'s template has no such switch. "
+            "Type target.thinking=null."
+        )
+    turns = [dataclasses.asdict(message) for message in messages]
+    if spec.system_prompt is not None and (not turns or turns[0]["role"] != "system"):
+        turns.insert(0, {"role": "system", "content": spec.system_prompt})
+    switches = {} if spec.thinking is None else {"enable_thinking": spec.thinking}
+    try:
+        ids = tokenizer.apply_chat_template(
+            turns,
+            chat_template=template,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+            date_string=_DATE,
+            **switches,
+        )
+    except jinja2.TemplateError as error:
+        remedy = " Type target.system_prompt=null." if spec.system_prompt is not None else ""
+        raise ConfigError(
+            f"target.template={spec.template}: {spec.name}'s template refuses the messages: {error}.{remedy}"
+        ) from error
+    return [int(token) for token in ids]
+
+
+def template_hash(tokenizer: Any, spec: TargetSpec) -> str:
+    """Sixteen hex digits of whatever turns messages into a prompt: template, system prompt, thinking."""
+    parts = (_template(tokenizer, spec), spec.system_prompt, spec.thinking, _DATE)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _template(tokenizer: Any, spec: TargetSpec) -> str | None:
+    """The text of the template in use."""
+    if spec.template is None:
+        return tokenizer.get_chat_template() if tokenizer.chat_template else None
+    named = _TEMPLATES / f"{spec.template}.jinja"
+    file = named if named.is_file() else Path(spec.template).expanduser()
+    if not file.is_file():
+        names = _template_names()
+        raise ConfigError(
+            f"target.template={spec.template}: no such template.{near(spec.template, names)} "
+            f"Allowed: {', '.join(names)}, or a .jinja file."
+        )
+    return file.read_text(encoding="utf-8")
+
+
+def _template_names() -> list[str]:
+    return sorted(file.stem for file in _TEMPLATES.glob("*.jinja"))

