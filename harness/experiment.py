@@ -81,9 +81,7 @@ class Experiment:
         self.acceptor: Acceptor = self.plan.acceptor
         self.console = session.console
         weights, measure = session.weights, self.plan.measure
-        engine = LocalEngine(
-            session.target, weights.end_token_ids, weights.max_context, timed=measure.timed
-        )
+        engine = LocalEngine(session.target, weights.end_token_ids, weights.max_context, timed=measure.timed)
         self.stage = Stage(
             engine=engine,
             params=params,

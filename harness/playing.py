@@ -153,7 +153,9 @@ class Stage:
         played: list[Played] = []
         for turn in range(max(conversation.num_turns for conversation in block)):
             live = [conversation for conversation in block if turn < conversation.num_turns]
-            requests = [self._request(conversation, turn, sample, said[conversation.id]) for conversation in live]
+            requests = [
+                self._request(conversation, turn, sample, said[conversation.id]) for conversation in live
+            ]
             generations, peak = self._generate(player, requests)
             for conversation, request, made in zip(live, requests, generations, strict=True):
                 text = (
