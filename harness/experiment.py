@@ -162,7 +162,7 @@ class Experiment:
         return run.folder
 
     def _identity(self) -> dict[str, Any]:
-        return provenance.identity(self._config(), self.session.target.device)
+        return provenance.identity(self._config(), 0, provenance.device_facts(self.session.target.device))
 
     def _config(self) -> dict[str, Any]:
         config = {key: value for key, value in self.plan.config.items() if key not in _OUTPUT_OPTIONS}

@@ -1,6 +1,6 @@
 """N-gram: prompt lookup (Saxena 2023, "Prompt Lookup Decoding"; LLMA, Yang et al. 2023, arXiv 2304.04487).
 
-The last few tokens are searched in the text so far, longest n-gram first; what followed them there is drafted.
+The last few tokens are searched in the text so far, longest n-gram first; what followed them is drafted.
 Where the code departs: an index of every n-gram grows with the text, so that a round costs a few dictionary
 look-ups however long the context is, and the latest occurrence may be asked for instead of the first.
 """

@@ -103,7 +103,7 @@ class RandomTrees(Drafter):
             assert torch.equal(first, second)
         for b, committed in enumerate(outcome.committed):
             assert len(outcome.taps[0][b]) == len(committed)
-            self._known[b] += 1 if outcome.draft is None else len(committed)
+            self._known[b] += 0 if outcome.draft is None else len(committed)
 
     def keep(self, rows: Sequence[int]) -> None:
         self._rows = [self._rows[b] for b in rows]

@@ -15,7 +15,7 @@ from methods.vanilla import Vanilla
 from tests.targets import END, RandomTrees, engine, requests, tiny_model
 
 GREEDY = DecodingParams(name="greedy", max_new_tokens=40)
-SAMPLED = DecodingParams(name="sampled", temperature=1.0, max_new_tokens=40)
+SAMPLED = DecodingParams(name="sampled", temperature=1.0, max_new_tokens=40, ignore_end_token=True)
 BOTH = pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=lambda params: params.name)
 
 
