@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ import torch
 from harness import provenance
 from harness.accept import Acceptor
 from harness.config import ConfigError
-from harness.conversation import Conversation, Message
+from harness.conversation import Message
 from harness.decoding import DecodingParams
 from harness.engine import LocalEngine
 from harness.measure import lap_cost_ns, read_bandwidth
 from harness.plan import BASELINE_ARM, Plan
-from harness.playing import Block, Played, Player, Stage, prompt_hash
-from harness.records import Cell, Failure, Probe, RunManifest, Verdict
+from harness.playing import Block, Played, Player, Stage
+from harness.records import Cell, Failure, GenerationRecord, Probe, RunManifest, Verdict
 from harness.reporters import Console
 from harness.store import OpenRun, ResultStore
 from harness.target import Target
@@ -54,13 +54,13 @@ class Session:
             player.drafter.bind(self.target)
         self.rungs = [Player(name=rung.name, rung=rung) for rung in plan.rungs.values()]
 
-    def render(self, messages: list[Message]) -> list[int]:
+    def render(self, messages: Sequence[Message]) -> list[int]:
         """Prompt ids of a chat."""
         return render(self.weights.tokenizer, messages, self.plan.target)
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer."""
-        text: str = self.weights.tokenizer.decode(ids, skip_special_tokens=True)
+        text: str = self.weights.tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
 
@@ -97,10 +97,10 @@ class Experiment:
 
     def manifest(self, store: ResultStore) -> RunManifest:
         """What will be measured and where; its id is the run's."""
-        identity = self._identity()
+        device = provenance.device_facts(self.session.target.device)
 
         def run_id(replicate: int) -> str:
-            return provenance.run_id(self.cell, {**identity, "replicate": replicate})
+            return provenance.run_id(self.cell, provenance.identity(self._config(), replicate, device))
 
         wanted = self.plan.replicate
         replicate = store.next_replicate(run_id) if wanted == "next" else wanted
@@ -123,7 +123,12 @@ class Experiment:
                 "end_token_ids": sorted(weights.end_token_ids),
                 "task": self.plan.task.card(),
             },
-            provenance=provenance.collect(self.session.target.device),
+            provenance={
+                "device": device,
+                "git": provenance.git_state(),
+                "packages": provenance.packages(),
+                "source_hash": provenance.source_hash(),
+            },
             replicate=replicate,
             created=provenance.now(),
         )
@@ -142,8 +147,9 @@ class Experiment:
         """
         manifest = self.manifest(store)
         if store.is_finished(manifest.run_id):
-            self.console.note(f"done already: {store.folder(manifest.run_id)} (again: replicate=next)")
-            return store.folder(manifest.run_id)
+            folder = store.root / manifest.run_id
+            self.console.note(f"done already: {folder} (measure again: replicate=next)")
+            return folder
         with store.open_run(manifest) as run:
             where = "start"
             try:
@@ -151,18 +157,18 @@ class Experiment:
                 if self.plan.measure.timed:
                     self._probe(run)
                     self._warm_up()
-                with self.console.progress(manifest.run_id, self._num_passes(todo)) as advance:
-                    for block in todo:
-                        where = ", ".join(conversation.id for conversation in block)
-                        self._measure(run, block, advance)
+                self.console.plan(self._num_generations(todo))
+                self.console.start(manifest)
+                for block in todo:
+                    where = ", ".join(conversation.id for conversation in block)
+                    self._measure(run, block)
                 run.finish()
             except BaseException as error:
                 run.write_failure(failure(error, where))
                 raise
+            finally:
+                self.console.stop()
         return run.folder
-
-    def _identity(self) -> dict[str, Any]:
-        return provenance.identity(self._config(), 0, provenance.device_facts(self.session.target.device))
 
     def _config(self) -> dict[str, Any]:
         config = {key: value for key, value in self.plan.config.items() if key not in _OUTPUT_OPTIONS}
@@ -214,10 +220,11 @@ class Experiment:
         random.Random(f"{measure.order_seed}:{names}").shuffle(trials)
         return trials
 
-    def _num_passes(self, blocks: list[Block]) -> int:
-        return sum(len(self._trials(block)) for block in blocks)
+    def _num_generations(self, blocks: list[Block]) -> int:
+        turns = (sum(one.num_turns for one in block) for block in blocks)
+        return sum(len(self._trials(block)) * num for block, num in zip(blocks, turns, strict=True))
 
-    def _measure(self, run: OpenRun, block: Block, advance: Any) -> None:
+    def _measure(self, run: OpenRun, block: Block) -> None:
         """All passes over a block, their verdicts and the null; then the records, as one unit."""
         frozen = None
         if self.plan.task.history == "frozen" and any(one.num_turns > 1 for one in block):
@@ -234,17 +241,21 @@ class Experiment:
                 frozen=frozen,
             )
             played += one_pass
-            advance(trial.player.name, sum(len(one.generation.output_ids) for one in one_pass))
+            for one in one_pass:
+                self.console.record(self._record(one, None, block))
         ids = [conversation.id for conversation in block]
         for conversation in ids:
             run.begin_block(conversation)
         reference = {one.place: one for one in played if one.player.name == BASELINE_ARM and one.repeat == 0}
         for one in played:
             verdict = self._verdict(one, reference[one.place])
-            run.write_record(one.record(verdict, len(block), self.plan.measure.timed))
+            run.write_record(self._record(one, verdict, block))
         self._null(run, played, reference)
         for conversation in ids:
             run.finish_block(conversation)
+
+    def _record(self, one: Played, verdict: Verdict | None, block: Block) -> GenerationRecord:
+        return one.record(verdict, len(block), self.plan.measure.timed)
 
     def _verdict(self, one: Played, vanilla: Played) -> Verdict:
         if not self.acceptor.lossless and one.player.drafter is not None:
@@ -294,6 +305,3 @@ def failure(error: BaseException, where: str) -> Failure:
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(last.filename).name}:{last.lineno}"
     return Failure("error", where, f"{type(error).__name__}: {error} ({place})")
-
-
-__all__ = ["Conversation", "Experiment", "Session", "failure", "make_cell", "prompt_hash"]

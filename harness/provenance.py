@@ -21,7 +21,9 @@ REDACTED = "<redacted>"
 
 _OUTPUT_OPTIONS = frozenset({"tracker", "results", "hydra", "replicate"})
 _DEVICE_IDENTITY = ("type", "name", "num_devices", "driver", "cpu", "num_cores", "num_threads")
-_SOURCE_PACKAGES = (
+_SOURCE_PACKAGES = ("harness", "methods", "conf")
+_SOURCE_SUFFIXES = frozenset({".py", ".yaml", ".jsonl", ".jinja"})
+_PACKAGES = (
     "specbench-harness",
     "datasets",
     "gguf",

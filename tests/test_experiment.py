@@ -1,0 +1,121 @@
+"""One cell, end to end, on the tiny target: records, verdicts, resume."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+
+from harness.accept import Accepted, Coupled
+from harness.config import ConfigError
+from harness.experiment import Experiment, Session
+from harness.plan import Plan, make_plan
+from harness.reporters import Console
+from harness.store import ResultStore, load_run
+
+LINES = [
+    {"question_id": 1, "category": "a", "turns": ["one two one two one", "and three"]},
+    {"question_id": 2, "category": "b", "turns": ["four five six four five"]},
+    {"question_id": 3, "category": "b", "turns": ["seven"]},
+]
+
+
+def plan_of(tmp_path: Path, *overrides: str) -> Plan:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(map(json.dumps, LINES)))
+    given = [
+        "experiment=null",
+        "target=tiny",
+        "task=local",
+        f"task.path={file}",
+        "method=[ngram]",
+        "tracker=none",
+        "max_new_tokens=12",
+        f"results={tmp_path}",
+        *overrides,
+    ]
+    with initialize_config_module("conf", version_base="1.3"):
+        return make_plan(compose("bench", overrides=given), given)
+
+
+def measured(plan: Plan, tmp_path: Path, decoding: str = "greedy") -> Path:
+    session = Session(plan, Console())
+    return Experiment(session, plan.decodings[decoding]).run(ResultStore(tmp_path / "runs"))
+
+
+@pytest.mark.parametrize("decoding", ["greedy", "sampled"])
+def test_a_quick_run_records_every_arm_turn_and_repeat(tmp_path: Path, decoding: str) -> None:
+    plan = plan_of(tmp_path, "measure=quick", f"decoding={decoding}", "measure.bandwidth_gib=0.01")
+    run = load_run(measured(plan, tmp_path, decoding))
+    repeats = 2 if decoding == "greedy" else 1
+    rungs = 2 if decoding == "greedy" else 0
+    assert run.finished
+    assert len(run.records) == 4 * (2 * repeats + rungs)
+    assert {record.verdict.kind for record in run.records if record.verdict} == {"identical"}
+    assert run.probes[0].read_bandwidth > 0
+    assert sum(null.num_differing for null in run.nulls) == 0
+    assert all(record.total_ns > 0 for record in run.records)
+
+
+@pytest.mark.parametrize("history", ["live", "frozen"])
+def test_an_acceptance_run_in_batches_is_untimed_and_identical(tmp_path: Path, history: str) -> None:
+    plan = plan_of(tmp_path, "measure=acceptance", "measure.batch_size=2", f"task.history={history}")
+    run = load_run(measured(plan, tmp_path))
+    assert len(run.records) == 8
+    assert {record.verdict.kind for record in run.records if record.verdict} == {"identical"}
+    assert sum(record.total_ns for record in run.records) == 0
+
+
+def test_an_interrupted_run_goes_on_without_loss_or_doubles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tmp_path, "measure=acceptance", "measure.batch_size=1")
+    right = Experiment._measure
+
+    def interrupted(self: Experiment, run, block):  # type: ignore[no-untyped-def]
+        if block[0].id == "2":
+            raise KeyboardInterrupt
+        right(self, run, block)
+
+    monkeypatch.setattr(Experiment, "_measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measured(plan, tmp_path)
+    (folder,) = [path for path in (tmp_path / "runs").iterdir() if path.is_dir()]
+    assert [failure.kind for failure in load_run(folder).failures] == ["interrupted"]
+    monkeypatch.setattr(Experiment, "_measure", right)
+    run = load_run(measured(plan, tmp_path))
+    places = [(record.arm, record.conversation, record.turn) for record in run.records]
+    assert len(places) == len(set(places)) == 8
+    assert run.finished
+
+
+def test_a_wrong_acceptor_comes_out_broken_in_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = Coupled.accept
+
+    def wrong(self, logits, draft, chooser, start):  # type: ignore[no-untyped-def]
+        accepted = right(self, logits, draft, chooser, start)
+        if not draft.width:
+            return accepted
+        return Accepted(accepted.length, accepted.path, (accepted.token + 1) % logits.shape[-1])
+
+    monkeypatch.setattr(Coupled, "accept", wrong)
+    run = load_run(measured(plan_of(tmp_path, "measure=acceptance"), tmp_path))
+    kinds = {record.verdict.kind for record in run.records if record.arm == "ngram" and record.verdict}
+    assert "broken" in kinds
+
+
+def test_prompts_that_leave_no_room_are_refused_by_name(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "measure=acceptance", "+target.max_context=4")
+    with pytest.raises(ConfigError, match=r"conversation 1.*max_context"):
+        measured(plan, tmp_path)
+
+
+def test_a_task_file_with_a_bad_line_is_named_with_its_line(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"question_id": 1, "turns": ["x"]}\n{"turns": 3}\n')
+    with pytest.raises(ConfigError, match=r"prompts\.jsonl:2"):
+        plan.task.load()
