@@ -68,7 +68,7 @@ class Task(ABC):
             and (not self.categories or one.category in self.categories)
         ]
         if self.limit is not None and self.limit < len(chosen):
-            places = range(self.limit)
+            places = list(range(self.limit))
             if self.seed is not None:
                 places = sorted(random.Random(self.seed).sample(range(len(chosen)), self.limit))
             chosen = [chosen[place] for place in places]
@@ -98,7 +98,7 @@ class JsonlTask(Task):
         """See `Task`."""
         found: list[Conversation] = []
         for number, data in lines_of(self.path):
-            turns = data.get("turns", [data["prompt"]] if "prompt" in data else None)
+            turns: Any = data.get("turns", [data["prompt"]] if "prompt" in data else None)
             identity = data.get("question_id", data.get("id"))
             texts = isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)
             if identity is None or not texts:

@@ -26,7 +26,7 @@ def plan_of(tmp_path: Path, *overrides: str) -> Plan:
     file = tmp_path / "prompts.jsonl"
     file.write_text("\n".join(map(json.dumps, LINES)))
     given = [
-        "experiment=null",
+        "~experiment",
         "target=tiny",
         "task=local",
         f"task.path={file}",
@@ -47,7 +47,7 @@ def measured(plan: Plan, tmp_path: Path, decoding: str = "greedy") -> Path:
 
 @pytest.mark.parametrize("decoding", ["greedy", "sampled"])
 def test_a_quick_run_records_every_arm_turn_and_repeat(tmp_path: Path, decoding: str) -> None:
-    plan = plan_of(tmp_path, "measure=quick", f"decoding={decoding}", "measure.bandwidth_gib=0.01")
+    plan = plan_of(tmp_path, "measure=quick", f"decoding={decoding}", "+measure.bandwidth_gib=0.01")
     run = load_run(measured(plan, tmp_path, decoding))
     repeats = 2 if decoding == "greedy" else 1
     rungs = 2 if decoding == "greedy" else 0
@@ -109,7 +109,7 @@ def test_a_wrong_acceptor_comes_out_broken_in_the_records(
 
 
 def test_prompts_that_leave_no_room_are_refused_by_name(tmp_path: Path) -> None:
-    plan = plan_of(tmp_path, "measure=acceptance", "+target.max_context=4")
+    plan = plan_of(tmp_path, "measure=acceptance", "target.max_context=4")
     with pytest.raises(ConfigError, match=r"conversation 1.*max_context"):
         measured(plan, tmp_path)
 

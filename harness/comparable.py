@@ -1,0 +1,117 @@
+"""Comparable: which facts two runs must share to stand in one table, and in which they differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.config import ConfigError
+from harness.records import Run
+
+Facts = dict[str, str]
+
+_AXES = {"target", "task", "methods", "rungs", "decoding", "decodings"}
+"""Parts of the configuration that have facts of their own below, told apart by the tables' axes."""
+_OUTPUT = {"tracker", "results", "replicate", "hydra"}
+_CHANGING = {"cpu_mhz", "gpu_sm_mhz", "gpu_memory_mhz"}
+"""Clocks as they happened to be; the limits they are held to stay among the facts."""
+_EVERY_TARGET = ("dtype", "attention", "cache", "quantisation")
+_EVERY_DECODING = ("max_new_tokens", "ignore_end_token", "filter_order")
+_MAX_LISTED = 6
+
+
+def facts(run: Run) -> Facts:
+    """What may explain a number of `run`, by name; two runs compare if they agree on all names they share.
+
+    What belongs to one target, task, decoding or method has a name that holds it, so that the tables' axes
+    may vary. A run without records has no number and no facts. The commit is not among them: the hash of the
+    sources says the same, and not that a results file was committed.
+    """
+    if not run.records:
+        return {}
+    manifest, cell, config = run.manifest, run.manifest.cell, run.manifest.config
+    found: dict[str, Any] = {"profile": cell.profile, "baseline": cell.baseline}
+    found |= _flat("", {k: v for k, v in manifest.provenance.items() if k not in ("git", "created")})
+    found |= _flat("config", {k: v for k, v in config.items() if k not in _AXES | _OUTPUT})
+    found.pop("config.measure.batch_size", None)
+    card, decoding = dict(manifest.target), dict(config.get("decoding") or {})
+    found |= {f"target.{name}": card.pop(name) for name in _EVERY_TARGET if name in card}
+    found |= {f"decoding.{name}": decoding.pop(name) for name in _EVERY_DECODING if name in decoding}
+    found |= _flat(f"target[{cell.target}]", {**card, "config": config.get("target") or {}})
+    found |= _flat(f"decoding[{cell.decoding}]", decoding)
+    found |= _flat(f"prompts[{cell.target}, {cell.task}]", manifest.prompts)
+    found |= _flat(f"task[{cell.task}]", config.get("task") or {})
+    for kind, players in (("method", manifest.arms), ("rung", config.get("rungs") or {})):
+        for name, settings in players.items():
+            found |= _flat(f"{kind}[{name}]", settings)
+    return {
+        name: json.dumps(value, sort_keys=True, default=str)
+        for name, value in found.items()
+        if name.rpartition(".")[2] not in _CHANGING
+    }
+
+
+def _flat(prefix: str, tree: Mapping[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        result |= _flat(name, value) if isinstance(value, Mapping) else {name: value}
+    return result
+
+
+def differences(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
+    """Fact -> value -> ids of the runs that have it, for the facts in which `runs` differ."""
+    seen: dict[str, dict[str, list[str]]] = {}
+    for run in runs:
+        for name, value in facts(run).items():
+            seen.setdefault(name, {}).setdefault(value, []).append(run.manifest.run_id)
+    return {name: values for name, values in sorted(seen.items()) if len(values) > 1}
+
+
+def refuse_mixed(runs: Sequence[Run]) -> None:
+    """Raise ConfigError where the runs cannot stand in one table, naming what differs and what to type."""
+    found = differences(runs)
+    if not found:
+        return
+    lines = []
+    for name, values in list(found.items())[:_MAX_LISTED]:
+        told = [f"{value} in {ids[0]}{_and_more(len(ids) - 1)}" for value, ids in values.items()]
+        lines.append(f"{name}: {', '.join(told)}")
+    rest = len(found) - len(lines)
+    lines += [f"{rest} more"] * (rest > 0)
+    raise ConfigError(
+        f"these runs differ in what a table must hold constant: {'; '.join(lines)}."
+        " Choose runs with --only 'PATTERN' (of run ids), or type --allow-mixed for a table with footnotes."
+    )
+
+
+def _and_more(number: int) -> str:
+    return f" and {number} more" if number else ""
+
+
+def variants(runs: Sequence[Run]) -> tuple[dict[str, str], list[str]]:
+    """Letter of each run's id, and a footnote for each letter; no letters where all runs compare.
+
+    Runs of one letter agree on every fact in which any two of `runs` differ.
+    """
+    names = list(differences(runs))
+    if not names:
+        return {run.manifest.run_id: "" for run in runs}, []
+    letters: dict[tuple[str | None, ...], str] = {}
+    notes, result = [], {}
+    for run in runs:
+        own = facts(run)
+        key = tuple(own.get(name) for name in names)
+        if own and key not in letters:
+            letters[key] = _letter(len(letters))
+            told = [f"{name} = {value}" for name, value in zip(names, key, strict=True) if value is not None]
+            notes.append(
+                f"{letters[key]}: {'; '.join(told) or 'none of the facts in which the others differ'}"
+            )
+        result[run.manifest.run_id] = letters[key] if own else ""
+    return result, notes
+
+
+def _letter(number: int) -> str:
+    return chr(ord("a") + number) if number < 26 else f"z{number - 25}"
