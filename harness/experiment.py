@@ -160,7 +160,7 @@ class Experiment:
                 self.console.plan(self._num_generations(todo))
                 self.console.start(manifest)
                 for block in todo:
-                    where = ", ".join(conversation.id for conversation in block)
+                    where = _name(block)
                     self._measure(run, block)
                 run.finish()
             except BaseException as error:
@@ -182,7 +182,7 @@ class Experiment:
 
     @staticmethod
     def _finished(run: OpenRun, block: Block) -> bool:
-        return all(conversation.id in run.finished_blocks for conversation in block)
+        return _name(block) in run.finished_blocks
 
     def _probe(self, run: OpenRun) -> None:
         device = self.session.target.device
@@ -216,8 +216,7 @@ class Experiment:
             for sample in samples
             for repeat in range(measure.rung_repeats_at(greedy))
         ]
-        names = ",".join(conversation.id for conversation in block)
-        random.Random(f"{measure.order_seed}:{names}").shuffle(trials)
+        random.Random(f"{measure.order_seed}:{_name(block)}").shuffle(trials)
         return trials
 
     def _num_generations(self, blocks: list[Block]) -> int:
@@ -243,16 +242,13 @@ class Experiment:
             played += one_pass
             for one in one_pass:
                 self.console.record(self._record(one, None, block))
-        ids = [conversation.id for conversation in block]
-        for conversation in ids:
-            run.begin_block(conversation)
+        run.begin_block(_name(block))
         reference = {one.place: one for one in played if one.player.name == BASELINE_ARM and one.repeat == 0}
         for one in played:
             verdict = self._verdict(one, reference[one.place])
             run.write_record(self._record(one, verdict, block))
         self._null(run, played, reference)
-        for conversation in ids:
-            run.finish_block(conversation)
+        run.finish_block(_name(block))
 
     def _record(self, one: Played, verdict: Verdict | None, block: Block) -> GenerationRecord:
         return one.record(verdict, len(block), self.plan.measure.timed)
@@ -277,6 +273,11 @@ class Experiment:
             if one.conversation.id in chosen and widest > 1:
                 output = one.generation.output_ids
                 run.write_null(self.judge.null(one.conversation.id, one.request, output, widest))
+
+
+def _name(block: Block) -> str:
+    """What the journal calls a block."""
+    return ", ".join(conversation.id for conversation in block)
 
 
 def make_cell(plan: Plan, params: DecodingParams) -> Cell:

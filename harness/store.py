@@ -98,9 +98,9 @@ class OpenRun:
         """Names of the blocks that need not be measured again."""
         return set(self._journal.blocks)
 
-    def begin_block(self, conversation: str) -> None:
-        """Records of this conversation follow; earlier ones of an unfinished block are void."""
-        self._write("begin_block", conversation)
+    def begin_block(self, name: str) -> None:
+        """Records of this block follow; earlier ones of an unfinished block are void."""
+        self._write("begin_block", name)
 
     def write_record(self, record: GenerationRecord) -> None:
         """Keep one generation of the current block."""
@@ -118,9 +118,9 @@ class OpenRun:
         """Keep a failure; one outside a finished block is forgotten when a later attempt opens the run."""
         self._write("failure", failure._asdict())
 
-    def finish_block(self, conversation: str) -> None:
+    def finish_block(self, name: str) -> None:
         """All records of the block are there: they count from now on."""
-        self._write("finish_block", conversation)
+        self._write("finish_block", name)
 
     def finish(self) -> None:
         """Export the records and mark the run finished; calling it again changes nothing."""
