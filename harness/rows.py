@@ -94,6 +94,14 @@ class Row:
         return self.verdict != "lossy"
 
     @property
+    def difference(self) -> Difference | None:
+        """What may be said of this method against vanilla; None for vanilla, and where nothing was timed."""
+        if self.method == BASELINE or math.isnan(self.speedup):
+            return None
+        low, high = self.speedup_ci or (math.nan, math.nan)
+        return stats.difference(Interval(self.speedup, low, high), self.aa_floor)
+
+    @property
     def cell(self) -> tuple[Any, ...]:
         """What rows of one cell share; they may be compared with each other."""
         return (
@@ -177,12 +185,17 @@ def to_json(row: Row) -> dict[str, Any]:
     return {key: _plain(getattr(row, key)) for key in _JSON_KEYS}
 
 
+def json_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """All rows as the JSON line has them."""
+    return [to_json(row) for row in rows]
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _groups(runs: Run | Sequence[Run]) -> list[_Group]:

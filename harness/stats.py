@@ -91,13 +91,18 @@ def compare(over: Sequence[Totals], under: Sequence[Totals], floor: float) -> tu
     """Ratio of two arms (see `bootstrap`) and what may be said of it.
 
     floor: the A/A floor, the half-width of the interval between vanilla's own repeats; nan where vanilla ran
-    once. A ratio is not distinguishable from 1 if it lies inside the floor or its interval holds 1.
+    once.
     """
     interval = bootstrap(over, under)
+    return interval, difference(interval, floor)
+
+
+def difference(interval: Interval, floor: float) -> Difference:
+    """A ratio is not distinguishable from 1 if it lies inside the floor or its interval holds 1."""
     inside = abs(interval.value - 1) <= floor  # False for a nan floor: then the interval alone decides.
     if inside or not (interval.low > 1 or interval.high < 1):
-        return interval, "not distinguishable"
-    return interval, "faster" if interval.value > 1 else "slower"
+        return "not distinguishable"
+    return "faster" if interval.value > 1 else "slower"
 
 
 def geometric_mean(ratios: Floats) -> float:

@@ -1,0 +1,24 @@
+"""Measure speedup and acceptance length: python -m harness.bench [group=option ...] [key=value ...] [--multirun].
+
+The last line on stdout is one JSON document with a row per method; all else goes to stderr. Exit status: 0 good,
+1 a run failed or a verdict is `broken`, 2 the command line or the configuration is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from harness import cli
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="bench")
+def bench(config: DictConfig) -> None:
+    """One composed configuration."""
+    cli.run_job(config)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(bench))

@@ -1,0 +1,116 @@
+"""Cells: how every single number, interval and mark of a row is written; tables only arrange them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from harness.records import Failure
+from harness.rows import BASELINE, Row
+
+UNKNOWN = "-"
+_LONGEST_MESSAGE = 160
+
+Axis = tuple[str, Callable[[Row], str]]
+AXES: tuple[Axis, ...] = (
+    ("target", lambda row: row.target),
+    ("task", lambda row: row.task),
+    ("T", lambda row: f"{row.temperature:g}"),
+    ("decoding", lambda row: row.decoding),
+    ("batch", lambda row: str(row.batch_size)),
+    ("profile", lambda row: row.profile),
+    ("baseline", lambda row: row.baseline),
+    ("acceptor", lambda row: row.acceptor),
+)
+"""What tells cells apart: heading and value."""
+
+
+def varying(rows: Sequence[Row]) -> list[Axis]:
+    """The axes on which `rows` differ; the decoding only where the temperature does not already tell it."""
+    found = [axis for axis in AXES if len({axis[1](row) for row in rows}) > 1]
+    named = {(row.temperature, row.decoding) for row in rows}
+    told = len({temperature for temperature, _ in named}) == len(named)
+    return [axis for axis in found if not (told and axis[0] == "decoding")]
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A plain number, `-` where it is not known."""
+    return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def percent(value: float | None) -> str:
+    """A share in per cent."""
+    return UNKNOWN if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
+
+
+def times(value: float | None) -> str:
+    """A ratio, as in 1.52x."""
+    written = number(value)
+    return written if written == UNKNOWN else f"{written}x"
+
+
+def interval(ends: tuple[float, float] | None, digits: int = 2) -> str:
+    """The ends of a confidence interval with a space before it; nothing where there is none."""
+    return f" [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends else ""
+
+
+def speedup(row: Row) -> str:
+    """Speedup over vanilla; vanilla itself shows how well it repeats itself, the A/A floor."""
+    if row.method != BASELINE:
+        return times(row.speedup) + interval(row.speedup_ci)
+    if not math.isfinite(row.aa_floor):
+        return times(row.speedup)
+    return f"{times(row.speedup)} ±{row.aa_floor:.2f} A/A"
+
+
+def speedup_vs(row: Row, rung: str) -> str:
+    """Speedup over a rung of the ladder."""
+    if rung == row.method:
+        return times(row.speedup_vs.get(rung))
+    return times(row.speedup_vs.get(rung)) + interval(row.speedup_vs_ci.get(rung))
+
+
+def tau(row: Row) -> str:
+    """Acceptance length; of vanilla it is 1 by definition and has no interval."""
+    return number(row.tau) + ("" if row.method == BASELINE else interval(row.tau_ci))
+
+
+def per_thousand(rate: float | None) -> str:
+    """Of a rate per token, the number in 1,000 tokens."""
+    return number(None if rate is None else 1000 * rate)
+
+
+def failure(told: Failure) -> str:
+    """One line of what stopped a run."""
+    message = " ".join(told.message.split())
+    if len(message) > _LONGEST_MESSAGE:
+        message = f"{message[: _LONGEST_MESSAGE - 3]}..."
+    return f"{told.kind} in {told.where}: {message}"
+
+
+def method(row: Row) -> str:
+    """The method's name, with the letter of its footnote."""
+    return f"{row.method} [{row.variant}]" if row.variant else row.method
+
+
+def marks(row: Row) -> str:
+    """Everything that a reader must know before believing the numbers."""
+    if row.failed:
+        told = "; ".join(dict.fromkeys(map(failure, row.failures)))
+        return f"FAILED: {told}" if told else "not measured"
+    found = [
+        ("quick", row.profile == "quick"),
+        ("indicative", row.indicative),
+        ("forced length", row.forced_length),
+        (f"scope: {row.scope}", row.scope != "conversation"),
+        ("lossy", not row.lossless),
+        ("partial", row.partial),
+        ("not distinguishable", row.difference == "not distinguishable"),
+        ("; ".join(f"FAILED: {failure(told)}" for told in dict.fromkeys(row.failures)), bool(row.failures)),
+    ]
+    return ", ".join(mark for mark, holds in found if holds)
+
+
+def strike(cells: Sequence[str]) -> list[str]:
+    """The cells of a broken row, crossed out as Markdown does it."""
+    return [f"~~{cell}~~" if cell and cell != UNKNOWN else cell for cell in cells]

@@ -1,0 +1,187 @@
+"""Command line: Hydra's jobs, what they leave behind for the aggregate, and mistakes told in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import conf
+from harness.config import ConfigError, near
+from harness.reporters import Console
+from harness.store import load_run
+
+OUTCOME = "outcome.json"
+"""What a job leaves in its Hydra folder: `run_dirs`, `errors` and `status`."""
+
+GOOD, FAILED, WRONG = 0, 1, 2
+_HINTS = ("See https://hydra.cc", "Set the environment variable")
+"""Lines of Hydra's that help nobody here."""
+
+
+def main(job: Callable[[], Any]) -> int:
+    """Run a Hydra application; the exit status of the process, unless a callback exits before."""
+    # Hydra's own reports end in exit status 1 and a hint at its internals: have it raise instead.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        job()
+    except ConfigError as error:
+        return _wrong(str(error))
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if isinstance(error, ValueError) and not _from_hydra(error):
+            raise
+        return _wrong(explain(error))
+    except KeyboardInterrupt:
+        Console().error("stopped by the user")
+        return FAILED
+    return GOOD
+
+
+def _wrong(text: str) -> int:
+    Console().error(text)
+    return WRONG
+
+
+def run_job(config: DictConfig) -> None:
+    """Measure everything of one composed configuration and leave the outcome in Hydra's folder.
+
+    Raises:
+        ConfigError: a single run that cannot begin. A job of a multirun fails by its outcome alone.
+    """
+    # torch and transformers take seconds to import, which `--help` and a misspelt key need not wait for.
+    from harness.job import Job
+
+    hydra = HydraConfig.get()
+    sweeping = hydra.mode == RunMode.MULTIRUN
+    job = Job(config, list(hydra.overrides.task), Console())
+    job.run(keep_errors=sweeping)
+    folder = Path(hydra.runtime.output_dir)
+    (folder / OUTCOME).write_text(json.dumps(job.outcome()))
+    if job.interrupted and sweeping:
+        Collect().on_multirun_end(config=_with_hydra(config))
+
+
+def _with_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.merge({"hydra": HydraConfig.get()}, config)  # type: ignore[return-value]
+
+
+class Collect(Callback):
+    """Ends the process: one table of everything it measured, the JSON line, the exit status.
+
+    Hydra gives a job's result to nobody but callbacks, and their exceptions it turns into warnings; hence the
+    SystemExit.
+    """
+
+    def on_run_end(self, config: DictConfig, **_: Any) -> None:
+        """After a single run; one that raised has no outcome and is told by `main`."""
+        outcome = Path(config.hydra.run.dir) / OUTCOME
+        if outcome.is_file():
+            self._end([outcome], config)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """After all jobs of a sweep, in the order of their numbers."""
+        jobs = sorted(Path(config.hydra.sweep.dir).glob("*/.hydra"), key=lambda path: _number(path.parent))
+        self._end([job.parent / OUTCOME for job in jobs], config)
+
+    def _end(self, outcomes: Iterable[Path], config: DictConfig) -> None:
+        console = Console()
+        try:
+            status = _report([_read(path) for path in outcomes], console)
+        except Exception as error:
+            console.error(error)
+            raise SystemExit(FAILED) from error
+        raise SystemExit(status)
+
+
+def _number(folder: Path) -> tuple[int, str]:
+    return (int(folder.name), "") if folder.name.isdigit() else (sys.maxsize, folder.name)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {"run_dirs": [], "errors": [f"{path.parent}: the job ended without an outcome"], "status": 1}
+    outcome: dict[str, Any] = json.loads(path.read_text())
+    return outcome
+
+
+def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
+    """Print the table and the JSON line; the exit status."""
+    from harness import rows, tables
+
+    folders = list(dict.fromkeys(folder for outcome in outcomes for folder in outcome["run_dirs"]))
+    runs = [load_run(Path(folder)) for folder in folders]
+    found = rows.summarise(runs)
+    if found:
+        console.table(*tables.console_table(found))
+    for error in (error for outcome in outcomes for error in outcome["errors"]):
+        console.error(error)
+    document = {"rows": [rows.to_json(row) for row in found], "run_dirs": folders}
+    print(json.dumps(document, allow_nan=False), flush=True)
+    broken = any(row.verdict == "broken" and row.kind == "arm" for row in found)
+    return max(FAILED if broken else GOOD, *(outcome["status"] for outcome in outcomes))
+
+
+def explain(error: Exception) -> str:
+    """What is wrong with a command line, what is allowed and what to type."""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    parent, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
+    if isinstance(parent, DictConfig) and key is not None and key not in parent:
+        return _unknown_key(parent, str(key), str(getattr(cause, "full_key", None) or key))
+    option = re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", str(error))
+    if option:
+        return _unknown_option(*option.groups())
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(_HINTS)]
+    return " ".join(lines)
+
+
+def _unknown_key(parent: DictConfig, key: str, full_key: str) -> str:
+    """For a key that the composed configuration does not have."""
+    known = [str(name) for name in parent if not str(name).startswith(("_", "hydra"))]
+    hidden = [name for name in _fields(parent.get("_target_")) if name not in known]
+    if key in hidden:
+        return f"{full_key}: not in the YAML but in its class; type +{full_key}=..."
+    if parent._get_parent() is None:
+        hidden = [name for name in _options() if name not in known]
+    known += hidden
+    return f"{full_key}: unknown key.{near(key, known)} Allowed: {', '.join(known)}."
+
+
+def _unknown_option(group: str, name: str) -> str:
+    """For a YAML that a group does not have."""
+    options = _options(group)
+    if not options:
+        return f"{group}: no such group.{near(group, _options())} Groups: {', '.join(_options())}."
+    return f"{group}={name}: no such option.{near(name, options)} Options: {', '.join(options)}."
+
+
+def _options(group: str = "") -> list[str]:
+    """YAMLs of a group, or all groups."""
+    root = Path(conf.__file__).parent / group
+    if not group:
+        return sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] not in "_.")
+    return sorted(path.stem for path in root.glob("*.yaml"))
+
+
+def _fields(target: str | None) -> list[str]:
+    cls = get_class(target) if target else None
+    return [field.name for field in fields(cls) if field.init] if is_dataclass(cls) else []
+
+
+def _from_hydra(error: Exception) -> bool:
+    """Whether Hydra raised it: of some mistakes it tells in a bare ValueError."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return frames[-1][0].f_globals.get("__name__", "").startswith("hydra.")
