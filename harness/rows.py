@@ -104,17 +104,8 @@ class Row:
     @property
     def cell(self) -> tuple[Any, ...]:
         """What rows of one cell share; they may be compared with each other."""
-        return (
-            self.target,
-            self.batch_size,
-            self.task,
-            self.temperature,
-            self.decoding,
-            self.profile,
-            self.baseline,
-            self.acceptor,
-            self.variant,
-        )
+        place = self.target, self.batch_size, self.task, self.temperature, self.decoding
+        return *place, self.profile, self.baseline, self.acceptor, self.variant
 
 
 class Pair(NamedTuple):
