@@ -93,8 +93,11 @@ class Drafter(ABC):
 
     samples: ClassVar[bool] = True
     """False for a method that is only defined at temperature 0."""
-    scope: ClassVar[str] = "conversation"
-    """How far state reaches: `conversation` (reset before each) or a wider, declared one."""
+
+    @property
+    def scope(self) -> str:
+        """How far what it knows reaches: `conversation` (nothing else), or a wider one, named in every table."""
+        return "conversation"
 
     @property
     def taps(self) -> tuple[Tap, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from abc import ABC, abstractmethod
@@ -13,6 +14,9 @@ from pydantic import Field
 
 from harness.config import ConfigError, configurable, near
 from harness.conversation import Conversation
+
+DATA = Path(__file__).parent / "data"
+"""The prompts that come with the harness."""
 
 
 @configurable
@@ -42,11 +46,7 @@ class Task(ABC):
 
     def warmup(self) -> list[Conversation]:
         """Prompts outside the test set, to run before the clock counts."""
-        texts = ("Name three rivers and the seas that they flow into.", "Write a haiku about a lighthouse.")
-        return [
-            Conversation(id=f"warmup-{number}", category="warmup", turns=(text,))
-            for number, text in enumerate(texts)
-        ]
+        return read_conversations(str(DATA / "warmup.jsonl"))
 
     def card(self) -> dict[str, Any]:
         """For the manifest; JSON types."""
@@ -96,25 +96,11 @@ class JsonlTask(Task):
 
     def read(self) -> list[Conversation]:
         """See `Task`."""
-        found: list[Conversation] = []
-        for number, data in lines_of(self.path):
-            turns: Any = data.get("turns", [data["prompt"]] if "prompt" in data else None)
-            identity = data.get("question_id", data.get("id"))
-            texts = isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)
-            if identity is None or not texts:
-                raise ConfigError(
-                    f"{self.path}:{number}: needs `question_id` and `turns`, a list of texts;"
-                    f" got the keys {', '.join(data)}"
-                )
-            found.append(
-                Conversation(id=str(identity), category=str(data.get("category", "")), turns=tuple(turns))
-            )
-        _refuse_doubles(self.path, found)
-        return found
+        return read_conversations(self.path)
 
     def source(self) -> dict[str, Any]:
         """See `Task`."""
-        return {"source": "file", "path": self.path}
+        return {"source": "file", "path": self.path, "sha256": file_hash(self.path)}
 
 
 @configurable
@@ -136,7 +122,35 @@ class TokenIdsTask(Task):
 
     def source(self) -> dict[str, Any]:
         """See `Task`."""
-        return {"source": "token ids", "path": self.path}
+        return {"source": "token ids", "path": self.path, "sha256": file_hash(self.path)}
+
+
+def read_conversations(path: str) -> list[Conversation]:
+    """Conversations of a JSONL file: `question_id` (or `id`), `category`, `turns` (or `prompt`).
+
+    Raises:
+        ConfigError: what `lines_of` raises, a line without these keys, an id that stands there twice.
+    """
+    found: list[Conversation] = []
+    for number, data in lines_of(path):
+        turns: Any = data.get("turns", [data["prompt"]] if "prompt" in data else None)
+        identity = data.get("question_id", data.get("id"))
+        texts = isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)
+        if identity is None or not texts:
+            raise ConfigError(
+                f"{path}:{number}: needs `question_id` and `turns`, a list of texts;"
+                f" got the keys {', '.join(data)}"
+            )
+        found.append(
+            Conversation(id=str(identity), category=str(data.get("category", "")), turns=tuple(turns))
+        )
+    _refuse_doubles(path, found)
+    return found
+
+
+def file_hash(path: str | Path) -> str:
+    """Sixteen hex digits of the SHA-256 over a file."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def lines_of(path: str) -> Iterator[tuple[int, dict[str, Any]]]:

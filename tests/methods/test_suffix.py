@@ -1,0 +1,97 @@
+"""The suffix automaton against brute force, and the method that drafts from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness.config import ConfigError
+from methods.shared.suffix_automaton import ROOT, SuffixAutomaton
+from methods.suffix import Suffix, read_corpus
+
+texts = st.lists(st.integers(0, 2), max_size=40)
+
+
+def ends_of(part: list[int], text: list[int]) -> list[int]:
+    size = len(part)
+    return [end for end in range(size, len(text) + 1) if text[end - size : end] == part]
+
+
+@given(texts, st.none() | st.integers(1, 5))
+def test_the_repeated_suffix_is_the_longest_one_and_its_first_place_is_told(
+    text: list[int], most: int | None
+) -> None:
+    match = SuffixAutomaton(text).repeated(most)
+    longest = 0
+    for size in range(1, len(text) + 1):
+        if len(ends_of(text[-size:], text)) > 1 and (most is None or size <= most):
+            longest = size
+    assert match.length == longest
+    if longest:
+        assert match.end == ends_of(text[-longest:], text)[0]
+        assert match.end < len(text)
+
+
+@given(texts, texts)
+def test_following_another_text_keeps_its_longest_suffix_that_occurs(
+    corpus: list[int], text: list[int]
+) -> None:
+    automaton, place = SuffixAutomaton(corpus), (ROOT, 0)
+    for end in range(1, len(text) + 1):
+        place = automaton.step(*place, text[end - 1])
+        seen = text[:end]
+        longest = max([size for size in range(end + 1) if size == 0 or ends_of(seen[-size:], corpus)])
+        match = automaton.found(*place)
+        assert match.length == longest
+        if longest:
+            assert match.end == ends_of(seen[-longest:], corpus)[0]
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=300))
+def test_the_automaton_stays_linear(text: list[int]) -> None:
+    assert SuffixAutomaton(text).num_states <= 2 * len(text)
+
+
+def drafted(text: list[int], room: int = 99, **settings: object) -> list[int]:
+    method = Suffix(**settings)  # type: ignore[arg-type]
+    method._corpus = read_corpus(method.corpus_path) if method.corpus_path else None
+    state = method.start_one()
+    method.extend_one(state, text)
+    return list(method.propose_one(text, state, room))
+
+
+def test_it_drafts_what_followed_the_longest_suffix() -> None:
+    text = [1, 2, 3, 9, 8, 2, 3, 7, 1, 2, 3]
+    assert drafted(text) == [9, 8, 2, 3, 7, 1, 2, 3]
+    assert drafted(text, draft_length=2) == [9, 8]
+    assert drafted(text, room=1) == [9]
+    assert drafted(text, length_factor=1.0) == [9, 8, 2]
+    assert drafted(text, min_match=4) == []
+    assert drafted([5, 1, 2, 3, 6, 2, 3, 4, 2, 3], max_match=1, min_match=1, draft_length=1) == [6]
+
+
+def test_the_longer_match_of_a_corpus_wins_and_ends_with_its_output(tmp_path: Path) -> None:
+    file = tmp_path / "records.jsonl"
+    file.write_text("\n".join(json.dumps({"output_ids": ids}) for ids in ([1, 2, 3, 4], [3, 4, 5])))
+    assert drafted([2, 3, 9, 1, 2, 3], corpus_path=str(file)) == [4]
+    assert drafted([1, 2, 3, 9, 1, 2, 3], corpus_path=str(file)) == [9, 1, 2, 3]
+    assert Suffix(corpus_path=str(file)).scope == "corpus records.jsonl"
+    assert Suffix().scope == "conversation"
+
+
+def test_a_bad_corpus_is_told_by_line(tmp_path: Path) -> None:
+    file = tmp_path / "corpus.jsonl"
+    with pytest.raises(ConfigError, match="no such file"):
+        read_corpus(str(file))
+    file.write_text('{"output_ids": [1]}\n{"ids": []}\n')
+    with pytest.raises(ConfigError, match="corpus.jsonl:2"):
+        read_corpus(str(file))
+
+
+def test_lengths_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="above max_match"):
+        Suffix(min_match=3, max_match=2)
