@@ -1,7 +1,7 @@
-"""Measure speedup and acceptance length: python -m harness.bench [group=option ...] [key=value ...] [--multirun].
+"""Measure speedup and acceptance length: python -m harness.bench [--multirun] [group=option] [key=value] ...
 
-The last line on stdout is one JSON document with a row per method; all else goes to stderr. Exit status: 0 good,
-1 a run failed or a verdict is `broken`, 2 the command line or the configuration is wrong.
+The last line on stdout is one JSON document with a row per method; all else goes to stderr. Exit status:
+0 good, 1 a run failed or a verdict is `broken`, 2 the command line or the configuration is wrong.
 """
 
 from __future__ import annotations

@@ -57,18 +57,14 @@ def _wrong(text: str) -> int:
 
 
 def run_job(config: DictConfig) -> None:
-    """Measure everything of one composed configuration and leave the outcome in Hydra's folder.
-
-    Raises:
-        ConfigError: a single run that cannot begin. A job of a multirun fails by its outcome alone.
-    """
+    """Measure everything of one composed configuration and leave the outcome in Hydra's folder."""
     # torch and transformers take seconds to import, which `--help` and a misspelt key need not wait for.
     from harness.job import Job
 
     hydra = HydraConfig.get()
     sweeping = hydra.mode == RunMode.MULTIRUN
     job = Job(config, list(hydra.overrides.task), Console())
-    job.run(keep_errors=sweeping)
+    job.run(sweeping)
     folder = Path(hydra.runtime.output_dir)
     (folder / OUTCOME).write_text(json.dumps(job.outcome()))
     if job.interrupted and sweeping:
@@ -87,17 +83,17 @@ class Collect(Callback):
     """
 
     def on_run_end(self, config: DictConfig, **_: Any) -> None:
-        """After a single run; one that raised has no outcome and is told by `main`."""
+        """After a single run; one that raised has no outcome, and Hydra raises it again."""
         outcome = Path(config.hydra.run.dir) / OUTCOME
         if outcome.is_file():
-            self._end([outcome], config)
+            self._end([outcome])
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """After all jobs of a sweep, in the order of their numbers."""
         jobs = sorted(Path(config.hydra.sweep.dir).glob("*/.hydra"), key=lambda path: _number(path.parent))
-        self._end([job.parent / OUTCOME for job in jobs], config)
+        self._end([job.parent / OUTCOME for job in jobs])
 
-    def _end(self, outcomes: Iterable[Path], config: DictConfig) -> None:
+    def _end(self, outcomes: Iterable[Path]) -> None:
         console = Console()
         try:
             status = _report([_read(path) for path in outcomes], console)
@@ -119,9 +115,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
-    """Print the table and the JSON line; the exit status."""
+    """Print the table and the JSON line; the exit status. Nothing was measured by a wrong command line."""
     from harness import rows, tables
 
+    status: int = max(outcome["status"] for outcome in outcomes)
     folders = list(dict.fromkeys(folder for outcome in outcomes for folder in outcome["run_dirs"]))
     runs = [load_run(Path(folder)) for folder in folders]
     found = rows.summarise(runs)
@@ -129,10 +126,12 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
         console.table(*tables.console_table(found))
     for error in (error for outcome in outcomes for error in outcome["errors"]):
         console.error(error)
+    if status == WRONG:
+        return status
     document = {"rows": [rows.to_json(row) for row in found], "run_dirs": folders}
     print(json.dumps(document, allow_nan=False), flush=True)
     broken = any(row.verdict == "broken" and row.kind == "arm" for row in found)
-    return max(FAILED if broken else GOOD, *(outcome["status"] for outcome in outcomes))
+    return FAILED if broken else status
 
 
 def explain(error: Exception) -> str:
@@ -184,4 +183,4 @@ def _fields(target: str | None) -> list[str]:
 def _from_hydra(error: Exception) -> bool:
     """Whether Hydra raised it: of some mistakes it tells in a bare ValueError."""
     frames = list(traceback.walk_tb(error.__traceback__))
-    return frames[-1][0].f_globals.get("__name__", "").startswith("hydra.")
+    return str(frames[-1][0].f_globals.get("__name__")).startswith("hydra.")

@@ -27,7 +27,10 @@ def configurable(cls: type[T]) -> type[T]:
     Constructors do no work: no weights are read and no network is used before a method such as
     `load` is called, so every YAML of `conf/` can be built in milliseconds.
     """
-    config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_default=True)
+    # Numbers as text: Hydra reads `task.ids=[9]` and an all-digit revision as integers.
+    config = pydantic.ConfigDict(
+        extra="forbid", arbitrary_types_allowed=True, validate_default=True, coerce_numbers_to_str=True
+    )
     decorated: Any = dataclass(cls, kw_only=True, config=config)
     return cast("type[T]", decorated)
 

@@ -5,7 +5,7 @@ Shapes: B sequences, n drafted nodes (padded to the batch's largest draft).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -46,6 +46,23 @@ class Draft:
         """Nothing drafted for any of `num_rows` sequences: the round of plain autoregression."""
         tokens = torch.zeros(num_rows, 0, dtype=torch.int64, device=device)
         return cls.chain(tokens, torch.zeros(num_rows, dtype=torch.int64, device=device))
+
+    def padded(self, width: int) -> Draft:
+        """The same trees in a rectangle of at least `width` nodes."""
+        more = width - self.width
+        if more <= 0:
+            return self
+        tokens = torch.nn.functional.pad(self.tokens, (0, more))
+        new_parents = torch.arange(self.width - 1, width - 1, device=tokens.device).expand(len(tokens), more)
+        return replace(
+            self,
+            tokens=tokens,
+            parents=torch.cat([self.parents, new_parents], dim=1),
+            probs=None if self.probs is None else torch.nn.functional.pad(self.probs, (0, 0, 0, more)),
+            confidence=None
+            if self.confidence is None
+            else torch.nn.functional.pad(self.confidence, (0, more)),
+        )
 
     @property
     def width(self) -> int:

@@ -96,7 +96,7 @@ class Drafter(ABC):
 
     @property
     def scope(self) -> str:
-        """How far what it knows reaches: `conversation` (nothing else), or a wider one, named in every table."""
+        """How far what it knows reaches: `conversation`, or a wider scope, which every table names."""
         return "conversation"
 
     @property

@@ -65,13 +65,22 @@ class LocalEngine:
     """Decodes with a model of this process."""
 
     def __init__(
-        self, target: Target, end_token_ids: Collection[int], max_context: int, timed: bool = True
+        self,
+        target: Target,
+        end_token_ids: Collection[int],
+        max_context: int,
+        timed: bool = True,
+        widths: Sequence[int] = (),
     ) -> None:
-        """`max_context`: tokens of prompt and output together. Untimed: every `_ns` is 0."""
+        """`max_context`: tokens of prompt and output together. Untimed: every `_ns` is 0.
+
+        widths: for a draft of n nodes, the width to pad it to (see `cost.cheapest_widths`).
+        """
         self.target = target
         self.end_token_ids = frozenset(end_token_ids)
         self.max_context = max_context
         self.timed = timed
+        self._widths = widths
 
     @torch.no_grad()
     def generate(
@@ -91,6 +100,8 @@ class LocalEngine:
         while batch.running:
             draft = drafter.propose(batch.room())
             watch.lap("draft")
+            if draft.width < len(self._widths):
+                draft = draft.padded(self._widths[draft.width])
             logits = self.target.verify(batch.pending, draft)
             watch.lap("verify")
             accepted = acceptor.accept(logits, draft, batch.chooser, batch.positions())

@@ -17,6 +17,7 @@ from harness import provenance
 from harness.accept import Acceptor
 from harness.config import ConfigError
 from harness.conversation import Message
+from harness.cost import cheapest_widths, verify_seconds
 from harness.decoding import DecodingParams
 from harness.engine import LocalEngine
 from harness.measure import lap_cost_ns, read_bandwidth
@@ -53,6 +54,10 @@ class Session:
             assert player.drafter is not None
             player.drafter.bind(self.target)
         self.rungs = [Player(name=rung.name, rung=rung) for rung in plan.rungs.values()]
+        self.widths: list[int] = []
+        if plan.measure.timed:
+            console.note("timing the target's forward by width")
+            self.widths = cheapest_widths(verify_seconds(self.target, plan.measure.batch_size))
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         """Prompt ids of a chat."""
@@ -81,7 +86,13 @@ class Experiment:
         self.acceptor: Acceptor = self.plan.acceptor
         self.console = session.console
         weights, measure = session.weights, self.plan.measure
-        engine = LocalEngine(session.target, weights.end_token_ids, weights.max_context, timed=measure.timed)
+        engine = LocalEngine(
+            session.target,
+            weights.end_token_ids,
+            weights.max_context,
+            timed=measure.timed,
+            widths=session.widths,
+        )
         self.stage = Stage(
             engine=engine,
             params=params,
@@ -187,10 +198,10 @@ class Experiment:
     def _probe(self, run: OpenRun) -> None:
         device = self.session.target.device
         bandwidth = read_bandwidth(device, self.plan.measure.bandwidth_gib)
-        run.write_probe(Probe(bandwidth, lap_cost_ns(device)))
+        run.write_probe(Probe(bandwidth, lap_cost_ns(device), self.session.widths))
 
     def _warm_up(self) -> None:
-        """Run every player on prompts outside the test set; a drafter with a wider scope starts afresh."""
+        """Run every player on prompts outside the test set."""
         short = replace(self.params, max_new_tokens=min(self.params.max_new_tokens, _WARMUP_TOKENS))
         stage = replace(self.stage, params=short)
         prompts = self.session.warmup[: self.plan.measure.num_warmup]

@@ -99,8 +99,8 @@ def _figure(rows: Sequence[Row], folder: Path, name: str, kind: str, paint: Draw
     # `rc_context` restores what the caller had; pyplot, with its list of open figures, is not needed.
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        for key, value in _STYLE.items():
-            matplotlib.rcParams[key] = value
+        style: dict[Any, Any] = _STYLE  # Any, as matplotlib types every key as a literal of its own
+        matplotlib.rcParams.update(style)
         figure = Figure(figsize=(width, height * down + 0.75), layout="constrained")
         panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=is_lines)
         colours = _colours(rows)

@@ -1,4 +1,4 @@
-"""Job: one composed configuration from plan to reported runs; a fault in one run leaves the others standing."""
+"""Job: one composed configuration from plan to reported runs; a fault in one leaves the others standing."""
 
 from __future__ import annotations
 
@@ -36,32 +36,24 @@ class Job:
             "status": self._status,
         }
 
-    def run(self, keep_errors: bool) -> None:
+    def run(self, sweeping: bool) -> None:
         """Measure and report.
 
-        keep_errors: what is wrong with the configuration becomes a failed row too, as the rest of a sweep shall
-        go on.
-
-        Raises:
-            ConfigError: without `keep_errors`, before anything was measured.
+        sweeping: what is wrong with the configuration becomes a failed row, as in a sweep others go on; else it
+        is only told, with the status of a wrong command line.
         """
         try:
             plan = make_plan(self._config, self._overrides)
             session = Session(plan, self._console)
+            experiments = [Experiment(session, params) for params in plan.decodings.values()]
         except (Exception, KeyboardInterrupt) as error:
-            if isinstance(error, ConfigError) and not keep_errors:
-                raise
+            if isinstance(error, ConfigError) and not sweeping:
+                self._errors, self._status = [str(error)], 2
+                return
             for cell in _cells(self._config):
                 self._fail(error, cell)
             return
-        for name, params in plan.decodings.items():
-            try:
-                experiment = Experiment(session, params)
-            except ConfigError as error:
-                if not keep_errors and not self._folders:
-                    raise
-                self._fail(error, next(cell for cell in _cells(self._config) if cell.decoding == name))
-                continue
+        for experiment in experiments:
             self._measure(plan, experiment)
             if self.interrupted:
                 return

@@ -27,12 +27,13 @@ _ESCAPES = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
 }
-_BROKEN, _LOSSY, _FAILED, _PARTIAL = r"\dagger", r"\ddagger", r"\ast", r"\circ"
+_BROKEN, _LOSSY, _FAILED, _PARTIAL, _FEW = r"\dagger", r"\ddagger", r"\ast", r"\circ", r"\diamond"
 _MEANINGS = (
     (_BROKEN, "broken: the output is not vanilla's and rounding does not explain it; not a result"),
     (_LOSSY, "lossy: the acceptor does not claim vanilla's output; never printed bold"),
     (_FAILED, "failed: "),
     (_PARTIAL, "partial: a run of this row did not end"),
+    (_FEW, "indicative: under 12 conversations"),
 )
 Value = Callable[[Row], float]
 Ends = Callable[[Row], tuple[float, float] | None]
@@ -157,7 +158,12 @@ def _signs(row: Row) -> list[str]:
     """What must be known of the row, as signs."""
     if row.failed:
         return [_FAILED]
-    told = ((_BROKEN, row.verdict == "broken"), (_LOSSY, not row.lossless), (_PARTIAL, row.partial))
+    told = (
+        (_BROKEN, row.verdict == "broken"),
+        (_LOSSY, not row.lossless),
+        (_PARTIAL, row.partial),
+        (_FEW, row.indicative),
+    )
     return [sign for sign, holds in told if holds]
 
 
@@ -171,7 +177,6 @@ def _footnotes(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
             lines.append(f"$^{{{sign}}}$ {escape(meaning)}{' ' if reason else ''}{reason}.")
     marks = [
         ("Profile quick: fewer prompts, tokens or repeats than the protocol asks for.", "quick"),
-        ("Indicative: under 12 conversations in a cell.", "indicative"),
         ("Forced length: end tokens were ignored.", "forced length"),
     ]
     present = {mark for row in rows for mark in cells.marks(row).split(", ")}

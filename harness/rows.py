@@ -109,13 +109,14 @@ class Row:
 
 
 class Pair(NamedTuple):
-    """Two methods of one cell: how much faster `over` is than `under`."""
+    """Two methods of one cell: how much faster `over` is than `under`. broken: one of them is, so it is void."""
 
     row: Row
     over: str
     under: str
     ratio: Interval
     difference: Difference
+    broken: bool
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def pairwise(runs: Run | Sequence[Run]) -> list[Pair]:
         for i, under in enumerate(rows):
             for over in rows[i + 1 :]:
                 ratio, difference = stats.compare(*_paired(group, over.method, under.method), floor)
-                pairs.append(Pair(over, over.method, under.method, ratio, difference))
+                broken = "broken" in (over.verdict, under.verdict)
+                pairs.append(Pair(over, over.method, under.method, ratio, difference, broken))
     return pairs
 
 
@@ -190,7 +192,11 @@ def _plain(value: Any) -> Any:
 
 
 def _groups(runs: Run | Sequence[Run]) -> list[_Group]:
-    many = [runs] if isinstance(runs, Run) else sorted(runs, key=lambda run: run.manifest.run_id)
+    many = (
+        [runs]
+        if isinstance(runs, Run)
+        else sorted(runs, key=lambda run: (run.manifest.created, run.manifest.run_id))
+    )
     letters, _ = variants(many)
     groups: dict[tuple[Cell, str], list[Run]] = defaultdict(list)
     for run in many:

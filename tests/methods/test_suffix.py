@@ -88,7 +88,7 @@ def test_a_bad_corpus_is_told_by_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         read_corpus(str(file))
     file.write_text('{"output_ids": [1]}\n{"ids": []}\n')
-    with pytest.raises(ConfigError, match="corpus.jsonl:2"):
+    with pytest.raises(ConfigError, match=r"corpus.jsonl:2"):
         read_corpus(str(file))
 
 
