@@ -45,7 +45,7 @@ def verify_seconds(
 
 
 def cheapest_widths(seconds: Sequence[float]) -> list[int]:
-    """For a draft of n nodes, the width at which its forward is cheapest; 0 stays 0, as vanilla is no draft."""
+    """For a draft of n nodes, the width at which its forward is cheapest; vanilla's 0 stays 0."""
     widths = [0]
     for width in range(1, len(seconds)):
         best = min(range(width, len(seconds)), key=lambda other: seconds[other])

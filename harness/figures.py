@@ -133,8 +133,10 @@ def _label(figure: Figure, panels: Any, kind: str, num_panels: int, title: str) 
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)
     if known:
-        columns = min(len(known), 5 if across > 1 else 4)
-        figure.legend(list(known.values()), list(known), loc="outside lower left", ncols=columns)
+        columns = min(len(known), 5)
+        figure.legend(
+            list(known.values()), list(known), loc="outside lower left", ncols=columns, columnspacing=1.4
+        )
 
 
 def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
@@ -198,9 +200,10 @@ def _bars(
             textcoords="offset points",
             va="center",
             fontsize=8.5,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
         )
     panel.axvline(1.0, color=_INK, linewidth=0.9, linestyle=(0, (4, 2)), zorder=3)
-    panel.margins(x=0.14)
+    panel.margins(x=0.24)
     panel.set_xlim(left=0)
 
 

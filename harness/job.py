@@ -39,8 +39,8 @@ class Job:
     def run(self, sweeping: bool) -> None:
         """Measure and report.
 
-        sweeping: what is wrong with the configuration becomes a failed row, as in a sweep others go on; else it
-        is only told, with the status of a wrong command line.
+        sweeping: what is wrong with the configuration becomes a failed row, as in a sweep others go on;
+        else it is only told, with the status of a wrong command line.
         """
         try:
             plan = make_plan(self._config, self._overrides)

@@ -109,7 +109,7 @@ class Row:
 
 
 class Pair(NamedTuple):
-    """Two methods of one cell: how much faster `over` is than `under`. broken: one of them is, so it is void."""
+    """Two methods of one cell: how much faster `over` is than `under`. broken: void, as one of them is."""
 
     row: Row
     over: str
@@ -162,8 +162,7 @@ def pairwise(runs: Run | Sequence[Run]) -> list[Pair]:
     """
     pairs = []
     for group in _groups(runs):
-        every = (_row(group, method) for method in group.methods())
-        rows = [row for row in every if not math.isnan(row.speedup)]
+        rows = [row for name in group.methods() if not math.isnan((row := _row(group, name)).speedup)]
         floor = next((row.aa_floor for row in rows), math.nan)
         for i, under in enumerate(rows):
             for over in rows[i + 1 :]:
@@ -300,13 +299,9 @@ def _roof(group: _Group, records: Sequence[GenerationRecord]) -> float:
     card = next((run.manifest.target for run in group.runs if run.manifest.target), {})
     if not probes or "step_bytes" not in card:
         return math.nan
-    return metrics.roof_tokens_per_s(
-        card["step_bytes"],
-        card.get("cache_bytes_per_token") or 0,
-        metrics.mean_context(records),
-        group.cell.batch_size,
-        max(probes),
-    )
+    cache, context = card.get("cache_bytes_per_token") or 0, metrics.mean_context(records)
+    bandwidth, batch_size = max(probes), group.cell.batch_size
+    return metrics.roof_tokens_per_s(card["step_bytes"], cache, context, batch_size, bandwidth)
 
 
 def _against_itself(vanilla: list[GenerationRecord]) -> Interval:

@@ -8,7 +8,7 @@ import torch
 from harness.cost import cheapest_widths, verify_seconds
 from harness.draft import Draft
 from harness.target import Target
-from tests.targets import make_model
+from tests.targets import tiny_model
 
 
 def test_a_draft_is_padded_only_to_a_width_that_is_clearly_cheaper() -> None:
@@ -17,7 +17,7 @@ def test_a_draft_is_padded_only_to_a_width_that_is_clearly_cheaper() -> None:
 
 
 def test_every_width_is_timed() -> None:
-    seconds = verify_seconds(Target(make_model("llama")), num_rows=2, widest=4, num_context=8, num_repeats=1)
+    seconds = verify_seconds(Target(tiny_model("llama")), num_rows=2, widest=4, num_context=8, num_repeats=1)
     assert len(seconds) == 5
     assert all(0 < one < float("inf") for one in seconds)
 

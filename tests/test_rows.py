@@ -1,0 +1,218 @@
+"""Rows: pooling, pairing, failures, and runs that may not stand together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from harness.comparable import differences, refuse_mixed, variants
+from harness.config import ConfigError
+from harness.records import Failure, Run, Verdict
+from harness.rows import Row, json_rows, pairwise, summarise
+from tests.builders import (
+    ROUND_NS,
+    broken_run,
+    failed_run,
+    make_record,
+    make_run,
+    make_rung,
+    sample_records,
+    sample_run,
+    sample_runs,
+)
+
+KEYS = [
+    *("target", "task", "method", "temperature", "batch_size", "profile", "baseline"),
+    *("tau", "tau_ci", "tokens_per_s", "speedup", "speedup_ci", "speedup_vs"),
+    *("verdict", "roof_fraction", "num_prompts", "num_tokens"),
+]
+
+
+def rows_of(*runs: Run) -> dict[str, Row]:
+    return {row.method: row for row in summarise(runs)}
+
+
+def with_provenance(run: Run, **facts: object) -> Run:
+    return dataclasses.replace(run, manifest=dataclasses.replace(run.manifest, provenance=facts))
+
+
+def test_speedups_are_sums_of_tokens_over_sums_of_seconds() -> None:
+    vanilla = [make_record("vanilla", c, [0] * n, [0] * n) for c, n in (("a", 2), ("b", 8))]
+    ngram = [
+        make_record("ngram", c, accepted, [2] * len(accepted)) for c, accepted in (("a", [1]), ("b", [1] * 4))
+    ]
+    found = rows_of(make_run([*vanilla, *ngram]))
+    # 12 tokens in 2 + 10 passes against 12 tokens in 2 prefills and 5 rounds.
+    assert found["ngram"].speedup == pytest.approx(12 / 7)
+    assert found["ngram"].speedup_decode_only == pytest.approx(2)
+    assert found["ngram"].speedup_geometric == pytest.approx(math.sqrt(3 / 2 * 9 / 5))
+    assert found["ngram"].tau == 2
+    assert found["vanilla"].tau == found["vanilla"].speedup == 1
+
+
+def test_vanilla_against_itself_covers_one() -> None:
+    found = rows_of(make_run(sample_records({"ngram": 0.5}, num_prompts=40)))["vanilla"]
+    assert found.speedup_ci
+    assert found.speedup_ci[0] <= 1 <= found.speedup_ci[1]
+    assert 0 < found.aa_floor < 0.03
+
+
+def test_exactly_repeated_times_have_a_floor_of_zero() -> None:
+    records = [
+        make_record("vanilla", f"c{i}", [0] * (i + 1), [0] * (i + 1), repeat=r)
+        for i in range(12)
+        for r in (0, 1)
+    ]
+    assert rows_of(make_run(records))["vanilla"].speedup_ci == (1.0, 1.0)
+
+
+def test_speedups_over_each_rung_and_of_the_rung_itself() -> None:
+    found = rows_of(sample_run())
+    rung = "transformers.generate"
+    assert found[rung].kind == "rung"
+    assert math.isnan(found[rung].tau)
+    assert found[rung].speedup_vs[rung] == 1
+    assert found["vanilla"].speedup_vs[rung] == pytest.approx(1 / found[rung].speedup)
+    ends = found["suffix"].speedup_vs_ci[rung]
+    assert ends
+    assert ends[0] < found["suffix"].speedup_vs[rung] < ends[1]
+
+
+def test_only_prompts_that_both_have_enter_a_speedup() -> None:
+    vanilla = [make_record("vanilla", c, [0] * 4, [0] * 4) for c in ("a", "b")]
+    slow = make_record("vanilla", "only-vanilla", [0] * 4, [0] * 4, total_ns=1000 * ROUND_NS)
+    ngram = [make_record("ngram", c, [1, 1], [1, 1]) for c in ("a", "b")]
+    assert rows_of(make_run([*vanilla, slow, *ngram]))["ngram"].speedup == pytest.approx(5 / 3)
+
+
+def test_replicates_are_pooled_into_narrower_intervals() -> None:
+    runs = [sample_run(f"r{seed}", seed=seed) for seed in range(3)]
+    one, three = rows_of(runs[0])["ngram"], rows_of(*runs)["ngram"]
+    assert three.num_prompts == one.num_prompts
+    assert three.num_tokens == 3 * one.num_tokens
+    assert len(summarise(runs)) == len(summarise(runs[0]))
+
+
+def test_methods_of_different_runs_are_compared_by_their_own_vanillas() -> None:
+    """The machine was twice as slow in the second run; that says nothing of the methods."""
+    first, second = (
+        make_run(sample_records({"ngram": 0.5}), "r1"),
+        make_run(sample_records({"suffix": 0.5}), "r2"),
+    )
+    slower = [dataclasses.replace(record, total_ns=2 * record.total_ns) for record in second.records]
+    pairs = {(p.over, p.under): p for p in pairwise([first, dataclasses.replace(second, records=slower)])}
+    assert pairs["suffix", "ngram"].ratio.value == pytest.approx(1, abs=0.02)
+    assert pairs["suffix", "vanilla"].ratio.value > 1.5
+
+
+def test_every_pair_of_a_cell_is_there_once() -> None:
+    pairs = pairwise(sample_run())
+    assert len(pairs) == 6
+    found = {(p.over, p.under): p for p in pairs}
+    assert found["suffix", "ngram"].difference == "faster"
+    assert found["transformers.generate", "vanilla"].difference == "slower"
+    rows = rows_of(sample_run())
+    assert found["suffix", "ngram"].ratio.value == pytest.approx(
+        rows["suffix"].speedup / rows["ngram"].speedup
+    )
+
+
+def test_a_method_that_does_as_vanilla_does_is_not_distinguishable() -> None:
+    records = sample_records({"idle": 0.0})
+    assert rows_of(make_run(records))["idle"].difference == "not distinguishable"
+    assert [pair.difference for pair in pairwise(make_run(records))] == ["not distinguishable"]
+
+
+def test_one_broken_record_breaks_the_row_and_its_pairs() -> None:
+    found = rows_of(broken_run())
+    assert found["suffix"].verdict == "broken"
+    assert found["ngram"].verdict == "identical"
+    assert {p.broken for p in pairwise(broken_run()) if "suffix" in (p.over, p.under)} == {True}
+    assert {p.broken for p in pairwise(broken_run()) if "suffix" not in (p.over, p.under)} == {False}
+
+
+def test_a_failed_cell_is_a_row_until_it_was_measured() -> None:
+    found = rows_of(failed_run())
+    assert set(found) == {"vanilla", "ngram"}
+    assert all(row.failed and row.failures[0].kind == "out-of-memory" for row in found.values())
+    measured = make_run(sample_records({"ngram": 0.5}), "later", task="humaneval")
+    assert not any(row.failed for row in summarise([failed_run(), measured]))
+
+
+def test_an_unfinished_run_is_partial_and_few_prompts_are_indicative() -> None:
+    run = make_run(
+        sample_records({"ngram": 0.5}, num_prompts=11),
+        finished=False,
+        failures=[Failure("interrupted", "c11", "x")],
+    )
+    found = rows_of(run)["ngram"]
+    assert found.partial
+    assert found.indicative
+    assert not found.failed
+    assert not rows_of(make_run(sample_records({}, num_prompts=12)))["vanilla"].indicative
+
+
+def test_an_untimed_run_has_acceptance_and_no_speed() -> None:
+    found = rows_of(make_run(sample_records({"ngram": 0.5}, timed=False), profile="acceptance"))["ngram"]
+    assert found.tau > 1
+    assert math.isnan(found.speedup)
+    assert math.isnan(found.tokens_per_s)
+    assert pairwise(make_run(sample_records({"ngram": 0.5}, timed=False))) == []
+
+
+def test_a_lossy_acceptor_marks_its_rows() -> None:
+    lossy = make_record("ngram", verdict=Verdict("lossy"))
+    found = rows_of(make_run([make_record("vanilla"), lossy]))
+    assert found["vanilla"].lossless
+    assert not found["ngram"].lossless
+
+
+def test_the_json_rows_are_strict_json_with_the_promised_keys() -> None:
+    told = json_rows(summarise(sample_runs()))
+    assert all(list(row) == KEYS for row in told)
+    text = json.dumps(told, allow_nan=False)
+    failed = next(row for row in json.loads(text) if row["num_prompts"] == 0)
+    assert failed["tau"] is failed["speedup"] is failed["verdict"] is failed["speedup_ci"] is None
+
+
+def test_runs_that_differ_outside_the_tables_axes_are_refused_by_name() -> None:
+    first = with_provenance(sample_run("r1"), device={"name": "one"}, packages={"torch": "2.13.0"})
+    second = with_provenance(sample_run("r2"), device={"name": "other"}, packages={"torch": "2.13.0"})
+    with pytest.raises(ConfigError, match=r'device\.name: "one" in r1, "other" in r2.*--only.*--allow-mixed'):
+        refuse_mixed([first, second])
+    assert list(differences([first, second])) == ["device.name"]
+
+
+def test_mixed_runs_are_kept_apart_by_footnotes() -> None:
+    first = with_provenance(sample_run("r1"), device={"name": "one"})
+    second = with_provenance(sample_run("r2", seed=1), device={"name": "other"})
+    letters, notes = variants([first, second])
+    assert letters == {"r1": "a", "r2": "b"}
+    assert notes == ['a: device.name = "one"', 'b: device.name = "other"']
+    assert {(row.method, row.variant) for row in summarise([first, second])} >= {
+        ("ngram", "a"),
+        ("ngram", "b"),
+    }
+
+
+def test_other_tasks_temperatures_methods_and_failed_cells_may_stand_together() -> None:
+    refuse_mixed(sample_runs())
+    assert variants(sample_runs())[1] == []
+
+
+def test_the_same_task_with_other_prompts_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"prompts\[tiny, smoke\]\.hash"):
+        refuse_mixed([sample_run("r1"), sample_run("r2", prompts={"hash": "other"})])
+
+
+def test_a_rung_that_was_not_run_everywhere_is_no_obstacle() -> None:
+    rung = make_rung("transformers.generate", "c00", 5, ROUND_NS)
+    runs = [
+        make_run([make_record("vanilla"), rung], "r1"),
+        make_run([make_record("vanilla")], "r2", task="b"),
+    ]
+    refuse_mixed(runs)
+    assert [row.speedup_vs for row in summarise(runs) if row.task == "b"] == [{}]
