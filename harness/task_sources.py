@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -92,10 +93,22 @@ class HubTask(Task):
         """See `Task`."""
         if self.path:
             return {"source": "file", "path": self.path, "sha256": file_hash(self.path)}
+        return {"source": "hub", "dataset": self.dataset, "subset": self.subset, "commit": self._commit()}
+
+    def _commit(self) -> str | None:
+        # A full commit names itself, so that a data set in the cache needs no network.
+        if self.revision and re.fullmatch("[0-9a-f]{40}", self.revision):
+            return self.revision
         from huggingface_hub import HfApi
 
-        commit = HfApi().dataset_info(self.dataset, revision=self.revision).sha
-        return {"source": "hub", "dataset": self.dataset, "subset": self.subset, "commit": commit}
+        try:
+            sha: str | None = HfApi().dataset_info(self.dataset, revision=self.revision).sha
+        except Exception as error:  # as with `load_dataset`
+            raise ConfigError(
+                f"task {self.name}: cannot ask the hub which commit {self.dataset} is at"
+                f" ({type(error).__name__}: {error}). Offline, pin it: task.revision=COMMIT."
+            ) from error
+        return sha
 
     def _rows(self) -> Any:
         from datasets import load_dataset

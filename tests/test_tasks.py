@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,29 @@ def test_an_unreachable_hub_is_told_with_the_way_round(monkeypatch: pytest.Monke
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     with pytest.raises(ConfigError, match=r"no route.*task.path=FILE"):
         HubTask(name="x", dataset="a/b", split="test").load()
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_hub_tasks_are_pinned_and_their_card_asks_nobody(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = OmegaConf.load(path)
+    if "dataset" not in node:
+        pytest.skip("not from the hub")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
+    assert re.fullmatch("[0-9a-f]{40}", node.revision)
+    assert build(node, "task").card()["commit"] == node.revision
+
+
+def test_an_unpinned_task_offline_is_told_to_pin(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
+    with pytest.raises(ConfigError, match=r"no route.*task.revision=COMMIT"):
+        HubTask(name="x", dataset="a/b", split="test", revision="main").card()
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the benchmark files beside the repository")
