@@ -117,18 +117,27 @@ class Rejection(Acceptor):
         """See `Acceptor`. Runs on the host, in float64."""
         count, token = torch.zeros_like(start), torch.zeros_like(start)
         path = torch.zeros_like(draft.tokens)
-        for row in range(len(start)):
-            law = chooser.params.probs(logits[row]).double().cpu().numpy()
-            nodes, last = self._descend(law, draft, row, chooser.generator(row, int(start[row])))
+        laws = chooser.params.probs(logits).double().cpu().numpy()
+        drawn_from = None if draft.probs is None else draft.probs.double().cpu().numpy()
+        for row, position in enumerate(start.tolist()):
+            drawn = None if drawn_from is None else drawn_from[row]
+            nodes, last = self._descend(laws[row], drawn, draft, row, chooser.generator(row, position))
             count[row], token[row] = len(nodes), last
             path[row, : len(nodes)] = torch.tensor(nodes, dtype=torch.int64, device=path.device)
         return Accepted(count, path, token)
 
     @staticmethod
     def _descend(
-        law: NDArray[np.float64], draft: Draft, row: int, random: np.random.Generator
+        law: NDArray[np.float64],
+        drawn_from: NDArray[np.float64] | None,
+        draft: Draft,
+        row: int,
+        random: np.random.Generator,
     ) -> tuple[list[int], int]:
-        """The accepted nodes of one sequence and the token after them."""
+        """The accepted nodes of one sequence and the token after them.
+
+        law [1+n, V]: of the target, per row of logits. drawn_from [n, V]: of the drafter, per node.
+        """
         size = int(draft.size[row])
         tokens, parents = draft.tokens[row].tolist(), draft.parents[row].tolist()
         accepted: list[int] = []
@@ -137,11 +146,11 @@ class Rejection(Acceptor):
             target_probs = law[here + 1].copy()
             for node in (i for i in range(size) if parents[i] == here):
                 target_probs /= target_probs.sum()
-                if draft.probs is None:
+                if drawn_from is None:
                     draft_probs = np.zeros_like(target_probs)
                     draft_probs[tokens[node]] = 1.0
                 else:
-                    draft_probs = draft.probs[row, node].double().cpu().numpy()
+                    draft_probs = drawn_from[node]
                 if random.random() * draft_probs[tokens[node]] < target_probs[tokens[node]]:
                     accepted.append(node)
                     here = node

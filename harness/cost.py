@@ -1,7 +1,7 @@
 """Cost: how long a forward over some tokens takes on this machine, and which shapes are worth padding to.
 
-Matrix libraries are not monotone: on some CPUs three tokens cost more than five. A draft may be padded up to a
-cheaper width, as its rectangle has a `size` of its own.
+Matrix libraries are not monotone: on some CPUs three tokens cost more than five. A draft may be padded up to
+a cheaper width, as its rectangle has a `size` of its own.
 """
 
 from __future__ import annotations

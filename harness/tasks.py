@@ -162,13 +162,14 @@ def lines_of(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"task.path={path}: no such file; give a JSONL file, one conversation a line")
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not `splitlines`: JSON texts may hold U+2028 and its like unescaped, which end no line of JSONL.
+    for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            data = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}:{number}: not JSON: {error}") from error
+            data = json.loads(line.decode("utf-8"))
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ConfigError(f"{path}:{number}: not JSON in UTF-8: {error}") from error
         if not isinstance(data, dict):
             raise ConfigError(f"{path}:{number}: needs a JSON object, got {type(data).__name__}")
         yield number, data

@@ -94,6 +94,21 @@ def test_a_doubled_id_and_a_line_without_turns_are_told(tmp_path: Path) -> None:
         JsonlTask(name="x", path=str(file)).load()
 
 
+def test_only_newlines_end_lines_and_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "task.jsonl"
+    line = '{"question_id": 1, "category": "a", "turns": ["one\u2028two\x85three"]}\r\n'
+    file.write_bytes(line.encode())
+    assert JsonlTask(name="x", path=str(file)).load()[0].turns == ("one\u2028two\x85three",)
+    file.write_bytes(line.encode() + b"\n\xff\n")
+    with pytest.raises(ConfigError, match=r"task.jsonl:3: not JSON in UTF-8"):
+        JsonlTask(name="x", path=str(file)).load()
+    file.write_bytes(line.encode() + b"[1]\n")
+    with pytest.raises(ConfigError, match=r"task.jsonl:2: needs a JSON object, got list"):
+        JsonlTask(name="x", path=str(file)).load()
+    with pytest.raises(ConfigError, match="no such file"):
+        JsonlTask(name="x", path=str(tmp_path / "none.jsonl")).load()
+
+
 def test_rows_of_the_hub_become_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
