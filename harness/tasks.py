@@ -59,6 +59,8 @@ class Task(ABC):
             ConfigError: an id or a category that the task does not have, or nothing left.
         """
         found = self.read()
+        if not found:
+            raise ConfigError(f"task {self.name}: its source holds no conversation: {self.source()}")
         self._known("ids", self.ids, [one.id for one in found])
         self._known("categories", self.categories, sorted({one.category for one in found}))
         chosen = [

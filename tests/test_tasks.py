@@ -107,6 +107,9 @@ def test_only_newlines_end_lines_and_bytes_that_are_no_text_are_told(tmp_path: P
         JsonlTask(name="x", path=str(file)).load()
     with pytest.raises(ConfigError, match="no such file"):
         JsonlTask(name="x", path=str(tmp_path / "none.jsonl")).load()
+    file.write_bytes(b"\n")
+    with pytest.raises(ConfigError, match="holds no conversation"):
+        JsonlTask(name="x", path=str(file)).load()
 
 
 def test_rows_of_the_hub_become_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
