@@ -88,8 +88,8 @@ def test_an_offline_run_holds_the_numbers_of_the_table(tmp_path: Path) -> None:
         assert [point["prompt/tokens"] for point in history if "prompt/tokens" in point] == [
             len(record.output_ids) for record in measured
         ]
-        (table,) = [point["prompts"] for point in history if "prompts" in point]
-        assert (table["_type"], table["nrows"]) == ("table-file", len(measured))
+        (table,) = [point for point in history if point.get("prompts._type") == "table-file"]
+        assert table["prompts.nrows"] == len(measured)
         seen[arm] = summary
     for row in rows:
         if row["method"] in seen:
