@@ -20,10 +20,10 @@ _MIN_GAIN = 0.05
 
 
 @torch.no_grad()
-def verify_seconds(
+def verify_ns(
     target: Target, num_rows: int, widest: int = 32, num_context: int = 128, num_repeats: int = 3
-) -> list[float]:
-    """Seconds of a verification of `num_rows` chains of n tokens, for n = 0 .. widest; the least of several.
+) -> list[int]:
+    """Nanoseconds to verify `num_rows` chains of n tokens, for n = 0 .. widest; the least of several.
 
     Overwrites the target's cache.
     """
@@ -31,23 +31,23 @@ def verify_seconds(
     for row in range(num_rows):
         target.prefill(row, [1 + i % (target.vocab_size - 1) for i in range(num_context)])
     pending = torch.ones(num_rows, dtype=torch.int64, device=target.device)
-    seconds = [float("inf")] * (widest + 1)
+    least: list[int] = [1 << 62] * (widest + 1)
     for _ in range(num_repeats):
         for width in range(widest + 1):
             tokens = pending[:, None].expand(num_rows, width)
             draft = Draft.chain(tokens, torch.full_like(pending, width))
             synchronize(target.device)
-            begin = time.perf_counter()
+            begin = time.perf_counter_ns()
             target.verify(pending, draft)
             synchronize(target.device)
-            seconds[width] = min(seconds[width], time.perf_counter() - begin)
-    return seconds
+            least[width] = min(least[width], time.perf_counter_ns() - begin)
+    return least
 
 
-def cheapest_widths(seconds: Sequence[float]) -> list[int]:
+def cheapest_widths(costs: Sequence[float]) -> list[int]:
     """For a draft of n nodes, the width at which its forward is cheapest; vanilla's 0 stays 0."""
-    widths = [0]
-    for width in range(1, len(seconds)):
-        best = min(range(width, len(seconds)), key=lambda other: seconds[other])
-        widths.append(best if seconds[best] < (1 - _MIN_GAIN) * seconds[width] else width)
+    widths = [0][: len(costs)]
+    for width in range(1, len(costs)):
+        best = min(range(width, len(costs)), key=lambda other: costs[other])
+        widths.append(best if costs[best] < (1 - _MIN_GAIN) * costs[width] else width)
     return widths

@@ -17,7 +17,7 @@ from harness import provenance
 from harness.accept import Acceptor
 from harness.config import ConfigError
 from harness.conversation import Message
-from harness.cost import cheapest_widths, verify_seconds
+from harness.cost import cheapest_widths, verify_ns
 from harness.decoding import DecodingParams
 from harness.engine import LocalEngine
 from harness.measure import lap_cost_ns, read_bandwidth
@@ -54,10 +54,10 @@ class Session:
             assert player.drafter is not None
             player.drafter.bind(self.target)
         self.rungs = [Player(name=rung.name, rung=rung) for rung in plan.rungs.values()]
-        self.widths: list[int] = []
+        self.verify_ns: list[int] = []
         if plan.measure.timed:
             console.note("timing the target's forward by width")
-            self.widths = cheapest_widths(verify_seconds(self.target, plan.measure.batch_size))
+            self.verify_ns = verify_ns(self.target, plan.measure.batch_size)
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         """Prompt ids of a chat."""
@@ -91,7 +91,7 @@ class Experiment:
             weights.end_token_ids,
             weights.max_context,
             timed=measure.timed,
-            widths=session.widths,
+            widths=cheapest_widths(session.verify_ns),
         )
         self.stage = Stage(
             engine=engine,
@@ -198,7 +198,7 @@ class Experiment:
     def _probe(self, run: OpenRun) -> None:
         device = self.session.target.device
         bandwidth = read_bandwidth(device, self.plan.measure.bandwidth_gib)
-        run.write_probe(Probe(bandwidth, lap_cost_ns(device), self.session.widths))
+        run.write_probe(Probe(bandwidth, lap_cost_ns(device), self.session.verify_ns))
 
     def _warm_up(self) -> None:
         """Run every player on prompts outside the test set."""

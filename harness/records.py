@@ -109,12 +109,13 @@ class Probe(NamedTuple):
     """The machine as this process found it, measured before the first prompt.
 
     read_bandwidth: bytes per second, streaming a written buffer with all threads or the whole device.
-    lap_ns: cost of one clock reading of the time split. widths: what a draft of n nodes is padded to.
+    lap_ns: cost of one clock reading of the time split. verify_ns: nanoseconds of a forward over
+    the pending token and n drafted ones, for n = 0, 1, ... (see `harness.cost`).
     """
 
     read_bandwidth: float
     lap_ns: float
-    widths: list[int] = []  # noqa: RUF012 - a NamedTuple's default, read only
+    verify_ns: list[int] = []  # noqa: RUF012 - a NamedTuple's default, read only
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -114,10 +114,11 @@ class Console:
         self._print(f"error: {text}", "bold red")
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-        """Cells are printed as they are; the first column is on the left, the others on the right."""
+        """Cells are printed as they are; columns of words are on the left, of numbers on the right."""
         table = Table(title=title and Text(title), title_justify="left")
         for index, header in enumerate(headers):
-            table.add_column(Text(header), justify="right" if index else "left", overflow="fold")
+            numbers = any(row[index][:1].isdigit() for row in rows)
+            table.add_column(Text(header), justify="right" if numbers else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         self._rich.print(table)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.cost import cheapest_widths, verify_seconds
+from harness.cost import cheapest_widths, verify_ns
 from harness.draft import Draft
 from harness.target import Target
 from tests.targets import tiny_model
@@ -17,9 +17,9 @@ def test_a_draft_is_padded_only_to_a_width_that_is_clearly_cheaper() -> None:
 
 
 def test_every_width_is_timed() -> None:
-    seconds = verify_seconds(Target(tiny_model("llama")), num_rows=2, widest=4, num_context=8, num_repeats=1)
+    seconds = verify_ns(Target(tiny_model("llama")), num_rows=2, widest=4, num_context=8, num_repeats=1)
     assert len(seconds) == 5
-    assert all(0 < one < float("inf") for one in seconds)
+    assert all(0 < one < 60e9 for one in seconds)
 
 
 @pytest.mark.parametrize("chain", [True, False])
