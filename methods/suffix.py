@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, model_validator
@@ -28,7 +28,7 @@ _SEPARATOR = -1
 class _State:
     """The text so far, and where the corpus agrees with its end."""
 
-    text: SuffixAutomaton = field(default_factory=SuffixAutomaton)
+    text: SuffixAutomaton
     place: tuple[int, int] = (ROOT, 0)
 
 
@@ -69,21 +69,21 @@ class Suffix(SequenceDrafter):
 
     def start_one(self) -> _State:
         """See `SequenceDrafter`."""
-        return _State()
+        return _State(SuffixAutomaton(max_match=self.max_match))
 
     def extend_one(self, state: _State, tokens: Sequence[int]) -> None:
         """See `SequenceDrafter`."""
         for token in tokens:
             state.text.extend(token)
             if self._corpus:
-                state.place = self._corpus.step(*state.place, token)
+                state.place = self._corpus.step(*state.place, token, self.max_match)
 
     def propose_one(self, context: Sequence[int], state: _State, room: int) -> Sequence[int]:
         """See `SequenceDrafter`."""
-        match = state.text.repeated(self.max_match)
+        match = state.text.repeated()
         source = state.text
         if self._corpus:
-            other = self._corpus.found(*state.place, self.max_match)
+            other = self._corpus.found(*state.place)
             if other.length > match.length:
                 match, source = other, self._corpus
         if match.length < self.min_match:

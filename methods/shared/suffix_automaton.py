@@ -23,10 +23,18 @@ NO_MATCH = Match(0, 0)
 
 
 class SuffixAutomaton:
-    """Grows by one token in amortised constant time."""
+    """Grows by one token in amortised constant time.
 
-    def __init__(self, tokens: Iterable[int] = ()) -> None:
+    Of several places the first is told: the end of a state then never changes, while the latest would have to
+    be carried up all suffix links with every token.
+    """
+
+    def __init__(self, tokens: Iterable[int] = (), max_match: int | None = None) -> None:
+        """max_match: longest suffix that `repeated` looks at, in tokens (None: any)."""
         self.tokens: list[int] = []
+        self._max_match = max_match
+        self._place = (ROOT, 0)
+        """Where the longest suffix of at most `max_match` tokens stood before; idle without that limit."""
         self._next: list[dict[int, int]] = [{}]
         self._link = [-1]
         self._length = [0]
@@ -43,6 +51,11 @@ class SuffixAutomaton:
 
     def extend(self, token: int) -> None:
         """Append a token."""
+        if self._max_match is not None:
+            # Before the token enters, so that no suffix is found at its own place.
+            # If the token then splits the state found, no repair is due: its clone has the same end and, until
+            # the next step, the same successors.
+            self._place = self.step(*self._place, token, self._max_match)
         self.tokens.append(token)
         new = self._add({}, len(self.tokens), len(self.tokens))
         state = self._last
@@ -52,40 +65,44 @@ class SuffixAutomaton:
         self._link[new] = ROOT if state == -1 else self._target_of(state, token)
         self._last = new
 
-    def repeated(self, max_length: int | None = None) -> Match:
-        """The longest suffix (of at most `max_length` tokens) of all tokens that occurred before.
+    def repeated(self) -> Match:
+        """The longest suffix (of at most `max_match` tokens) of all tokens that occurred before.
 
-        That is the link of the state of the whole sequence: the longest suffix with another end.
+        Without a limit that is the link of the whole sequence's state: its longest suffix with another end.
         """
-        return self._match(self._link[self._last], self._length[self._link[self._last]], max_length)
+        if self._max_match is not None:
+            return self.found(*self._place)
+        state = self._link[self._last]
+        return self.found(state, self._length[state])
 
-    def step(self, state: int, length: int, token: int) -> tuple[int, int]:
+    def step(self, state: int, length: int, token: int, max_length: int | None = None) -> tuple[int, int]:
         """Follow another sequence: from the state and length of its matched suffix to those one token later.
 
-        Begin with (ROOT, 0). Valid only while nothing is appended here.
+        Begin with (ROOT, 0). Valid only while nothing is appended here. `max_length` is cut to at every step:
+        cutting a long match anew each time would climb all its suffix links.
         """
         while state != ROOT and token not in self._next[state]:
             state = self._link[state]
             length = self._length[state]
         following = self._next[state].get(token)
-        return (ROOT, 0) if following is None else (following, length + 1)
+        if following is None:
+            return ROOT, 0
+        return (following, length + 1) if max_length is None else self._cut(following, length + 1, max_length)
 
-    def found(self, state: int, length: int, max_length: int | None = None) -> Match:
+    def found(self, state: int, length: int) -> Match:
         """The match that `step` arrived at."""
-        return self._match(state, length, max_length)
+        return NO_MATCH if state <= ROOT else Match(length, self._end[state])
 
     def after(self, match: Match, count: int) -> Sequence[int]:
         """Up to `count` tokens that follow a match."""
         return self.tokens[match.end : match.end + count]
 
-    def _match(self, state: int, length: int, max_length: int | None) -> Match:
-        if state <= ROOT:
-            return NO_MATCH
-        if max_length is not None and length > max_length:
-            length = max_length
-            while self._length[self._link[state]] >= length:
-                state = self._link[state]
-        return Match(length, self._end[state])
+    def _cut(self, state: int, length: int, max_length: int) -> tuple[int, int]:
+        """The suffix of at most `max_length` tokens of a matched one, with the state that holds it."""
+        length = min(length, max_length)
+        while state != ROOT and self._length[self._link[state]] >= length:
+            state = self._link[state]
+        return state, length
 
     def _target_of(self, state: int, token: int) -> int:
         """Where `token` leads from `state`, split off if that state also holds longer substrings."""

@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.accept import Coupled
 from harness.config import ConfigError
+from harness.decoding import DecodingParams
 from methods.shared.suffix_automaton import ROOT, SuffixAutomaton
 from methods.suffix import Suffix, read_corpus
+from tests.targets import engine, requests
 
 texts = st.lists(st.integers(0, 2), max_size=40)
 
@@ -25,7 +28,7 @@ def ends_of(part: list[int], text: list[int]) -> list[int]:
 def test_the_repeated_suffix_is_the_longest_one_and_its_first_place_is_told(
     text: list[int], most: int | None
 ) -> None:
-    match = SuffixAutomaton(text).repeated(most)
+    match = SuffixAutomaton(text, max_match=most).repeated()
     longest = 0
     for size in range(1, len(text) + 1):
         if len(ends_of(text[-size:], text)) > 1 and (most is None or size <= most):
@@ -71,7 +74,16 @@ def test_it_drafts_what_followed_the_longest_suffix() -> None:
     assert drafted(text, room=1) == [9]
     assert drafted(text, length_factor=1.0) == [9, 8, 2]
     assert drafted(text, min_match=4) == []
-    assert drafted([5, 1, 2, 3, 6, 2, 3, 4, 2, 3], max_match=1, min_match=1, draft_length=1) == [6]
+
+
+def test_no_more_of_the_suffix_than_max_match_decides(tmp_path: Path) -> None:
+    text = [3, 9, 2, 3, 4, 2, 3]
+    assert drafted(text, min_match=1, draft_length=1) == [4]
+    assert drafted(text, min_match=1, draft_length=1, max_match=1) == [9]
+    file = tmp_path / "records.jsonl"
+    file.write_text("\n".join(json.dumps({"output_ids": ids}) for ids in ([3, 9], [2, 3, 4])))
+    assert drafted([2, 3], min_match=1, corpus_path=str(file)) == [4]
+    assert drafted([2, 3], min_match=1, corpus_path=str(file), max_match=1) == [9]
 
 
 def test_the_longer_match_of_a_corpus_wins_and_ends_with_its_output(tmp_path: Path) -> None:
@@ -95,3 +107,17 @@ def test_a_bad_corpus_is_told_by_line(tmp_path: Path) -> None:
 def test_lengths_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match="above max_match"):
         Suffix(min_match=3, max_match=2)
+
+
+@pytest.mark.parametrize("max_match", [None, 2])
+def test_permuting_the_prompts_changes_no_round(max_match: int | None) -> None:
+    loop, method = engine(), Suffix(min_match=1, max_match=max_match)
+    method.bind(loop.target)
+    params = DecodingParams(name="greedy", max_new_tokens=40)
+    asked = requests()
+    rounds = []
+    for order in ([0, 1, 2], [2, 0, 1]):
+        made = {row: loop.generate([asked[row]], method, params, Coupled())[0] for row in order}
+        rounds.append([(made[row].drafted, made[row].accepted) for row in range(3)])
+    assert rounds[0] == rounds[1]
+    assert any(sum(drafted) for drafted, _ in rounds[0])
