@@ -53,8 +53,8 @@ class SuffixAutomaton:
         """Append a token."""
         if self._max_match is not None:
             # Before the token enters, so that no suffix is found at its own place.
-            # If the token then splits the state found, no repair is due: its clone has the same end and, until
-            # the next step, the same successors.
+            # If the token then splits the state found, no repair is due: its clone has the same end
+            # and, until the next token, the same successors.
             self._place = self.step(*self._place, token, self._max_match)
         self.tokens.append(token)
         new = self._add({}, len(self.tokens), len(self.tokens))
