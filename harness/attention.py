@@ -1,10 +1,11 @@
-"""The attention kernel `grouped`: torch's SDPA under a tree mask, without repeating keys for grouped queries.
+"""Attention under a tree mask: the mask, and the kernel `grouped` (torch's SDPA without repeated keys).
 
 Shapes: B sequences, Hq query heads, H key/value heads, n new tokens, C readable cache slots, D head size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,3 +59,22 @@ def grouped(
             enable_gqa=groups > 1,
         )
     return output.transpose(1, 2), None
+
+
+def tree_mask(lengths: Sequence[int], tree: Tensor) -> Tensor:
+    """Which cache slots n new tokens may look at: bool [B, 1, n, C], C = the longest length + E.
+
+    lengths: committed tokens of each sequence, all of which are seen. tree [B, n, E] bool: which of the E
+    tokens behind them (the new ones last) each new token sees; they lie right behind the committed ones.
+    """
+    num_rows, num_new, num_behind = tree.shape
+    longest, device = max(lengths), tree.device
+    mask = torch.ones(num_rows, 1, num_new, longest + num_behind, dtype=torch.bool, device=device)
+    if min(lengths) == longest:
+        mask[:, 0, :, longest:] = tree
+        return mask
+    base = torch.tensor(list(lengths)).to(device, non_blocking=True)[:, None, None]
+    mask[:, 0] = torch.arange(longest + num_behind, device=device) < base
+    place = (base + torch.arange(num_behind, device=device)).expand(tree.shape)
+    mask[:, 0].scatter_(2, place, tree)
+    return mask

@@ -1,10 +1,11 @@
-"""The target's key/value cache: preallocated rows that are written at chosen slots and can be moved.
+"""Key/value cache of the target or a drafter: rows are written at chosen slots and can be moved.
 
 Shapes: B sequences, H key/value heads, C allocated slots, D head dimension, n new tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,9 +40,12 @@ class SlotCache(Cache):  # type: ignore[misc]
             self._keys, self._values = [], []
         self.lengths = [0] * num_rows
 
-    def aim(self, rows: slice, count: int, device: torch.device) -> None:
-        """The next forward writes `count` tokens behind the committed ones of `rows`."""
-        lengths = self.lengths[rows]
+    def aim(self, rows: slice, count: int, device: torch.device, ahead: int = 0) -> None:
+        """The next forward writes `count` tokens behind the committed ones of `rows`.
+
+        ahead: uncommitted tokens that earlier forwards wrote there and that stay readable.
+        """
+        lengths = [length + ahead for length in self.lengths[rows]]
         self._rows, self._end = rows, max(lengths) + count
         self._needed = max(self._end, max(self.lengths))
         if len(set(lengths)) == 1:
@@ -82,7 +86,11 @@ class SlotCache(Cache):  # type: ignore[misc]
                 # Layers of a target that spans devices keep their rows where they are.
                 row, to, here = (index.to(buffer.device) for index in (rows, target, source))
                 buffer[row, :, to] = buffer[row, :, here]
-        self.lengths = [old + 1 + new for old, new in zip(self.lengths, length, strict=True)]
+        self.advance([1 + count for count in length])
+
+    def advance(self, counts: Sequence[int]) -> None:
+        """The first `counts[b]` uncommitted tokens of each sequence stay, the others are dropped."""
+        self.lengths = [old + new for old, new in zip(self.lengths, counts, strict=True)]
 
     def keep(self, rows: list[int]) -> None:
         """Only these sequences go on, in this order."""

@@ -42,9 +42,11 @@ def facts(run: Run) -> Facts:
     found |= _flat(f"decoding[{cell.decoding}]", decoding)
     found |= _flat(f"prompts[{cell.target}, {cell.task}]", manifest.prompts)
     found |= _flat(f"task[{cell.task}]", config.get("task") or {})
-    for kind, players in (("method", manifest.arms), ("rung", config.get("rungs") or {})):
-        for name, settings in players.items():
-            found |= _flat(f"{kind}[{name}]", settings)
+    # A method may have another head or tree for another target; on one target it must be the same everywhere.
+    for name, settings in manifest.arms.items():
+        found |= _flat(f"method[{cell.target}, {name}]", settings)
+    for name, settings in (config.get("rungs") or {}).items():
+        found |= _flat(f"rung[{name}]", settings)
     return {
         name: json.dumps(value, sort_keys=True, default=str)
         for name, value in found.items()

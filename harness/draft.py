@@ -83,7 +83,8 @@ class Draft:
             closure = eye.new_ones(n, n).tril().expand(rows, n, n)
         else:
             # One step to the parent, squared until every path of length <= n is covered.
-            step = torch.nn.functional.one_hot(self.parents + 1, n + 1)[..., 1:].bool() | eye
+            # (`one_hot` would have the host look at its values.)
+            step = (self.parents[..., None] == torch.arange(n, device=eye.device)) | eye
             closure = step
             for _ in range(max(n - 1, 1).bit_length()):
                 closure = (closure.float() @ closure.float()) > 0

@@ -26,7 +26,8 @@ class Tap(Protocol):
 
     @property
     def point(self) -> str:
-        """`input` or `output` of the block, as the raw residual stream (before any final norm)."""
+        """`input` or `output` of the block, as the raw residual stream (before any final norm); `normed`:
+        what the LM head reads, after the final norm, whatever `layer` is."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ class TargetView(Protocol):
     def lm_head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of final hidden states [..., H] (after the target's final norm)."""
 
+    def trace(self, ids: Tensor, taps: Sequence[Tap]) -> tuple[Tensor, list[Tensor]]:
+        """A plain causal forward over token ids [B, n], outside of any timed region and of the loop's cache.
+
+        Logits [B, n, V] and per tap the states [B, n, H]. For checks and training.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -70,15 +77,15 @@ class Outcome:
     committed: tokens that entered the target's cache, per sequence: the prompt at prefill, else the
         old pending token and then the accepted path, in order.
     pending: the token after them, per sequence: known to be right, not in the cache, without features.
-    taps: per tap, per sequence, the hidden states [len(committed), H] of those tokens, in that order.
-        There is none for the pending token.
+    taps: per tap the hidden states [B, m, H] of those tokens, in that order; m is the longest of `committed`,
+        and rows past a sequence's own length hold anything. There is none for the pending token.
     draft: what was verified (None at prefill). logits [B, 1+n, V]: the target's raw logits after the
         old pending token and after every drafted node, rejected ones included (None at prefill).
     """
 
     committed: list[list[int]]
     pending: list[int]
-    taps: list[list[Tensor]] = field(default_factory=list)
+    taps: list[Tensor] = field(default_factory=list)
     draft: Draft | None = None
     logits: Tensor | None = None
 
@@ -105,8 +112,24 @@ class Drafter(ABC):
         return ()
 
     def bind(self, target: TargetView) -> None:
-        """Meet the target: load weights, check shapes. Called before anything is timed."""
+        """Meet the target: load weights, check shapes. Called before anything is timed.
+
+        Raises:
+            ConfigError: what does not fit; the text begins with the field's name, as the caller puts the
+            method's before it.
+        """
         self._target = target
+
+    def check(self, prompts: Sequence[Sequence[int]]) -> None:  # noqa: B027 - a hook
+        """Look at a few prompts before anything is timed; nothing of them may be kept.
+
+        Raises:
+            ConfigError: weights that do not fit the target, or are read by the wrong convention.
+        """
+
+    def card(self) -> dict[str, Any]:
+        """What was loaded, after `bind`: source, hash, origin, conventions; JSON types, for the manifest."""
+        return {}
 
     @abstractmethod
     def reset(self, num_rows: int) -> None:
@@ -114,7 +137,10 @@ class Drafter(ABC):
 
     @abstractmethod
     def propose(self, room: Sequence[int]) -> Draft:
-        """Draft for every running sequence; levels deeper than `room[b]` could not be emitted."""
+        """Draft for every running sequence.
+
+        room: levels deeper than `room[b]` could not be emitted; a drafter may save that work or ignore it.
+        """
 
     @abstractmethod
     def observe(self, outcome: Outcome) -> None:

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from harness.accept import Accepted, Acceptor
 from harness.decoding import Chooser, DecodingParams
@@ -181,6 +182,7 @@ class _Batch:
             params, [request.key for request in requests], self.target.vocab_size, self.target.device
         )
         self.pending = torch.empty(0)
+        self._last: list[int] = []
         self._end = frozenset[int]() if params.ignore_end_token else engine.end_token_ids
         self._max_context = engine.max_context
         self._rounds: list[list[int]] = []
@@ -197,7 +199,7 @@ class _Batch:
         device = self.target.device
         first = torch.zeros(len(logits), 1, dtype=torch.int64, device=device)
         self.pending = self.chooser.choose(torch.stack(logits)[:, None], first)[:, 0]
-        tokens = self.pending.tolist()
+        tokens = self._last = self.pending.tolist()
         for row, token in enumerate(tokens):
             self._emit(row, [token])
         if any(self.generations[row].stop is None for row in self.running):
@@ -205,7 +207,7 @@ class _Batch:
                 Outcome(
                     committed=[list(request.prompt) for request in self.requests],
                     pending=tokens,
-                    taps=[list(states) for states in zip(*taps, strict=True)],
+                    taps=[pad_sequence(list(states), batch_first=True) for states in zip(*taps, strict=True)],
                 )
             )
             self.drop_finished()
@@ -236,7 +238,7 @@ class _Batch:
 
     def outcome(self, draft: Draft, logits: Tensor, accepted: Accepted, decision: Decision) -> Outcome:
         """What the drafter sees of the round; moves the pending token on."""
-        last = self.pending.tolist()
+        last, self._last = self._last, decision.token
         self.pending = accepted.token
         return Outcome(
             committed=[[old, *path] for old, path in zip(last, decision.path_tokens, strict=True)],
@@ -252,6 +254,7 @@ class _Batch:
         if len(rows) < len(self.running):
             self.running = [self.running[b] for b in rows]
             self.pending = self.pending[rows]
+            self._last = [self._last[b] for b in rows]
             self.target.keep(rows)
             self.chooser.keep(rows)
             self.drafter.keep(rows)

@@ -7,6 +7,7 @@ import json
 import random
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ from harness.verdict import Judge
 from harness.weights import LoadedWeights, render, template_hash
 
 _WARMUP_TOKENS = 32
+_NUM_CHECKED = 3
+"""Prompts that drafters look at before anything is measured."""
 _OUTPUT_OPTIONS = ("results", "tracker", "replicate", "decodings")
 """Not part of a run's identity, or (replicate, decodings) put into it in another form."""
 
@@ -52,12 +55,31 @@ class Session:
         self.players = [Player(name=name, drafter=drafter) for name, drafter in plan.arms.items()]
         for player in self.players:
             assert player.drafter is not None
-            player.drafter.bind(self.target)
+            with _naming(player.name):
+                player.drafter.bind(self.target)
+        self._checked = False
         self.rungs = [Player(name=rung.name, rung=rung) for rung in plan.rungs.values()]
         self.verify_ns: list[int] = []
         if plan.measure.timed:
             console.note("timing the target's forward by width")
             self.verify_ns = verify_ns(self.target, plan.measure.batch_size)
+
+    def check(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Have the drafters look at some prompts, once.
+
+        Raises:
+            ConfigError: a drafter finds that it does not fit the target.
+        """
+        if self._checked:
+            return
+        for name, drafter in self.plan.arms.items():
+            with _naming(name):
+                drafter.check(prompts)
+        self._checked = True
+
+    def cards(self) -> dict[str, dict[str, Any]]:
+        """What the drafters have loaded, by arm."""
+        return {name: card for name, drafter in self.plan.arms.items() if (card := drafter.card())}
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         """Prompt ids of a chat."""
@@ -105,13 +127,17 @@ class Experiment:
         self.prompts = {
             conversation.id: self.stage.prompt(conversation, []) for conversation in session.conversations
         }
+        session.check(list(self.prompts.values())[:_NUM_CHECKED])
 
     def manifest(self, store: ResultStore) -> RunManifest:
         """What will be measured and where; its id is the run's."""
         device = provenance.device_facts(self.session.target.device)
+        cards = self.session.cards()
 
         def run_id(replicate: int) -> str:
-            return provenance.run_id(self.cell, provenance.identity(self._config(), replicate, device))
+            # A head that was trained anew in the same folder makes another measurement.
+            config = {**self._config(), "cards": cards}
+            return provenance.run_id(self.cell, provenance.identity(config, replicate, device))
 
         wanted = self.plan.replicate
         replicate = store.next_replicate(run_id) if wanted == "next" else wanted
@@ -120,7 +146,11 @@ class Experiment:
             run_id=run_id(replicate),
             cell=self.cell,
             arms={
-                name: {**self.plan.config["methods"][name], "scope": drafter.scope}
+                name: {
+                    **self.plan.config["methods"][name],
+                    "scope": drafter.scope,
+                    **({"card": cards[name]} if name in cards else {}),
+                }
                 for name, drafter in self.plan.arms.items()
             },
             rungs=[rung.name for rung in self.rungs],
@@ -284,6 +314,15 @@ class Experiment:
             if one.conversation.id in chosen and widest > 1:
                 output = one.generation.output_ids
                 run.write_null(self.judge.null(one.conversation.id, one.request, output, widest))
+
+
+@contextmanager
+def _naming(arm: str) -> Iterator[None]:
+    """A drafter's complaint begins with the name of its field; put the arm's before it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"methods.{arm}.{error}") from error
 
 
 def _name(block: Block) -> str:

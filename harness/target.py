@@ -84,12 +84,26 @@ class Target:
         self._taps, self._hooks, self._seen = tuple(taps), [], {}
         blocks = self.model.get_decoder().layers
         for place, tap in enumerate(self._taps):
-            if not -len(blocks) <= tap.layer < len(blocks) or tap.point not in ("input", "output"):
+            if not -len(blocks) <= tap.layer < len(blocks) or tap.point not in ("input", "output", "normed"):
                 raise ConfigError(
                     f"tap {tap.point} of block {tap.layer}: the target has {len(blocks)} blocks, "
-                    "points are input and output"
+                    "points are input, output and normed"
                 )
-            self._hooks.append(self._hook(blocks[tap.layer], place, tap.point))
+            module = self.model.get_decoder() if tap.point == "normed" else blocks[tap.layer]
+            self._hooks.append(self._hook(module, place, tap.point))
+
+    @torch.no_grad()
+    def trace(self, ids: Tensor, taps: Sequence[Tap]) -> tuple[Tensor, list[Tensor]]:
+        """See `TargetView`."""
+        watched = self._taps
+        self.watch(taps)
+        try:
+            self.use_kernel("sdpa")
+            logits: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
+            return logits, [self._seen[place] for place in range(len(taps))]
+        finally:
+            self.use_kernel()
+            self.watch(watched)
 
     def begin(self, num_rows: int) -> None:
         """Forget every sequence; `num_rows` empty ones follow."""
@@ -125,13 +139,14 @@ class Target:
         positions = base if draft.width == 0 else torch.cat([base, base + draft.depths], dim=1)
         return self._forward(ids, positions, self._mask(draft), slice(0, len(lengths)))
 
-    def taken(self, path: Tensor, length: Sequence[int]) -> list[list[Tensor]]:
-        """Per tap, per sequence, the states [1 + length, H] of the pending token and the accepted path."""
-        rows = torch.nn.functional.pad(path + 1, (1, 0))
-        return [
-            [self._seen[place][b, rows[b, : 1 + count]] for b, count in enumerate(length)]
-            for place in range(len(self._taps))
-        ]
+    def taken(self, path: Tensor, length: Sequence[int]) -> list[Tensor]:
+        """Per tap, the states [B, m, H] of the pending token and the accepted path; m = 1 + the longest path.
+
+        Of sequence b the first 1 + length[b] count.
+        """
+        rows = torch.nn.functional.pad(path[:, : max(length)] + 1, (1, 0))
+        states = (self._seen[place] for place in range(len(self._taps)))
+        return [state.gather(1, _wide(rows, state)) for state in states]
 
     def commit(self, path: Tensor | None, length: list[int]) -> None:
         """Keep the cache rows of the pending token and the accepted path, drop the rest of the draft."""
@@ -166,32 +181,27 @@ class Target:
         even = len(set(lengths)) == 1
         if draft.width == 0 and even and self.kernel == attention.GROUPED:
             return None
-        num_rows, device = len(lengths), self.device
         new = 1 + draft.width
-        tree = torch.ones(num_rows, new, new, dtype=torch.bool, device=device).tril()
+        tree = torch.ones(len(lengths), new, new, dtype=torch.bool, device=self.device).tril()
         if draft.width:
             tree[:, 1:, 1:] = draft.ancestors
-        slots = max(lengths) + new
-        mask = torch.ones(num_rows, 1, new, slots, dtype=torch.bool, device=device)
-        if even:
-            mask[:, 0, :, lengths[0] :] = tree
-            return mask
-        base = torch.tensor(lengths).to(device, non_blocking=True)[:, None, None]
-        column = torch.arange(slots, device=device)
-        mask[:, 0] = column < base
-        place = (base + torch.arange(new, device=device)).expand(num_rows, new, new)
-        mask[:, 0].scatter_(2, place, tree)
-        return mask
+        return attention.tree_mask(lengths, tree)
 
-    def _hook(self, block: Any, place: int, point: str) -> Any:
+    def _hook(self, module: Any, place: int, point: str) -> Any:
         def before(_: Any, args: tuple[Tensor, ...]) -> None:
             self._seen[place] = args[0]
 
         def after(_: Any, __: Any, output: Any) -> None:
-            self._seen[place] = output[0] if isinstance(output, tuple) else output
+            # A block gives a tensor or a tuple, the decoder a ModelOutput.
+            self._seen[place] = output if isinstance(output, Tensor) else output[0]
 
         return (
-            block.register_forward_pre_hook(before)
+            module.register_forward_pre_hook(before)
             if point == "input"
-            else block.register_forward_hook(after)
+            else module.register_forward_hook(after)
         )
+
+
+def _wide(rows: Tensor, states: Tensor) -> Tensor:
+    """Row numbers [B, m] as an index into states [B, n, H], where these lie."""
+    return rows.to(states.device)[..., None].expand(-1, -1, states.shape[-1])

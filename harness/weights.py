@@ -54,6 +54,7 @@ class TargetSpec:
     stop_tokens: end tokens beside the model's own. max_context: at most the model's, which None means.
     trust_remote_code, allow_pickle: both can run code that comes with the checkpoint.
     weights: `random` builds the shape with weights from `seed` (benchmarks of shape; no answers).
+    heads: draft heads that fit the target, by kind: `path` and settings that methods take over.
     """
 
     name: str = ""
@@ -72,6 +73,7 @@ class TargetSpec:
     allow_pickle: bool = False
     weights: Literal["checkpoint", "random"] = "checkpoint"
     seed: int = Field(default=0, ge=0)
+    heads: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.name = self.name or Path(self.path or "target").name

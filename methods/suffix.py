@@ -105,7 +105,7 @@ def read_corpus(path: str) -> SuffixAutomaton:
     """
     file = Path(path)
     if not file.is_file():
-        raise ConfigError(f"methods.suffix.corpus_path={path}: no such file; a run's records.jsonl is one")
+        raise ConfigError(f"corpus_path={path}: no such file; a run's records.jsonl is one")
     outputs: dict[tuple[int, ...], None] = {}
     for number, line in enumerate(file.read_text().splitlines(), start=1):
         try:
@@ -113,6 +113,8 @@ def read_corpus(path: str) -> SuffixAutomaton:
             if any(type(token) is not int or token < 0 for token in ids):
                 raise ValueError("output_ids must be token ids")
         except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}:{number}: needs `output_ids`, a list of integers ({error})") from error
+            raise ConfigError(
+                f"corpus_path={path}:{number}: needs `output_ids`, a list of integers ({error})"
+            ) from error
         outputs[tuple(ids)] = None
     return SuffixAutomaton(token for output in outputs for token in (*output, _SEPARATOR))

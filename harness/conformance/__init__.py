@@ -1,0 +1,1 @@
+"""Conformance: compares our EAGLE with recorded cases of the official code."""

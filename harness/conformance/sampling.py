@@ -1,0 +1,233 @@
+"""Sampled cases: the official decisions on recorded draws, the laws behind them, and our own two rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.accept import Accepted, Acceptor, Coupled, Rejection
+from harness.conformance.case import Case, Check, Pairs, Witness, close, equal, official_tree
+from harness.conformance.statistics import LEAST_P, SEEDS, chi_square_p
+from harness.decoding import Chooser, DecodingParams, stream_key
+from harness.draft import Draft
+from harness.drafter import Outcome
+from harness.target import Target
+
+_LAW_TOLERANCE = 1e-5
+_NUM_DRAWS = 4000
+_CHUNK = 500
+
+
+@dataclass
+class RecordedDraws:
+    """Stands for a random generator: gives recorded numbers, and keeps the law of the token drawn last.
+
+    drawn: the token that the recorded run drew from that law.
+    """
+
+    draws: list[float]
+    drawn: int
+    law: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def random(self) -> float:
+        """The next recorded number."""
+        return self.draws.pop(0)
+
+    def choice(self, num_tokens: int, p: Any) -> int:
+        """The token that was drawn."""
+        self.law = torch.from_numpy(np.asarray(p))
+        return self.drawn
+
+
+class RecordedChooser:
+    """Stands for a `Chooser` whose generator is recorded."""
+
+    def __init__(self, params: DecodingParams, draws: RecordedDraws) -> None:
+        self.params, self.draws = params, draws
+
+    def generator(self, row: int, position: int) -> RecordedDraws:
+        """The recorded numbers, whatever the place."""
+        return self.draws
+
+
+def checks(case: Case, pairs: Pairs) -> list[Check]:
+    """Compare a case."""
+    data, recorded, target = case.data, case.tensors, pairs.target(case)
+    params = DecodingParams(name="sampled", temperature=data["temperature"])
+    witness = Witness(pairs.drafter(case))
+    target.watch(witness.taps)
+    target.begin(1)
+    witness.reset(1)
+    logits, states = target.prefill(0, data["prompt_ids"])
+    result = _first_laws(data, recorded, logits, params)
+    pending = data_output(data)[0]
+    witness.observe(
+        Outcome(committed=[data["prompt_ids"]], pending=[pending], taps=[s[None] for s in states])
+    )
+    for number in range(data["recorded_rounds"]):
+        draft = witness.propose([1 << 30])
+        verified = target.verify(torch.tensor([pending]), draft)
+        result += _round(case, number, draft, verified, pending, params)
+        # Whatever we would have drawn, the recorded run went on like this.
+        told = data["rounds"][number]
+        path = _row(case, number, told)[1:]
+        accepted = Accepted(
+            torch.tensor([len(path)]), _path(path, draft), torch.tensor([told["bonus_token"]])
+        )
+        _go_on(target, witness, draft, verified, accepted, pending)
+        pending = told["bonus_token"]
+    return result
+
+
+def data_output(data: dict[str, Any]) -> list[int]:
+    """Output ids without the prompt."""
+    output: list[int] = data["output_ids"][len(data["prompt_ids"]) :]
+    return output
+
+
+def _first_laws(
+    data: dict[str, Any], recorded: dict[str, Tensor], logits: Tensor, params: DecodingParams
+) -> list[Check]:
+    result = [
+        close("root logits", logits, recorded["root_logits"]),
+        close("root law", params.probs(logits), recorded["root_probs"], _LAW_TOLERANCE),
+    ]
+    name = "root_probs_T0.7_p0.9_k20"
+    if name in recorded:
+        filters = data["filtered_distribution"]
+        filtered = DecodingParams(
+            name="filtered",
+            temperature=filters["temperature"],
+            top_p=filters["top_p"],
+            top_k=filters["top_k"],
+            filter_order="eagle",
+        )
+        result.append(close("filtered law", filtered.probs(logits), recorded[name], _LAW_TOLERANCE))
+    return result
+
+
+def _row(case: Case, number: int, told: dict[str, Any]) -> list[int]:
+    """Nodes of the accepted path in the recorded numbering, the pending token first."""
+    row: list[int] = case.tensors[f"s{number}.retrieve_indices"][told["best_candidate"]].tolist()
+    return row[: told["accept_length"] + 1]
+
+
+def _path(nodes: list[int], draft: Draft) -> Tensor:
+    """Nodes of the official numbering as a path [1, n] of ours."""
+    path = torch.zeros(1, draft.width, dtype=torch.int64)
+    path[0, : len(nodes)] = torch.tensor(nodes, dtype=torch.int64) - 1
+    return path
+
+
+def _round(
+    case: Case, number: int, draft: Draft, verified: Tensor, pending: int, params: DecodingParams
+) -> list[Check]:
+    told, label = case.data["rounds"][number], f"round {number}"
+
+    def recorded(name: str) -> Tensor:
+        return case.tensors[f"s{number}.{name}"]
+
+    tree = official_tree(draft, pending)
+    retrieve = tree.retrieve(ordered=True)
+    sentinel = torch.cat([tree.tokens, torch.tensor([-1])])
+    theirs = recorded("node_logits")[None]
+    draws = RecordedDraws(recorded("uniform_draws").tolist(), told["bonus_token"])
+    chooser: Any = RecordedChooser(params, draws)
+    # On their logits, so that the decision is compared and not the rounding.
+    decided = Rejection().accept(theirs, draft, chooser, torch.zeros(1, dtype=torch.int64))
+    nodes = [0, *(decided.path[0, : int(decided.length[0])] + 1).tolist()]
+    rows = [row for row in retrieve.tolist() if row[: len(nodes)] == nodes]
+    best = retrieve.tolist().index(rows[0]) if rows else -1
+    result = [
+        equal(f"{label} draft tokens", tree.tokens[None], recorded("draft_tokens")),
+        equal(f"{label} positions", tree.positions, recorded("tree_position_ids")),
+        equal(f"{label} mask", tree.mask[None, None], recorded("tree_mask")),
+        equal(f"{label} retrieve indices", retrieve, recorded("retrieve_indices")),
+        equal(f"{label} candidates", sentinel[retrieve], recorded("candidates")),
+        close(f"{label} logits", verified[0], recorded("node_logits")),
+        equal(f"{label} accepted", int(decided.length[0]), told["accept_length"]),
+        equal(f"{label} row", best, told["best_candidate"]),
+        equal(f"{label} draws left", len(draws.draws), 0),
+        close(f"{label} law of the next root", draws.law, recorded("sample_p"), _LAW_TOLERANCE),
+    ]
+    law = params.probs(theirs[0].double())
+    stop, pmf = exact_stop(draft, law, recorded("exact_accept_pmf").shape[0])
+    result += [
+        close(f"{label} law of the last node", stop, recorded("exact_stop_node_prob"), _LAW_TOLERANCE),
+        close(f"{label} law of the length", pmf, recorded("exact_accept_pmf"), _LAW_TOLERANCE),
+    ]
+    for acceptor in (Coupled(), Rejection()):
+        p = stop_node_p(acceptor, draft, theirs, params, recorded("exact_stop_node_prob"))
+        result.append(
+            Check(f"{label} {acceptor.name} by chi-square", p > LEAST_P, f"p = {p:.2g}" * (p <= LEAST_P))
+        )
+    return result
+
+
+def exact_stop(draft: Draft, law: Tensor, num_lengths: int) -> tuple[Tensor, Tensor]:
+    """Probability that each node [1 + n] is the last accepted one, and of each accepted length.
+
+    law [1 + n, V]: of the token after each node. A path is taken with the product of its tokens' ones.
+    """
+    parents, tokens = draft.parents[0] + 1, draft.tokens[0]
+    step = law[parents, tokens]
+    reach, stays = torch.ones(len(law), dtype=torch.float64), torch.ones(len(law), dtype=torch.float64)
+    for node, parent in enumerate(parents.tolist(), start=1):
+        reach[node] = reach[parent] * step[node - 1]
+        stays[parent] -= step[node - 1]
+    stop = reach * stays
+    depths = torch.nn.functional.pad(draft.depths[0], (1, 0))
+    return stop, torch.zeros(num_lengths, dtype=torch.float64).index_add(0, depths, stop)
+
+
+def stop_node_p(
+    acceptor: Acceptor, draft: Draft, logits: Tensor, params: DecodingParams, expected: Tensor
+) -> float:
+    """p-value of where `acceptor` stops against the exact law; the best of a few seeds."""
+    return max(_stop_node_p(acceptor, draft, logits, params, expected, seed) for seed in SEEDS)
+
+
+def _stop_node_p(
+    acceptor: Acceptor, draft: Draft, logits: Tensor, params: DecodingParams, expected: Tensor, seed: int
+) -> float:
+    counts = torch.zeros(draft.width + 1, dtype=torch.float64)
+    decide: Callable[..., Accepted] = acceptor.accept
+    for begin in range(0, _NUM_DRAWS, _CHUNK):
+        keys = [stream_key(seed, str(draw), 0, 0) for draw in range(begin, begin + _CHUNK)]
+        chooser = Chooser(params, keys, logits.shape[-1], logits.device)
+        many = Draft(
+            tokens=draft.tokens.expand(_CHUNK, -1),
+            parents=draft.parents.expand(_CHUNK, -1),
+            size=draft.size.expand(_CHUNK),
+            num_levels=draft.num_levels,
+        )
+        wide = logits.expand(_CHUNK, -1, -1)
+        accepted = decide(wide, many, chooser, torch.zeros(_CHUNK, dtype=torch.int64))
+        path = torch.nn.functional.pad(accepted.path + 1, (1, 0))
+        last = path.gather(1, accepted.length[:, None])[:, 0]
+        counts += last.bincount(minlength=draft.width + 1)
+    return chi_square_p(counts, expected)
+
+
+def _go_on(
+    target: Target, witness: Witness, draft: Draft, verified: Tensor, accepted: Accepted, pending: int
+) -> None:
+    """Commit the recorded path and show it to the drafter."""
+    length = int(accepted.length[0])
+    path = draft.tokens[0, accepted.path[0, :length]].tolist()
+    taps = target.taken(accepted.path, [length])
+    target.commit(accepted.path, [length])
+    witness.observe(
+        Outcome(
+            committed=[[pending, *path]],
+            pending=accepted.token.tolist(),
+            taps=taps,
+            draft=draft,
+            logits=verified,
+        )
+    )

@@ -1,0 +1,306 @@
+"""Load and save EAGLE heads: any family's checkpoint to a `Head`, and a `Head` to the official format.
+
+The official loader takes the tensors that fit and leaves the rest random; here each must be known and there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from harness.config import ConfigError
+from methods.shared.eagle_config import HeadConfig, head_shape, parse_config
+from methods.shared.eagle_files import official_name, read_files
+from methods.shared.eagle_head import Architecture, Head, HeadShape
+
+_METHODS = {"eagle": ("EAGLE-1/2", "method=eagle2"), "eagle3": ("EAGLE-3", "method=eagle3")}
+_MAPS = ("d2t", "t2d", "hot_token_id")
+_SWITCHES = ("qkv_bias", "mlp_bias", "norm_before_residual", "norm_output", "fc_norm", "norm_before_fc")
+"""Fields of `HeadShape` that a config.json calls the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetFacts:
+    """What a head must fit."""
+
+    hidden_size: int
+    vocab_size: int
+    num_layers: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedHead:
+    """A head that is ready to run (eval, no gradients), and what belongs to it.
+
+    Its parameters have the dtype asked for; `d2t` and the rotary frequencies keep their own.
+    aux_layers: the tapped blocks as config.json names them, in whichever convention; None where it is silent.
+    card: JSON types: path, format, and of a checkpoint revision, sha256 and `training` (see `HeadFiles`), of
+    a random head its seed; num_parameters; and from `HeadShape` its sizes, rotary base and switches.
+    """
+
+    head: Head
+    aux_layers: tuple[int, ...] | None
+    card: dict[str, Any]
+
+
+def load_head(
+    path: str,
+    *,
+    revision: str | None,
+    architecture: Architecture,
+    target: TargetFacts,
+    dtype: torch.dtype,
+    device: torch.device,
+    norm_output: bool | None = None,
+    norm_before_residual: bool | None = None,
+) -> LoadedHead:
+    """The head in the folder, or at the hub id, `path`.
+
+    norm_output, norm_before_residual: see `HeadShape`; of EAGLE-3; None is what config.json says, else false.
+
+    Raises:
+        ConfigError: there is none, it cannot be read, is not whole, contradicts itself, is of the other
+            architecture or for another target.
+    """
+    where = f"head={path}"
+    files = read_files(path, revision, where)
+    tensors, config = files.tensors, parse_config(files.config, where)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shape = head_shape(
+        config,
+        shapes,
+        where,
+        asked=architecture,
+        norm_output=norm_output,
+        norm_before_residual=norm_before_residual,
+    )
+    if shape.architecture != architecture:
+        kind, remedy = _METHODS[shape.architecture]
+        query = list(shapes["layer.self_attn.q_proj.weight"])
+        raise ConfigError(
+            f"{where}: is an {kind} head, by its self_attn.q_proj.weight {query} at hidden_size "
+            f"{shape.hidden_size}. Type {remedy}."
+        )
+    _refuse_misfit(shape, config, target, where)
+    head = _blank(shape, where)
+    if architecture == "eagle3":
+        maps = {name: tensors.pop(name) for name in _MAPS if name in tensors}
+        tensors["d2t"] = _vocabulary_map(maps, shape, where)
+    _refuse_differences(head, tensors, where)
+    head = _filled(head, tensors, dtype, device)
+    return LoadedHead(head=head, aux_layers=config.aux_layers, card={**files.card, **_describe(head)})
+
+
+def random_head(
+    *,
+    architecture: Architecture,
+    target: TargetFacts,
+    like: Any,
+    draft_vocab_size: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    seed: int,
+) -> LoadedHead:
+    """A head of random weights with the sizes of one for `target`, for benchmarks of shape.
+
+    like: a transformers configuration whose attention heads and MLP the layer gets (the target's, usually).
+    draft_vocab_size: None is the target's whole vocabulary; EAGLE-3 only. Torch's random state is kept.
+
+    Raises:
+        ConfigError: the draft vocabulary is larger than the target's.
+    """
+    is_eagle3 = architecture == "eagle3"
+    size = (draft_vocab_size if is_eagle3 else None) or target.vocab_size
+    if size > target.vocab_size:
+        raise ConfigError(f"draft_vocab_size={size}: at most the target's, {target.vocab_size}.")
+    num_heads = like.num_attention_heads
+    shape = HeadShape(
+        architecture=architecture,
+        hidden_size=target.hidden_size,
+        intermediate_size=like.intermediate_size,
+        num_heads=num_heads,
+        num_kv_heads=getattr(like, "num_key_value_heads", None) or num_heads,
+        head_dim=getattr(like, "head_dim", None) or like.hidden_size // num_heads,
+        vocab_size=target.vocab_size,
+        draft_vocab_size=size,
+        target_hidden_size=target.hidden_size,
+        num_taps=3 if is_eagle3 else 1,
+        own_lm_head=is_eagle3,
+    )
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would set the generators of all accelerators too.
+        torch.default_generator.manual_seed(seed)
+        tensors = Head(shape).state_dict()
+        if size < target.vocab_size:
+            tensors["d2t"] = torch.randperm(target.vocab_size)[:size].sort().values - torch.arange(size)
+    head = _filled(_blank(shape, "head=random"), tensors, dtype, device)
+    card = {"path": None, "format": "random", "seed": seed, **_describe(head)}
+    return LoadedHead(head=head, aux_layers=None, card=card)
+
+
+def save_head(head: Head, folder: Path, *, aux_layers: Sequence[int] | None, card: Mapping[str, Any]) -> None:
+    """Write config.json, model.safetensors and card.json in SafeAILab's layout, which all families read.
+
+    aux_layers: into config.json. card: JSON types; `load_head` hands its `training` on.
+    """
+    shape = head.shape
+    tensors = {
+        official_name(name, shape.architecture): tensor.detach().cpu().contiguous()
+        for name, tensor in head.state_dict().items()
+    }
+    if shape.draft_vocab_size == shape.vocab_size:
+        tensors.pop("d2t", None)  # official checkpoints have no map then
+    else:
+        tensors["t2d"] = torch.zeros(shape.vocab_size, dtype=torch.bool)
+        tensors["t2d"][tensors["d2t"] + torch.arange(shape.draft_vocab_size)] = True
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "bias": shape.fc_bias,
+        "hidden_act": shape.hidden_act,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "max_position_embeddings": shape.max_position_embeddings,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "num_hidden_layers": 1,
+        "rms_norm_eps": shape.rms_norm_eps,
+        "rope_theta": shape.rope_theta,
+        "rope_scaling": shape.rope_scaling,
+        "tie_word_embeddings": False,
+        "torch_dtype": str(head.fc.weight.dtype).removeprefix("torch."),
+        "vocab_size": shape.vocab_size,
+        **{switch: True for switch in _SWITCHES if getattr(shape, switch)},
+    }
+    if shape.architecture == "eagle3":
+        config["draft_vocab_size"] = shape.draft_vocab_size
+    if shape.target_hidden_size != shape.hidden_size:
+        # Only then: to the official code its mere presence means that the head brings its own embedding.
+        config["target_hidden_size"] = shape.target_hidden_size
+    if aux_layers is not None:
+        aux = {"eagle_aux_hidden_state_layer_ids": list(aux_layers), "use_aux_hidden_state": True}
+        config["eagle_config"] = aux
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for name, content in (("config.json", config), ("card.json", dict(card))):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _refuse_misfit(shape: HeadShape, config: HeadConfig, target: TargetFacts, where: str) -> None:
+    """Raise where the head, though sound, is not one for this target."""
+    if shape.target_hidden_size != target.hidden_size:
+        width = shape.feature_size if shape.architecture == "eagle3" else 2 * shape.hidden_size
+        raise ConfigError(
+            f"{where}: fc.weight [{shape.hidden_size}, {width}] is for a target of hidden size "
+            f"{shape.target_hidden_size}, this one has {target.hidden_size}."
+        )
+    if shape.vocab_size != target.vocab_size:
+        embedding = f"embed_tokens.weight [{shape.vocab_size}, {shape.hidden_size}]"
+        raise ConfigError(
+            f"{where}: {embedding if shape.own_embedding else 'vocab_size in its config.json'} is for a "
+            f"target with a vocabulary of {shape.vocab_size}, this one has {target.vocab_size}."
+        )
+    outside = [layer for layer in config.aux_layers or () if abs(layer) > target.num_layers]
+    if outside:
+        raise ConfigError(
+            f"{where}: its config.json taps layers {outside}, the target has {target.num_layers}."
+        )
+
+
+def _blank(shape: HeadShape, where: str) -> Head:
+    """The network without storage."""
+    try:
+        with torch.device("meta"):
+            return Head(shape)
+    except (KeyError, ValueError, TypeError) as error:  # of activations and rotary embeddings, by name
+        raise ConfigError(
+            f"{where}: its config.json asks for what transformers does not have "
+            f"(hidden_act={shape.hidden_act}, rope_scaling={shape.rope_scaling}): {error!r}"
+        ) from error
+
+
+def _filled(head: Head, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> Head:
+    """`head` with these tensors, ready to run."""
+    # Copied, or a mapped file would have to stay as it is while the head lives.
+    state = {
+        name: tensor.to(device, tensor.dtype if name == "d2t" else dtype, copy=True)
+        for name, tensor in tensors.items()
+    }
+    head.load_state_dict(state, assign=True)
+    # Its frequencies are computed, not loaded, and in float32 whatever the weights are.
+    head.rotary = type(head.rotary)(head.rotary.config).to(device)
+    return head.eval().requires_grad_(False)
+
+
+def _refuse_differences(head: Head, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise where `tensors` are not all that `head` has, and no more."""
+    expected = {name: list(tensor.shape) for name, tensor in head.state_dict().items()}
+    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    problems = []
+    for name in sorted(expected.keys() | found.keys()):
+        wanted, there = expected.get(name), found.get(name)
+        shown = official_name(name, head.shape.architecture)
+        if there is None:
+            problems.append(f"missing {shown} {wanted}")
+        elif wanted is None:
+            problems.append(f"unexpected {shown} {there}")
+        elif wanted != there:
+            problems.append(f"{shown} {there} in place of {wanted}")
+    if problems:
+        raise ConfigError(f"{where}: its tensors are not those of such a head: {'; '.join(problems)}.")
+
+
+def _vocabulary_map(maps: Mapping[str, Tensor], shape: HeadShape, where: str) -> Tensor:
+    """`d2t` [V] int64, checked: target ids rise with draft ids, and are those that `t2d` marks."""
+    size, vocab_size = shape.draft_vocab_size, shape.vocab_size
+    if size == vocab_size:
+        return torch.zeros(size, dtype=torch.int64)  # the official code ignores a map then
+    for name, tensor in maps.items():
+        wanted = [vocab_size if name == "t2d" else size]
+        if list(tensor.shape) != wanted:
+            raise ConfigError(f"{where}: {name} has shape {list(tensor.shape)} in place of {wanted}.")
+    draft_ids = torch.arange(size)
+    if "d2t" in maps:
+        target_ids = draft_ids + maps["d2t"].long()
+    elif "hot_token_id" in maps:
+        target_ids = maps["hot_token_id"].long()
+    else:
+        raise ConfigError(
+            f"{where}: missing d2t [{size}]; the target's vocabulary has {vocab_size} tokens, without d2t "
+            "nothing tells which of them the draft ids are."
+        )
+    wrong = (target_ids < 0) | (target_ids >= vocab_size)
+    wrong[1:] |= target_ids[1:] <= target_ids[:-1]
+    if "t2d" in maps:
+        marked = maps["t2d"].bool().nonzero()[:, 0]
+        if len(marked) != size:
+            raise ConfigError(
+                f"{where}: the vocabulary map is corrupted: t2d marks {len(marked)} target ids, the draft "
+                f"vocabulary has {size}."
+            )
+        wrong |= marked != target_ids
+    if wrong.any():
+        first = int(wrong.nonzero()[0])
+        raise ConfigError(
+            f"{where}: the vocabulary map is corrupted: d2t[{first}] makes draft id {first} the target id "
+            f"{int(target_ids[first])}; target ids must rise within 0..{vocab_size - 1}, as t2d marks them."
+        )
+    return target_ids - draft_ids
+
+
+def _describe(head: Head) -> dict[str, Any]:
+    """What a card says of the network."""
+    told = (
+        *("architecture", "hidden_size", "vocab_size", "draft_vocab_size", "num_taps", "rope_theta"),
+        *("rope_scaling", "fc_bias", "qk_norm", "own_embedding", "own_lm_head", *_SWITCHES),
+    )
+    count = sum(parameter.numel() for parameter in head.parameters())
+    return {"num_parameters": count, **{name: getattr(head.shape, name) for name in told}}

@@ -1,0 +1,233 @@
+"""Find and read the files of an EAGLE head, and give its tensors the names that `Head` has.
+
+The checkpoints of SafeAILab/EAGLE, SpecForge, speculators, vLLM and SGLang hold one network under different
+names; vLLM also stacks projections that read the same input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from huggingface_hub import errors as hub_errors
+from safetensors.torch import load_file
+from torch import Tensor
+
+from harness.config import ConfigError
+from methods.shared.eagle_head import Architecture
+
+_WITHOUT_HUB = "Without the hub: methods.NAME.head=FOLDER (a downloaded head)."
+_HUB_TIMEOUT_S = 10.0
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""In order of preference; either may be in shards, listed in NAME.index.json."""
+_SPELLINGS = (
+    (re.compile(r"^(midlayer|layers\.0|transformer)\."), "layer."),
+    (re.compile(r"^fusion_fc\."), "fc."),
+    (re.compile(r"^draft_id_to_target_id$"), "d2t"),
+)
+_USELESS = re.compile(r"rotary_emb\.inv_freq$|^verifier_")
+"""Derived from the configuration; the target's own, kept for training."""
+_MORE_LAYERS = re.compile(r"^(midlayers?|layers)\.[1-9]|^additional_layers\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadFiles:
+    """What lies there, unjudged.
+
+    config: config.json as it is. tensors: by their names in `Head`, and the vocabulary maps `d2t`, `t2d`,
+    `hot_token_id`; they may be mapped from the file. card: JSON types: path, revision (commit on the hub),
+    format (whose), sha256 (of the weight files, its first 16 hex digits), and `training` if the head's own
+    card.json says how it came about.
+    """
+
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    card: dict[str, Any]
+
+
+def read_files(path: str, revision: str | None, where: str) -> HeadFiles:
+    """Read the head in the folder, or at the hub id, `path`; `where` begins each message.
+
+    Raises:
+        ConfigError: there is none, a file cannot be read, or it has more than one layer.
+    """
+    folder, commit = _find(path, revision, where)
+    config = _read_json(folder / "config.json", where)
+    files, tensors = _read_weights(folder, where)
+    card = {
+        "path": path,
+        "revision": commit,
+        "format": _family(config, list(tensors)),
+        "sha256": _hash(files),
+    }
+    if (folder / "card.json").is_file():
+        own = _read_json(folder / "card.json", where)
+        card |= {"training": own["training"]} if "training" in own else {}
+    return HeadFiles(config=config, tensors=_canonical(tensors, where), card=card)
+
+
+def official_name(name: str, architecture: Architecture) -> str:
+    """What SafeAILab's checkpoints call the tensor that `Head` calls `name`."""
+    prefix = "midlayer." if architecture == "eagle3" else "layers.0."
+    return prefix + name.removeprefix("layer.") if name.startswith("layer.") else name
+
+
+def _find(path: str, revision: str | None, where: str) -> tuple[Path, str | None]:
+    """The folder with the files, and their commit where they are of the hub."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise ConfigError(f"revision={revision}: the head {path} is a folder; leave it out.")
+        return folder, None
+    if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
+        raise ConfigError(f"{where}: no such folder. Allowed: a folder, or a hub id ORG/NAME.")
+    try:
+        info = huggingface_hub.HfApi().model_info(path, revision=revision, timeout=_HUB_TIMEOUT_S)
+        names = [file.rfilename for file in info.siblings or ()]
+        safe = any(name.startswith("model") and ".safetensors" in name for name in names)
+        wanted = ["config.json", "card.json", "model*.safetensors*" if safe else "pytorch_model*"]
+        fetched = huggingface_hub.snapshot_download(path, revision=info.sha, allow_patterns=wanted)
+    except hub_errors.GatedRepoError as error:
+        raise ConfigError(
+            f"{where}: gated on the hub. Accept its licence there and type `hf auth login`. {_WITHOUT_HUB}"
+        ) from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise ConfigError(f"revision={revision}: the head {path} has no such revision on the hub.") from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise ConfigError(
+            f"{where}: neither a folder nor a public model on the hub (for a private one, type "
+            f"`hf auth login`). {_WITHOUT_HUB}"
+        ) from error
+    except hub_errors.HFValidationError as error:
+        raise ConfigError(f"{where}: neither a folder nor a hub id ORG/NAME: {error}") from error
+    except Exception as error:  # the http library's own classes, which differ between hub versions
+        return _earlier_download(path, revision, where, error)
+    return Path(fetched), info.sha
+
+
+def _earlier_download(path: str, revision: str | None, where: str, why: Exception) -> tuple[Path, str]:
+    try:
+        folder = huggingface_hub.snapshot_download(path, revision=revision, local_files_only=True)
+    except (OSError, ValueError) as error:
+        first_line = f"{type(why).__name__}: {why}".splitlines()[0]
+        raise ConfigError(
+            f"{where}: the hub cannot be reached ({first_line}) and there is no earlier download. "
+            f"{_WITHOUT_HUB}"
+        ) from error
+    return Path(folder), Path(folder).name
+
+
+def _read_json(file: Path, where: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}: its {file.name} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where}: its {file.name} is not a JSON object.")
+    return content
+
+
+def _read_weights(folder: Path, where: str) -> tuple[list[Path], dict[str, Tensor]]:
+    """The weight files, and their tensors under the names they have there."""
+    files = _weight_files(folder, where)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            if file.suffix == ".safetensors":
+                tensors |= load_file(file)
+            else:
+                tensors |= torch.load(file, weights_only=True, map_location="cpu", mmap=True)
+        except Exception as error:  # each format's own classes
+            raise ConfigError(
+                f"{where}: {file.name} cannot be read; is it whole? ({type(error).__name__}: {error})"
+            ) from error
+    others = [str(name) for name, tensor in tensors.items() if not isinstance(tensor, Tensor)]
+    if others:
+        raise ConfigError(f"{where}: {files[0].name} holds more than tensors: {', '.join(others)}.")
+    return files, tensors
+
+
+def _weight_files(folder: Path, where: str) -> list[Path]:
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = _read_json(index, where).get("weight_map")
+            if not shards or not isinstance(shards, dict):
+                raise ConfigError(f"{where}: its {index.name} has no weight_map.")
+            return [folder / shard for shard in sorted(set(shards.values()))]
+    raise ConfigError(f"{where}: has no weights. Looked for, whole or in shards: {', '.join(_WEIGHTS)}.")
+
+
+def _hash(files: Sequence[Path]) -> str:
+    total = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, lambda: total)
+    return total.hexdigest()[:16]
+
+
+def _family(config: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Whose format it is, by what only that one has; names as written."""
+    if "speculators_model_type" in config or "transformer_layer_config" in config:
+        return "speculators"
+    if "hot_token_id" in names or any(name.startswith("model.midlayer.") for name in names):
+        return "SGLang"
+    if isinstance(config.get("model"), dict) or any(name.startswith("model.") for name in names):
+        return "vLLM"
+    if "eagle_config" in config or any(name.startswith("fc_norm.") for name in names):
+        return "SpecForge"
+    return "SafeAILab"
+
+
+def _canonical(written: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The tensors under their names in `Head`, stacked ones taken apart."""
+    named: dict[str, Tensor] = {}
+    more = []
+    for name, tensor in written.items():
+        short = name.removeprefix("model.")
+        if _USELESS.search(short):
+            continue
+        if _MORE_LAYERS.match(short):
+            more.append(name)
+        for pattern, canonical in _SPELLINGS:
+            short = pattern.sub(canonical, short)
+        if short in named:
+            raise ConfigError(f"{where}: has the tensor {name} under another name too.")
+        named[short] = tensor
+    if more:
+        raise ConfigError(
+            f"{where}: has more than one layer, which is not supported: {', '.join(sorted(more))}."
+        )
+    for kind in ("weight", "bias"):
+        _unstack(named, kind)
+    return named
+
+
+def _unstack(named: dict[str, Tensor], kind: str) -> None:
+    """Take stacked projections apart; what does not come apart stays, to be refused as unexpected."""
+    stacked = named.get(f"layer.mlp.gate_up_proj.{kind}")
+    if stacked is not None and len(stacked) % 2 == 0:
+        del named[f"layer.mlp.gate_up_proj.{kind}"]
+        named[f"layer.mlp.gate_proj.{kind}"], named[f"layer.mlp.up_proj.{kind}"] = stacked.chunk(2)
+    stacked, output = (
+        named.get(f"layer.self_attn.qkv_proj.{kind}"),
+        named.get("layer.self_attn.o_proj.weight"),
+    )
+    if stacked is None or output is None:
+        return
+    num_queries = output.shape[-1]
+    num_keys, rest = divmod(len(stacked) - num_queries, 2)
+    if num_keys > 0 and not rest:
+        del named[f"layer.self_attn.qkv_proj.{kind}"]
+        pieces = torch.split(stacked, [num_queries, num_keys, num_keys])
+        for letter, piece in zip("qkv", pieces, strict=True):
+            named[f"layer.self_attn.{letter}_proj.{kind}"] = piece
