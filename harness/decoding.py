@@ -104,7 +104,9 @@ class Chooser:
     def generator(self, row: int, position: int) -> np.random.Generator:
         """A counter-based generator of its own for one sequence and output position (p/q acceptance)."""
         key = int(self._keys[row]) & ((1 << 64) - 1)
-        return np.random.Generator(np.random.Philox(key=key, counter=position))
+        # In the counter's upper half: it goes up by one every four numbers, and the streams of positions that
+        # follow each other must not meet.
+        return np.random.Generator(np.random.Philox(key=key, counter=position << 128))
 
     def gumbel(self, index: Tensor) -> Tensor:
         """Standard Gumbel noise [B, R, V] for output positions `index` [B, R]."""

@@ -172,3 +172,10 @@ def test_ancestors_and_depths_follow_the_parents(draft: Draft) -> None:
                 here = int(draft.parents[row, here])
             assert set(draft.ancestors[row, node].nonzero()[:, 0].tolist()) == line
             assert draft.depths[row, node] == len(line)
+
+
+def test_streams_of_neighbouring_positions_do_not_meet() -> None:
+    """A round may use many numbers; those of the next position must be others."""
+    chooser = Chooser(SAMPLED, [7], VOCAB, torch.device("cpu"))
+    streams = [set(chooser.generator(0, position).random(64).tolist()) for position in range(40)]
+    assert len(set.union(*streams)) == 40 * 64

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from harness.config import build
 from harness.draft import Draft
 from harness.drafter import Drafter, HiddenTap, Outcome, TargetView
 from harness.target import Target
-from harness.weights import TargetSpec
 
 TOLERANCE = 1e-4
 """Absolute and relative, float32 against float32; also what counts as an exact tie of scores."""
@@ -70,12 +70,14 @@ class Pairs:
         """The case's target, in the case's dtype.
 
         Raises:
-            ConfigError: it cannot be loaded.
+            OSError: it cannot be loaded.
         """
         folder = (case.root / case.data["target_dir"]).resolve()
         if folder not in self._targets:
-            spec = TargetSpec(path=str(folder), dtype=case.data.get("dtype", "float32"), device="cpu")
-            self._targets[folder] = Target(spec.load(lambda _: None).model)
+            dtype = getattr(torch, case.data.get("dtype", "float32"))
+            # Plain transformers: a case has token ids, so its target needs no tokenizer.
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
+            self._targets[folder] = Target(model.eval().requires_grad_(False))
         return self._targets[folder]
 
     def drafter(self, case: Case, tree: str = "harness.trees.DynamicTree") -> Drafter:

@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from harness.config import ConfigError
 from harness.conformance import greedy, sampling, statistics
 from harness.conformance.case import Case, Check, Pairs, read_case
@@ -30,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not folder.is_dir():
         console.error(f"{folder}: no such folder; give one with models/ and cases/, sampling/ or statistics/")
         return WRONG
+    # As the cases were recorded; on models this small, threads only wait for each other.
+    torch.set_num_threads(1)
     found = find(folder)
     pairs = Pairs()
     rows, failed = [], []

@@ -217,6 +217,11 @@ def _heads(config: HeadConfig, found: _Evidence, hidden: int) -> dict[str, int]:
         found.fail(_Q_PROJ, "config.json says nothing of num_attention_heads.")
     num_kv_heads = config.num_key_value_heads or num_heads
     head_dim = config.head_dim or hidden // num_heads
+    queries, keys = (found.shapes.get(name, (0,))[0] for name in (_Q_PROJ, _K_PROJ))
+    if queries and queries % num_heads == 0 and queries * num_kv_heads == keys * num_heads:
+        # The official code never reads `head_dim`, so heads are about whose config.json has the target's or
+        # none at all: where the tensors agree with each other, they know.
+        head_dim = queries // num_heads
     found.size(_Q_PROJ, 0, f"head_dim={head_dim} * num_attention_heads", num_heads * head_dim)
     found.size(_K_PROJ, 0, f"head_dim={head_dim} * num_key_value_heads", num_kv_heads * head_dim)
     return {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_dim}

@@ -464,6 +464,12 @@ def test_a_silent_configuration_means_as_many_kv_heads_and_the_quotient_as_head_
     assert_same(loaded(saved(tmp_path / "head", head, edited(config)), "eagle").head, head)
 
 
+@pytest.mark.parametrize("said", [8, 2, 80])
+def test_a_head_dim_of_the_configuration_yields_to_tensors_that_agree(tmp_path: Path, said: int) -> None:
+    head = made("eagle3")
+    assert_same(loaded(saved(tmp_path / "head", head, edited({"head_dim": said})), "eagle3").head, head)
+
+
 def test_flags_default_to_false_and_the_caller_overrides_them(tmp_path: Path) -> None:
     head = made("eagle3")
     folder = saved(tmp_path / "head", head)
@@ -504,7 +510,6 @@ def test_tapped_layers_are_read_wherever_they_stand(tmp_path: Path, place: str) 
             {"intermediate_size": 9},
             r"midlayer\.mlp\.gate_proj\.weight has shape \[24, 16\].*intermediate_size=9",
         ),
-        ({"head_dim": 8}, r"q_proj\.weight has shape \[16, 32\].*head_dim=8 \* num_attention_heads=32"),
         ({"num_attention_heads": 2, "head_dim": None}, r"k_proj\.weight.*num_key_value_heads=16"),
         ({"num_key_value_heads": None}, r"k_proj\.weight has shape \[8, 32\].*num_key_value_heads=16"),
         ({"num_attention_heads": None}, r"says nothing of num_attention_heads"),

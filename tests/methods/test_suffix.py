@@ -95,6 +95,15 @@ def test_the_longer_match_of_a_corpus_wins_and_ends_with_its_output(tmp_path: Pa
     assert Suffix().scope == "conversation"
 
 
+def test_the_card_changes_with_what_the_corpus_holds(tmp_path: Path) -> None:
+    file, cards = tmp_path / "records.jsonl", []
+    for ids in ([1, 2], [1, 3]):
+        file.write_text(json.dumps({"output_ids": ids}))
+        cards.append(Suffix(corpus_path=str(file)).card()["corpus_sha256"])
+    assert len(set(cards)) == 2
+    assert Suffix().card() == {}
+
+
 def test_a_bad_corpus_is_told_by_line(tmp_path: Path) -> None:
     file = tmp_path / "corpus.jsonl"
     with pytest.raises(ConfigError, match="no such file"):
