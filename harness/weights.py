@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from typing import Any, Literal
 
 import jinja2
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from harness.cache import SlotCache
 from harness.checkpoint import Checkpoint, locate, readable_config
 from harness.config import ConfigError, configurable, near
 from harness.conversation import Message
@@ -63,7 +63,7 @@ class TargetSpec:
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     device_map: str | dict[str, int | str] | None = None
-    attention: Literal["grouped", "sdpa", "eager", "flash_attention_2"] = "grouped"
+    attention: Literal["grouped", "sdpa", "eager"] = "grouped"
     template: str | None = None
     system_prompt: str | None = None
     thinking: bool | None = None
@@ -74,6 +74,13 @@ class TargetSpec:
     weights: Literal["checkpoint", "random"] = "checkpoint"
     seed: int = Field(default=0, ge=0)
     heads: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    @field_validator("attention", mode="before")
+    @classmethod
+    def _takes_trees(cls, kernel: object) -> object:
+        if str(kernel).startswith("flash_attention"):
+            raise ValueError("cannot take the mask of a token tree; allowed: grouped, sdpa, eager")
+        return kernel
 
     def __post_init__(self) -> None:
         self.name = self.name or Path(self.path or "target").name
@@ -117,8 +124,8 @@ class TargetSpec:
 
         The card: source, path, revision, dtype, device, architecture, num_parameters, step_bytes (weights
         that a single-token step reads: all but looked-up embeddings; of experts only those of one token),
-        cache_bytes_per_token, num_layers, vocab_size, max_context, attention, quantisation, seed (random
-        weights), num_experts and experts_per_token (mixtures).
+        cache_bytes_per_token, num_layers, vocab_size, max_context, attention, cache (class),
+        quantisation, seed (random weights), num_experts and experts_per_token (mixtures).
         """
         model.eval().requires_grad_(False)
         config = model.config.get_text_config()
@@ -138,6 +145,7 @@ class TargetSpec:
             "vocab_size": model.get_output_embeddings().weight.shape[0],
             "max_context": max_context,
             "attention": self.attention,
+            "cache": SlotCache.__name__,
             "quantisation": _quantisation(model.config),
             "seed": self.seed if source.startswith("random") else None,
             "num_experts": experts and experts[0],
@@ -210,8 +218,6 @@ class TargetSpec:
         """The model with the checkpoint's weights, every one of which must be there."""
         from transformers import AutoModelForCausalLM
 
-        if self.device_map is not None and importlib.util.find_spec("accelerate") is None:
-            raise ConfigError(f"target.device_map={self.device_map}: needs `pip install accelerate`.")
         model, report = AutoModelForCausalLM.from_pretrained(
             **where,
             dtype=getattr(torch, self.dtype),

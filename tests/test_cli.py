@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,18 +17,19 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from harness import cli
+from harness import cli, reporting
 from harness.accept import Accepted, Coupled
 from harness.bench import bench
 from harness.store import load_run
 from harness.target import Target
+from harness.wandb_reporter import NoTracker
 from methods.vanilla import Vanilla
 
 ROOT = Path(__file__).parents[1]
 KEYS = {
     *("target", "task", "method", "temperature", "batch_size", "profile", "baseline", "tau", "tau_ci"),
     *("tokens_per_s", "speedup", "speedup_ci", "speedup_vs", "verdict", "roof_fraction"),
-    *("num_prompts", "num_tokens"),
+    *("num_prompts", "num_tokens", "variant"),
 }
 TINY = [
     "~experiment",
@@ -115,13 +117,125 @@ def test_a_multirun_ends_in_one_aggregate(type_in: Type) -> None:
     assert len(ended.document["run_dirs"]) == 2
 
 
-def test_a_failed_cell_is_a_visible_row_and_the_sweep_goes_on(type_in: Type, prompts: Path) -> None:
-    missing = prompts.with_name("missing.jsonl")
-    ended = type_in("--multirun", f"task.path={missing},{prompts}", "measure.rung_repeats=0")
+@pytest.mark.parametrize("sweep", ["task.path=missing.jsonl,PROMPTS", "methods.ngram.draft_length=4,0"])
+def test_a_failed_cell_is_a_visible_row_and_the_sweep_goes_on(
+    type_in: Type, prompts: Path, tmp_path: Path, sweep: str
+) -> None:
+    ended = type_in("--multirun", sweep.replace("PROMPTS", str(prompts)), "measure.rung_repeats=0")
     assert ended.status == 1
-    assert "missing.jsonl" in ended.err
     assert len(ended.document["run_dirs"]) == 2
-    assert {row["method"] for row in ended.document["rows"]} >= {"vanilla", "ngram"}
+    rows = ended.document["rows"]
+    assert {(row["method"], row["variant"], row["num_prompts"]) for row in rows} == {
+        *(("vanilla", "", 4), ("ngram", "", 4), ("vanilla", "a", 0), ("ngram", "a", 0))
+    }
+    for row in rows:
+        assert (row["tau"] is row["speedup"] is row["verdict"] is None) == (row["num_prompts"] == 0)
+    assert "FAILED: config" in ended.err
+    assert f"a: failed with {sweep.partition('=')[0]}=" in ended.err
+    assert reporting.main(["build", "--results", str(tmp_path / "results")]) == 1
+
+
+def test_a_mended_cell_is_no_failed_row_any_more(type_in: Type, prompts: Path) -> None:
+    sweep = [
+        "--multirun",
+        f"task.path={prompts.with_name('later.jsonl')},{prompts}",
+        "measure.rung_repeats=0",
+    ]
+    assert type_in(*sweep).status == 1
+    prompts.with_name("later.jsonl").write_bytes(prompts.read_bytes())
+    ended = type_in(*sweep)
+    assert ended.status == 0, ended.err
+    assert all(row["num_prompts"] for row in ended.document["rows"])
+
+
+def test_a_run_that_cannot_be_read_is_a_failed_row_and_the_sweep_goes_on(type_in: Type) -> None:
+    given = ["--multirun", "measure.rung_repeats=0"]
+    (folder,) = type_in(*given, "methods.ngram.draft_length=4").document["run_dirs"]
+    journal = Path(folder) / "journal.jsonl"
+    lines = journal.read_bytes().split(b"\n")
+    journal.write_bytes(b"\n".join([lines[0], b"{}", *lines[2:]]))
+    ended = type_in(*given, "methods.ngram.draft_length=4,5")
+    assert ended.status == 1
+    assert "journal.jsonl, line 2" in ended.err
+    assert [row["num_prompts"] for row in ended.document["rows"]] == [4, 4, 0, 0]
+
+
+def test_the_rows_of_a_sweep_of_settings_are_told_apart(type_in: Type) -> None:
+    ended = type_in("--multirun", "methods.ngram.draft_length=4,8", "measure.rung_repeats=0")
+    assert ended.status == 0, ended.err
+    rows = ended.document["rows"]
+    assert {(row["method"], row["variant"]) for row in rows} == {
+        (m, v) for m in ("vanilla", "ngram") for v in "ab"
+    }
+    assert "ngram [b]" in ended.err
+    assert re.search(r"^b: method\[tiny, ngram\]\.draft_length = 8", ended.err, re.MULTILINE)
+
+
+def test_other_prompts_in_the_same_file_are_measured_anew(type_in: Type, prompts: Path) -> None:
+    first = type_in("measure.rung_repeats=0")
+    prompts.write_text(prompts.read_text().replace("one", "six"))
+    second = type_in("measure.rung_repeats=0")
+    assert second.status == 0, second.err
+    assert "done already" not in second.err
+    assert second.document["run_dirs"] != first.document["run_dirs"]
+
+
+def test_a_report_that_goes_wrong_is_a_warning_and_is_made_when_typed_again(
+    type_in: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no ink")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("harness.job.draw", fail)
+        patch.setattr(NoTracker, "finish", fail)
+        ended = type_in("measure.rung_repeats=0")
+    assert ended.status == 0, ended.err
+    assert ended.err.count("RuntimeError: no ink") == 2
+    (folder,) = ended.document["run_dirs"]
+    assert not list(Path(folder).glob("figures/*"))
+    tracked: list[Any] = []
+    monkeypatch.setattr(NoTracker, "finish", lambda self, run, rows, files: tracked.extend(files))
+    assert type_in("measure.rung_repeats=0").document == ended.document
+    assert sorted(tracked) == sorted(Path(folder).glob("figures/*")) != []
+
+
+def test_ctrl_c_while_a_run_is_reported_still_tells_its_rows(
+    type_in: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NoTracker, "finish", interrupt)
+    ended = type_in("measure.rung_repeats=0")
+    assert ended.status == 1
+    assert "stopped by the user" in ended.err
+    assert [row["num_prompts"] for row in ended.document["rows"]] == [4, 4]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--multirun"], ["hydra.run.dir=DIR"]])
+def test_a_results_folder_that_cannot_be_written_is_told(
+    type_in: Type, prompts: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    ended = type_in(f"results={prompts}/x", *(one.replace("DIR", str(tmp_path / "job")) for one in arguments))
+    assert "cannot be written" in ended.err
+    assert "results=FOLDER" in ended.err
+    assert "Traceback" not in ended.err
+    assert ended.out == ""
+    assert ended.status == 2
+
+
+def test_help_is_about_this_command(type_in: Type) -> None:
+    ended = type_in("--help", tiny=False)
+    assert ended.out.startswith("Measure speedup")
+    for told in (
+        "python -m harness.bench",
+        "method: eagle",
+        "--multirun methods.ngram",
+        "Exit status: 0 good",
+    ):
+        assert told in ended.out
+    assert "Hydra" not in ended.out
 
 
 def test_a_failed_cell_of_another_task_keeps_its_empty_row(type_in: Type, prompts: Path) -> None:
@@ -141,8 +255,9 @@ MISTAKES = [
     (["methods.ngram.max_ngram=x"], "methods.ngram: max_ngram"),
     (["methods.ngram.max_ngram=1", "methods.ngram.min_ngram=2"], "min_ngram 2 is above max_ngram 1"),
     (["measure.order_seed=3"], "+measure.order_seed="),
-    (["+target.attention=flash"], "Input should be 'grouped', 'sdpa', 'eager'"),
+    (["target.attention=flash"], "Input should be 'grouped', 'sdpa', 'eager'"),
     (["decodings.greedy.temperature=-1"], "greater than or equal to 0"),
+    (["decodings.greedy.temperature=0.7"], "decoding=sampled decodings.sampled.temperature=0.7"),
     (["~decodings.greedy"], "type decoding=greedy"),
     (["~methods.vanilla"], "methods.vanilla is missing"),
     (["task.path=nowhere.jsonl"], "nowhere.jsonl: no such file"),
@@ -218,6 +333,7 @@ def test_a_fault_in_the_middle_loses_no_finished_prompt_and_the_same_command_goe
     (folder,) = ended.document["run_dirs"]
     broken_off = load_run(Path(folder))
     assert [failure.kind for failure in broken_off.failures] == [kind]
+    assert re.match(r"(vanilla|ngram|transformers\.\w+), \d$", broken_off.failures[0].where)
     assert broken_off.records
     assert not broken_off.finished
     again = type_in()

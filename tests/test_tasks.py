@@ -34,6 +34,13 @@ def test_every_task_builds_without_reading_anything(path: Path) -> None:
     assert build(node, "task").name == path.stem
 
 
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_every_task_lists_how_its_prompts_are_chosen(path: Path) -> None:
+    # The category of token ids is always the same.
+    wanted = {"name", "limit", "seed", "ids"} | (set() if path.stem == "token_ids" else {"categories"})
+    assert set(OmegaConf.load(path)) >= wanted
+
+
 def test_smoke_has_four_prompts_of_six_kinds_two_of_them_with_two_turns() -> None:
     found = task("smoke").load()
     assert [one.category for one in found] == [kind for kind in KINDS for _ in range(4)]
@@ -159,12 +166,42 @@ def test_an_unpinned_task_offline_is_told_to_pin(monkeypatch: pytest.MonkeyPatch
         HubTask(name="x", dataset="a/b", split="test", revision="main").card()
 
 
+def test_local_rows_may_have_the_columns_of_the_hub(tmp_path: Path) -> None:
+    file = tmp_path / "task.jsonl"
+    rows = [{"id": 60, "problem": "Why?"}, {"question_id": 7, "category": "own", "turns": ["How?"]}]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    made = task("aime24", path=str(file)).load()
+    assert [(one.id, one.category, one.turns) for one in made] == [
+        ("60", "math", ("Why?",)),
+        ("7", "own", ("How?",)),
+    ]
+    file.write_text('{"task_id": "T/1", "prompt": "def f():"}')
+    assert task("humaneval", path=str(file)).load()[0].turns[0].endswith("def f():```")
+    file.write_text('{"id": 1, "question": "Why?"}')
+    for name, column in (("aime24", "problem"), ("humaneval", "task_id")):
+        with pytest.raises(
+            ConfigError, match=rf"jsonl:1: needs .* or the column '{column}'; got .* question"
+        ):
+            task(name, path=str(file)).load()
+
+
+def test_every_source_in_a_file_is_named_with_its_hash(tmp_path: Path) -> None:
+    file = tmp_path / "task.jsonl"
+    cards = []
+    for text in ("one", "two"):
+        file.write_text(json.dumps({"question_id": 1, "turns": [text]}))
+        made = [task(name, path=str(file)).card() for name in ("local", "gsm8k", "humaneval")]
+        assert {card["source"] for card in made} == {"file"}
+        cards.append({card["sha256"] for card in made})
+    assert len(cards[0]) == len(cards[1]) == 1
+    assert cards[0] != cards[1]
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the benchmark files beside the repository")
-@pytest.mark.parametrize(
-    ("name", "file", "count"),
-    [("mt_bench", "mt_bench", 80), ("gsm8k", "gsm8k", 80), ("spec_bench", "spec_bench", 480)],
-)
-def test_local_files_of_the_papers_load(name: str, file: str, count: int) -> None:
-    found = task(name, path=str(SHARED / f"{file}.jsonl")).load()
-    assert len(found) == count
+@pytest.mark.parametrize("file", sorted(SHARED.glob("*.jsonl")), ids=lambda file: file.stem)
+def test_local_files_of_the_papers_load_whole(file: Path) -> None:
+    name = {"spectts_bench": "spectts"}.get(file.stem, file.stem)
+    found = task(name, path=str(file)).load()
+    assert len(found) == {"spec_bench": 480, "spectts": 120, "aime24": 30}.get(name, 80)
     assert name != "mt_bench" or {one.num_turns for one in found} == {2}
+    assert name != "spectts" or {one.category for one in found} == {"aime24", "aime25", "math500", "gpqa"}

@@ -154,9 +154,26 @@ def test_there_is_a_file_for_every_model_of_the_papers() -> None:
     assert papers <= {file.stem for file in TARGETS}
 
 
-def test_only_targets_without_safetensors_may_read_pickles() -> None:
-    allowed = {file.stem for file in TARGETS if OmegaConf.load(file).get("allow_pickle")}
-    assert allowed == {"vicuna_7b", "vicuna_13b"}
+def test_no_target_reads_pickles_or_runs_code_unless_the_user_says_so() -> None:
+    for file in TARGETS:
+        spec = build(OmegaConf.load(file), "target")
+        assert not spec.allow_pickle
+        assert not spec.trust_remote_code
+
+
+@pytest.mark.parametrize("file", TARGETS, ids=lambda file: file.stem)
+def test_every_target_file_lists_what_a_user_may_turn(file: Path) -> None:
+    spoken = {"template", "system_prompt", "thinking", "stop_tokens", "max_context"}
+    stored = {"path", "revision", "device_map", "trust_remote_code", "allow_pickle", "weights"}
+    wanted = {"name", "dtype", "device", "attention", "seed", *spoken}
+    listed = set(OmegaConf.load(file))
+    assert listed >= (wanted if file.stem.startswith("tiny") else wanted | stored)
+
+
+@pytest.mark.parametrize("target", [TargetSpec, TinyTarget, WheelTarget])
+def test_a_kernel_without_tree_masks_is_refused_before_anything_is_loaded(target: Any) -> None:
+    with pytest.raises(ValueError, match="cannot take the mask of a token tree; allowed: grouped, sdpa"):
+        target(attention="flash_attention_2")
 
 
 def test_the_name_comes_from_the_path() -> None:
@@ -189,7 +206,7 @@ def test_a_folder_gives_back_the_weights_that_were_saved(saved: Path) -> None:
     assert all(map(torch.equal, weights_of(original.model), weights_of(loaded.model)))
     assert loaded.end_token_ids == original.end_token_ids
     assert loaded.card["source"] == "folder"
-    assert loaded.card["attention"] == "grouped"
+    assert (loaded.card["attention"], loaded.card["cache"]) == ("grouped", "SlotCache")
     assert loaded.card["step_bytes"] == original.card["step_bytes"]
     assert any("loading" in line for line in said)
 
