@@ -247,6 +247,10 @@ class Ties:
     """First differences that rounding explains, beside the null: vanilla's own tokens in other shapes.
 
     rate and null_rate: per token; null_ci: Clopper-Pearson, 95 %. num_compared: tokens up to a difference.
+    excessive: the rate is above the null's, and chance does not explain it: of the ties of both, the arm has
+    more than its share of their tokens (the interval of that share, 95 %; Przyborowski and Wilenski 1940).
+    The protocol's letter, a rate above `null_ci`, leaves out what chance does to the arm's own rate: of right
+    arms it calls one in four broken where the null was replayed over many more tokens than were compared.
     """
 
     num_ties: int
@@ -254,11 +258,7 @@ class Ties:
     rate: float
     null_rate: float
     null_ci: tuple[float, float]
-
-    @property
-    def excessive(self) -> bool:
-        """Whether the rate is above the null and chance does not explain it (95 % intervals)."""
-        return clopper_pearson(self.num_ties, self.num_compared)[0] > self.null_ci[1]
+    excessive: bool
 
 
 def ties(records: Records, nulls: Sequence[NullReplay]) -> Ties:
@@ -282,6 +282,8 @@ def ties(records: Records, nulls: Sequence[NullReplay]) -> Ties:
         rate=_ratio(num_ties, num_compared),
         null_rate=_ratio(differing, replayed),
         null_ci=clopper_pearson(differing, replayed),
+        excessive=clopper_pearson(num_ties, num_ties + differing)[0] * (num_compared + replayed)
+        > num_compared,
     )
 
 

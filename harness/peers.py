@@ -70,6 +70,8 @@ class _TransformersRung(Rung):
         )
         noise = LogitsProcessorList()
         if not params.greedy:
+            # generate takes the arg max and filters nothing; that these are off is said all the same.
+            config.top_k, config.top_p, config.temperature = 0, 1.0, 1.0
             chooser = Chooser(params, [request.key], target.vocab_size, target.device)
             noise.append(CoupledNoise(chooser, num_prompt))
         target.watch(())

@@ -29,7 +29,9 @@ class Judge:
 
         width: tokens of a target forward, for a loop that does not tell its rounds.
         A first difference is a `tie` if each side's token is what its own forward shape gives, or if the two
-        tokens are closer in the one-token shape than twice what the shapes differ by: then rounding chose.
+        tokens are closer in the one-token shape than rounding can move them apart. The second is where the
+        protocol's letter is left: a path of its own does not round as the loop did (another kernel, a prefix
+        that was filled in at once), so that of right loops in bfloat16 it gives back one tie in ten.
         """
         ours, theirs = vanilla.output_ids, other.output_ids
         if ours == theirs:
@@ -40,15 +42,16 @@ class Judge:
             return Verdict("stop-rule", place)
         self._target.use_kernel("sdpa")
         try:
-            single = self._scores(request, place, *self._one_token(request, ours, place))
-            wide = self._scores(request, place, *self._wide(request, other, place, width))
+            single = self._logits(*self._one_token(request, ours, place))
+            wide = self._logits(*self._wide(request, other, place, width))
         finally:
             self._target.use_kernel()
-        gap = abs(float(single[ours[place]] - single[theirs[place]]))
-        finite = single.isfinite() & wide.isfinite()
-        rounding = float((single - wide)[finite].abs().max())
-        explained = int(single.argmax()) == ours[place] and int(wide.argmax()) == theirs[place]
-        return Verdict("tie" if explained or gap <= 2 * rounding else "broken", place, gap)
+        scores, others = self._scores(request, place, single), self._scores(request, place, wide)
+        pair = [ours[place], theirs[place]]
+        gap = abs(float(scores[pair[0]] - scores[pair[1]]))
+        explained = [int(scores.argmax()), int(others.argmax())] == pair
+        tie = explained or gap <= self._rounding(single[pair], wide[pair])
+        return Verdict("tie" if tie else "broken", place, gap)
 
     def null(self, conversation: str, request: Request, output_ids: Sequence[int], width: int) -> NullReplay:
         """Feed vanilla's own tokens in forwards of `width` tokens; count where another one is drawn."""
@@ -93,12 +96,24 @@ class Judge:
         filler = draft.tokens[row].tolist()
         return [*request.prompt, *output[: start - 1]], [*path, *filler][: 1 + draft.width], len(path) - 1
 
-    def _scores(self, request: Request, place: int, prefix: list[int], tokens: list[int], row: int) -> Tensor:
-        """Perturbed scores [V] for output position `place`."""
+    def _logits(self, prefix: list[int], tokens: list[int], row: int) -> Tensor:
+        """Float32 logits [V] of one row of a forward over `tokens` behind `prefix`."""
         cache = DynamicCache()
-        if prefix:
-            self._feed(prefix, cache)
-        scores = self._params.process(self._feed(tokens, cache)[row])
+        self._feed(prefix, cache)
+        return self._feed(tokens, cache)[row].float()
+
+    def _rounding(self, single: Tensor, wide: Tensor) -> float:
+        """How far rounding can move two tokens apart, in scores, from their logits [2] in both shapes.
+
+        Each moves by what the shapes differ by there, or by one spacing of the weights' dtype.
+        """
+        spacing = torch.finfo(self._target.dtype).eps * single.abs()
+        moved = float(torch.maximum(spacing, (single - wide).abs()).max())
+        return 2 * moved / (self._params.temperature or 1.0)
+
+    def _scores(self, request: Request, place: int, logits: Tensor) -> Tensor:
+        """Perturbed scores [V] for output position `place` from its logits [V]."""
+        scores = self._params.process(logits)
         if self._params.greedy:
             return scores
         index = torch.tensor([[place]], device=scores.device)

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from harness.accept import Accepted, Coupled, sweep, walk
+from harness.config import configurable
 from harness.decoding import Chooser, DecodingParams
 from harness.draft import Draft
+from harness.drafter import HiddenTap, Outcome
 from harness.engine import LocalEngine, read, trim
 from harness.peers import Generate, PromptLookup
 from harness.records import Verdict
@@ -68,6 +72,63 @@ def test_both_forms_of_the_coupled_acceptor_decide_alike(params: DecodingParams)
     assert read(one, draft).path_tokens == read(other, draft).path_tokens
 
 
+@configurable
+class Probe(RandomTrees):
+    """Writes down the states that it is shown of every token, and what was pending after how many."""
+
+    @property
+    def taps(self) -> tuple[HiddenTap, ...]:
+        return (HiddenTap(0, "input"), HiddenTap(1), HiddenTap(-1), HiddenTap(0, "normed"))
+
+    def reset(self, num_rows: int) -> None:
+        super().reset(num_rows)
+        self.tokens: list[list[int]] = [[] for _ in range(num_rows)]
+        self.states: list[list[torch.Tensor]] = [[] for _ in range(num_rows)]
+        self.pending: list[list[tuple[int, int]]] = [[] for _ in range(num_rows)]
+
+    def observe(self, outcome: Outcome) -> None:
+        states = torch.stack(outcome.taps)
+        assert states.shape[2] == max(map(len, outcome.committed)), "no state but of committed tokens"
+        for b, (row, committed) in enumerate(zip(self._rows, outcome.committed, strict=True)):
+            self.tokens[row] += committed
+            self.states[row].append(states[:, b, : len(committed)])
+            self.pending[row].append((len(self.tokens[row]), outcome.pending[b]))
+            self._known[b] += 0 if outcome.draft is None else len(committed)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_taps_are_the_states_of_a_plain_forward_in_path_order_and_none_of_the_pending_token(
+    family: str,
+) -> None:
+    loop = engine(family)
+    probe = Probe(oracle=[output[1:] for output in vanilla(loop, GREEDY)])
+    probe.bind(loop.target)
+    made = loop.generate(requests(), probe, GREEDY, Coupled())
+    assert sum(sum(one.accepted) for one in made) > 20, "the oracle's tokens should be accepted"
+    for row, (request, one) in enumerate(zip(requests(), made, strict=True)):
+        # A sequence that has just finished is shown its last round untrimmed.
+        text = [*request.prompt, *one.output_ids]
+        tokens = probe.tokens[row][: len(text)]
+        assert tokens == text[: len(tokens)]
+        assert all(text[place] == token for place, token in probe.pending[row] if place < len(text))
+        _, plain = loop.target.trace(torch.tensor([tokens]), probe.taps)
+        seen = torch.cat(probe.states[row], dim=1)[:, : len(tokens)]
+        torch.testing.assert_close(seen, torch.cat(plain), atol=1e-4, rtol=1e-4)
+
+
+def test_what_a_models_own_generation_config_asks_for_does_not_reach_a_rung() -> None:
+    model = copy.deepcopy(tiny_model("llama"))
+    model.generation_config.update(
+        do_sample=True, temperature=0.3, top_k=2, top_p=0.1, repetition_penalty=2.0, eos_token_id=4
+    )
+    loop = LocalEngine(Target(model), {END}, 512)
+    for params in (GREEDY, SAMPLED):
+        for rung in (Generate(), PromptLookup()):
+            assert [rung.generate(loop, one, params).output_ids for one in requests()] == vanilla(
+                loop, params
+            )
+
+
 def test_trim_cuts_at_the_first_end_token_and_at_the_limit() -> None:
     assert trim([5, END, 6], {END}, 9) == ([5, END], True)
     assert trim([5, END, 6], {END}, 1) == ([5], False)
@@ -101,28 +162,39 @@ class LateAcceptor(Coupled):
         )
 
 
-def judged(loop: LocalEngine, acceptor: Coupled, params: DecodingParams) -> list[Verdict]:
+def judged(loop: LocalEngine, acceptor: Coupled, params: DecodingParams, seed: int = 0) -> list[Verdict]:
     plain = Vanilla()
-    clean = engine()
+    clean = LocalEngine(Target(loop.target.model), {END}, 512)
     plain.bind(clean.target)
-    references = [clean.generate([one], plain, params, Coupled())[0] for one in requests()]
+    references = [clean.generate([one], plain, params, Coupled())[0] for one in requests(seed)]
     drafter = RandomTrees(oracle=[one.output_ids[1:] for one in references])
     drafter.bind(loop.target)
-    made = loop.generate(requests(), drafter, params, acceptor)
+    made = loop.generate(requests(seed), drafter, params, acceptor)
     judge = Judge(loop.target, params)
     return [
         judge.compare(request, reference, one)
-        for request, reference, one in zip(requests(), references, made, strict=True)
+        for request, reference, one in zip(requests(seed), references, made, strict=True)
     ]
 
 
-@BOTH
-def test_a_wrong_acceptor_is_broken(params: DecodingParams) -> None:
-    assert "broken" in {verdict.kind for verdict in judged(engine(), LateAcceptor(), params)}
+def coarse_engine(dtype: torch.dtype) -> LocalEngine:
+    return LocalEngine(Target(copy.deepcopy(tiny_model("llama")).to(dtype)), {END}, 512)
+
+
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 
 
 @BOTH
-def test_a_wrong_mask_is_broken(params: DecodingParams, monkeypatch: pytest.MonkeyPatch) -> None:
+@DTYPES
+def test_a_wrong_acceptor_is_broken(params: DecodingParams, dtype: torch.dtype) -> None:
+    assert "broken" in {verdict.kind for verdict in judged(coarse_engine(dtype), LateAcceptor(), params)}
+
+
+@BOTH
+@DTYPES
+def test_a_wrong_mask_is_broken(
+    params: DecodingParams, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right = Target._mask
 
     def siblings_see_each_other(self: Target, draft: Draft) -> torch.Tensor | None:
@@ -130,14 +202,33 @@ def test_a_wrong_mask_is_broken(params: DecodingParams, monkeypatch: pytest.Monk
         return None if mask is None else mask | torch.ones_like(mask).tril(mask.shape[-1] - mask.shape[-2])
 
     monkeypatch.setattr(Target, "_mask", siblings_see_each_other)
-    assert "broken" in {verdict.kind for verdict in judged(engine(), Coupled(), params)}
+    assert "broken" in {verdict.kind for verdict in judged(coarse_engine(dtype), Coupled(), params)}
 
 
 @BOTH
-def test_a_wrong_cache_move_is_broken(params: DecodingParams, monkeypatch: pytest.MonkeyPatch) -> None:
+@DTYPES
+def test_a_wrong_cache_move_is_broken(
+    params: DecodingParams, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     right = Target.commit
     monkeypatch.setattr(Target, "commit", lambda self, path, length: right(self, None, length))
-    assert "broken" in {verdict.kind for verdict in judged(engine(), Coupled(), params)}
+    assert "broken" in {verdict.kind for verdict in judged(coarse_engine(dtype), Coupled(), params)}
+
+
+def test_what_rounding_chose_is_a_tie_also_where_it_does_not_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop, right, not_reproduced = coarse_engine(torch.bfloat16), Judge._rounding, []
+
+    def rounding(self: Judge, *logits: torch.Tensor) -> float:
+        not_reproduced.append(logits)
+        return right(self, *logits)
+
+    monkeypatch.setattr(Judge, "_rounding", rounding)
+    passes = [judged(loop, Coupled(), params, seed) for params in (GREEDY, SAMPLED) for seed in range(4)]
+    found = [verdict.kind for verdicts in passes for verdict in verdicts]
+    assert set(found) == {"identical", "tie"}
+    assert len(not_reproduced) > found.count("tie") / 2
 
 
 @BOTH

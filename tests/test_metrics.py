@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -127,6 +129,28 @@ def test_more_ties_than_the_null_explains_are_broken() -> None:
     records = [make_record(conversation=str(i), verdict=Verdict("tie", 1, 0.0)) for i in range(20)]
     assert metrics.row_verdict(records, [NullReplay("0", 10_000, 0)]) == "broken"
     assert metrics.row_verdict(records, [NullReplay("0", 10, 5)]) == "tie"
+
+
+def test_right_arms_are_seldom_called_broken_however_few_tokens_they_have() -> None:
+    rate, num_compared, num_replayed, num_arms = 1e-3, 1_000, 100_000, 2_000
+    noise = np.random.default_rng(0)
+    null = [NullReplay("0", num_replayed, round(rate * num_replayed))]
+    alarms = by_the_letter = 0
+    for num_ties, count in Counter(noise.binomial(num_compared, rate, num_arms).tolist()).items():
+        places = [make_record(conversation=str(i), verdict=Verdict("tie", 0, 0.0)) for i in range(num_ties)]
+        whole = make_rung("x", "whole", num_compared - num_ties, 1)
+        found = metrics.ties([*places, whole], null)
+        assert found.num_compared == num_compared
+        alarms += count * found.excessive
+        by_the_letter += count * (found.rate > found.null_ci[1])
+    assert alarms / num_arms < 0.025
+    assert by_the_letter / num_arms > 0.2
+
+
+@pytest.mark.parametrize(("num_ties", "broken"), [(1, False), (5, False), (6, True), (20, True)])
+def test_beside_a_silent_null_a_few_ties_are_chance_and_many_are_not(num_ties: int, broken: bool) -> None:
+    records = [make_record(conversation=str(i), verdict=Verdict("tie", 0, 0.0)) for i in range(num_ties)]
+    assert metrics.ties(records, [NullReplay("0", num_ties, 0)]).excessive is broken
 
 
 rounds = st.lists(
