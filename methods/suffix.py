@@ -4,15 +4,24 @@ The longest suffix of prompt and output that stood there before is found however
 a token; what followed its first occurrence is drafted. A corpus of earlier outputs may be searched too: the
 longer match wins, the text itself on a tie. `length_factor` drafts in proportion to the match, as
 SuffixDecoding does (Oliaro et al. 2024, arXiv 2411.04975).
-Where the code departs: no fallback drafter without a match; a chain, not a tree; the corpus is read-only.
+Where the code departs from SAM Decoding:
+* No drafter takes over without a match of `min_match` tokens (theirs: EAGLE-2 or Token Recycling, below 5).
+* Text and corpus compete by the length of their matches alone; theirs has to be longer by 5 to win.
+* The draft has a fixed length; theirs is min(40, 1 + floor(4 x match)) tokens with the pending one, which is
+  `draft_length: 39, length_factor: 4` here.
+* Where few tokens follow the match the draft is short; theirs climbs to a shorter match with more after it.
+* A corpus gives a chain too, from its first occurrence; theirs can give a tree by counts of successors.
+* The corpus is read-only and holds each output once.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, model_validator
 
@@ -66,6 +75,12 @@ class Suffix(SequenceDrafter):
         """
         super().bind(target)
         self._corpus = read_corpus(self.corpus_path) if self.corpus_path else None
+
+    def card(self) -> dict[str, Any]:
+        """See `Drafter`: another corpus makes another measurement, whatever its file is called."""
+        if not self.corpus_path:
+            return {}
+        return {"corpus_sha256": hashlib.sha256(Path(self.corpus_path).read_bytes()).hexdigest()}
 
     def start_one(self) -> _State:
         """See `SequenceDrafter`."""
