@@ -1,0 +1,53 @@
+"""conf/: every option of every group composes into the benchmark and builds, every experiment as well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+import conf
+from harness.plan import Plan, make_plan
+
+CONF = Path(conf.__file__).parent
+BUILT_ELSEWHERE = {"target", "task", "method", "hydra", "experiment"}
+"""Groups of their own tests, here or with their classes."""
+GROUPS = sorted(
+    path.name
+    for path in CONF.iterdir()
+    if path.is_dir() and path.name[0] != "_" and path.name not in BUILT_ELSEWHERE
+)
+
+
+def stems(group: str) -> list[str]:
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def plan_of(*overrides: str) -> Plan:
+    with initialize_config_module("conf", version_base="1.3"):
+        return make_plan(compose("bench", overrides=list(overrides)), list(overrides))
+
+
+@pytest.mark.parametrize(("group", "option"), [(group, stem) for group in GROUPS for stem in stems(group)])
+def test_every_option_composes_and_builds(group: str, option: str) -> None:
+    plan = plan_of("~experiment", f"{group}={[option] if group == 'decoding' else option}")
+    assert group != "decoding" or list(plan.decodings) == [option]
+
+
+def test_all_methods_compose_into_one_run() -> None:
+    methods = [stem for stem in stems("method") if stem != "vanilla"]
+    assert list(plan_of("~experiment", f"method=[{','.join(methods)}]").arms) == ["vanilla", *methods]
+
+
+@pytest.mark.parametrize("name", stems("experiment"))
+def test_every_cell_of_every_experiment_builds_with_a_head_for_every_method(name: str) -> None:
+    file = OmegaConf.load(CONF / "experiment" / f"{name}.yaml")
+    swept = OmegaConf.select(file, "hydra.sweeper.params") or {}
+    assert set(swept.get("task", "").split(",")) <= {"", *stems("task")}
+    needs_path = any("spec_bench" in str(default) for default in file.defaults)
+    for target in swept.get("target", "").split(","):
+        chosen = [f"target={target}"] if target else []
+        plan = plan_of(f"experiment={name}", *chosen, *(["task.path=nowhere.jsonl"] if needs_path else []))
+        assert all(drafter.head for drafter in plan.arms.values() if hasattr(drafter, "head"))
