@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ from harness.engine import Generation
 from tests.targets import VOCAB, engine, requests, tiny_model
 
 METHODS = sorted(Path(__file__).parents[1].glob("conf/method/*.yaml"))
-DECODINGS = [
-    DecodingParams(name="greedy", max_new_tokens=40),
-    DecodingParams(name="sampled", temperature=1.0, max_new_tokens=40),
-    DecodingParams(name="filtered", temperature=0.7, top_k=9, top_p=0.9, max_new_tokens=40),
-]
+VANILLA = METHODS[0].with_name("vanilla.yaml")
+DECODINGS = {
+    params.name: params
+    for params in (
+        DecodingParams(name="greedy", max_new_tokens=40),
+        DecodingParams(name="sampled", temperature=1.0, max_new_tokens=40),
+        DecodingParams(name="filtered", temperature=0.7, top_k=9, top_p=0.9, max_new_tokens=40),
+    )
+}
 
 pytestmark = [
     pytest.mark.parametrize("method", METHODS, ids=lambda path: path.stem),
@@ -40,45 +46,58 @@ def ids_of(generations: list[Generation]) -> list[list[int]]:
     return [generation.output_ids for generation in generations]
 
 
-def vanilla(family: str, params: DecodingParams) -> list[list[int]]:
-    return ids_of(played(drafter_of(METHODS[-1].parent / "vanilla.yaml"), family, params))
-
-
-def played(drafter: Any, family: str, params: DecodingParams, acceptor: Any = None) -> list[Generation]:
+def played(
+    drafter: Any, family: str, decoding: str, acceptor: Any = None, order: Sequence[int] = (0, 1, 2)
+) -> list[Generation]:
+    """Requests by themselves, in this order; their generations stand in the requests' own."""
     loop = engine(family)
     drafter.bind(loop.target)
-    return [loop.generate([one], drafter, params, acceptor or Coupled())[0] for one in requests()]
+    asked, params = requests(), DECODINGS[decoding]
+    made = {row: loop.generate([asked[row]], drafter, params, acceptor or Coupled())[0] for row in order}
+    return [made[row] for row in sorted(made)]
 
 
-@pytest.mark.parametrize("params", DECODINGS, ids=lambda params: params.name)
-def test_output_is_vanillas_token_for_token(method: Path, family: str, params: DecodingParams) -> None:
-    assert ids_of(played(drafter_of(method), family, params)) == vanilla(family, params)
+@cache
+def fresh(method: Path, family: str, decoding: str) -> list[Generation]:
+    """What a new drafter makes; once for all tests."""
+    return played(drafter_of(method), family, decoding)
 
 
-@pytest.mark.parametrize("params", DECODINGS, ids=lambda params: params.name)
-def test_batch_of_three_equals_three_singles(method: Path, family: str, params: DecodingParams) -> None:
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_output_is_vanillas_token_for_token(method: Path, family: str, decoding: str) -> None:
+    assert ids_of(fresh(method, family, decoding)) == ids_of(fresh(VANILLA, family, decoding))
+
+
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_batch_of_three_equals_three_singles(method: Path, family: str, decoding: str) -> None:
     drafter, loop = drafter_of(method), engine(family)
     drafter.bind(loop.target)
-    together = loop.generate(requests(), drafter, params, Coupled())
-    alone = played(drafter, family, params)
+    together = loop.generate(requests(), drafter, DECODINGS[decoding], Coupled())
+    alone = fresh(method, family, decoding)
     assert ids_of(together) == ids_of(alone)
     assert [one.accepted for one in together] == [one.accepted for one in alone]
 
 
 def test_rejection_is_greedy_at_temperature_zero(method: Path, family: str) -> None:
-    params = DECODINGS[0]
-    assert ids_of(played(drafter_of(method), family, params, Rejection())) == vanilla(family, params)
+    made = played(drafter_of(method), family, "greedy", Rejection())
+    assert ids_of(made) == ids_of(fresh(VANILLA, family, "greedy"))
 
 
 def test_reset_restores_the_fresh_state(method: Path, family: str) -> None:
     drafter = drafter_of(method)
-    first = played(drafter, family, DECODINGS[1])
-    again = played(drafter, family, DECODINGS[1])
-    assert [one.accepted for one in first] == [one.accepted for one in again]
+    played(drafter, family, "sampled", order=(1,))
+    again = played(drafter, family, "sampled")
+    assert [one.accepted for one in again] == [one.accepted for one in fresh(method, family, "sampled")]
+
+
+def test_permuting_the_prompts_leaves_each_ones_acceptance(method: Path, family: str) -> None:
+    permuted = played(drafter_of(method), family, "greedy", order=(2, 0, 1))
+    usual = fresh(method, family, "greedy")
+    assert [(one.drafted, one.accepted) for one in permuted] == [(one.drafted, one.accepted) for one in usual]
 
 
 def test_every_round_is_written_down(method: Path, family: str) -> None:
-    for made in played(drafter_of(method), family, DECODINGS[0]):
+    for made in fresh(method, family, "greedy"):
         rounds = len(made.emitted)
         assert len(made.output_ids) == 1 + sum(made.emitted)
         for column in (made.drafted, made.depth, made.accepted, made.draft_ns, made.verify_ns, made.drafts):
@@ -89,15 +108,15 @@ def test_every_round_is_written_down(method: Path, family: str) -> None:
 
 
 def test_drafts_are_legal(method: Path, family: str) -> None:
-    for made in played(drafter_of(method), family, DECODINGS[0]):
+    for made in fresh(method, family, "greedy"):
         for draft, _ in made.drafts:
             draft.check(VOCAB)
 
 
 def test_target_weights_stay_as_they_are(method: Path, family: str) -> None:
-    before = [parameter.clone() for parameter in tiny_model(family).parameters()]
-    played(drafter_of(method), family, DECODINGS[0])
-    assert all(map(torch.equal, before, tiny_model(family).parameters()))
+    fresh(method, family, "greedy")
+    built_anew = tiny_model.__wrapped__(family)
+    assert all(map(torch.equal, built_anew.parameters(), tiny_model(family).parameters()))
 
 
 def test_unknown_keys_are_refused_with_near_matches(method: Path, family: str) -> None:
