@@ -105,6 +105,7 @@ def marks(row: Row) -> str:
         (f"scope: {row.scope}", row.scope != "conversation"),
         ("lossy", not row.lossless),
         ("partial", row.partial),
+        ("clock over 1 % of a round", row.disturbed),
         ("not distinguishable", row.difference == "not distinguishable"),
         ("; ".join(f"FAILED: {failure(told)}" for told in dict.fromkeys(row.failures)), bool(row.failures)),
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.config import ConfigError
@@ -11,11 +12,15 @@ from harness.records import Run
 
 Facts = dict[str, str]
 
+SETTING = ("target", "batch_size", "profile", "baseline", "acceptor")
+"""What all of one table shares: fields of a cell, and of a row."""
 _AXES = {"target", "task", "methods", "rungs", "decoding", "decodings"}
 """Parts of the configuration that have facts of their own below, told apart by the tables' axes."""
 _OUTPUT = {"tracker", "results", "replicate", "hydra"}
 _CHANGING = {"cpu_mhz", "gpu_sm_mhz", "gpu_memory_mhz"}
 """Clocks as they happened to be; the limits they are held to stay among the facts."""
+_SETTINGS = ("method[", "rung[")
+"""Beginnings of facts that a sweep varies: they make rows of their own and no other table."""
 _EVERY_TARGET = ("dtype", "attention", "cache", "quantisation")
 _EVERY_DECODING = ("max_new_tokens", "ignore_end_token", "filter_order")
 _MAX_LISTED = 6
@@ -72,8 +77,16 @@ def differences(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
 
 
 def refuse_mixed(runs: Sequence[Run]) -> None:
-    """Raise ConfigError where the runs cannot stand in one table, naming what differs and what to type."""
-    found = differences(runs)
+    """Raise ConfigError where the runs of a table do not compare, naming what differs and what to type.
+
+    An arm or a rung with other settings is no obstacle: it is another row (see `variants`).
+    """
+    found = {
+        name: values
+        for table in _tables(runs)
+        for name, values in differences(table).items()
+        if not name.startswith(_SETTINGS)
+    }
     if not found:
         return
     lines = []
@@ -93,26 +106,60 @@ def _and_more(number: int) -> str:
 
 
 def variants(runs: Sequence[Run]) -> tuple[dict[str, str], list[str]]:
-    """Letter of each run's id, and a footnote for each letter; no letters where all runs compare.
+    """Letter of each run's id ("" where it needs none), and a footnote for each letter.
 
-    Runs of one letter agree on every fact in which any two of `runs` differ.
+    Runs of one letter agree on every fact in which any two runs of their table differ. A run that failed
+    beside others of its cell has a letter of its own. One that was mended (see `_is_mended`) is left out.
     """
-    names = list(differences(runs))
-    if not names:
-        return {run.manifest.run_id: "" for run in runs}, []
-    letters: dict[tuple[str | None, ...], str] = {}
-    notes, result = [], {}
+    letters: dict[str, str] = {}
+    notes: dict[str, str] = {}
+    for table in _tables([run for run in runs if not _is_mended(run, runs)]):
+        names = list(differences(table))
+        for run in table:
+            told = _told(run, names) if run.records else _asked(run, table)
+            if told and told not in notes:
+                notes[told] = _letter(len(notes))
+            letters[run.manifest.run_id] = notes.get(told, "")
+    return letters, [f"{letter}: {told}" for told, letter in notes.items()]
+
+
+def _tables(runs: Sequence[Run]) -> Iterator[list[Run]]:
+    """The runs of each table."""
+    found: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        own = facts(run)
-        key = tuple(own.get(name) for name in names)
-        if own and key not in letters:
-            letters[key] = _letter(len(letters))
-            told = [f"{name} = {value}" for name, value in zip(names, key, strict=True) if value is not None]
-            notes.append(
-                f"{letters[key]}: {'; '.join(told) or 'none of the facts in which the others differ'}"
-            )
-        result[run.manifest.run_id] = letters[key] if own else ""
-    return result, notes
+        found.setdefault(tuple(getattr(run.manifest.cell, name) for name in SETTING), []).append(run)
+    yield from found.values()
+
+
+def _told(run: Run, names: Sequence[str]) -> str:
+    """The facts of these names."""
+    own = facts(run)
+    return "; ".join(f"{name} = {own[name]}" for name in names if name in own)
+
+
+def _asked(run: Run, runs: Sequence[Run]) -> str:
+    """The overrides that tell a failed run from the other ones of its cell; "" where it is alone."""
+    others = [other for other in runs if other.manifest.cell == run.manifest.cell and other is not run]
+    if not others:
+        return ""
+    common = set.intersection(*map(_overrides, others))
+    return f"failed with {' '.join(sorted(_overrides(run) - common)) or run.manifest.run_id}"
+
+
+def _overrides(run: Run) -> set[str]:
+    """What was typed, without what only says where output goes."""
+    return {one for one in run.manifest.overrides if re.split(r"[.=]", one.lstrip("+~"))[0] not in _OUTPUT}
+
+
+def _is_mended(run: Run, runs: Sequence[Run]) -> bool:
+    """Whether a run without records was measured later, as the same cell with the same overrides."""
+    return not run.records and any(
+        other.finished
+        and other.manifest.cell == run.manifest.cell
+        and other.manifest.created >= run.manifest.created
+        and _overrides(other) == _overrides(run)
+        for other in runs
+    )
 
 
 def _letter(number: int) -> str:

@@ -37,22 +37,24 @@ _MEANINGS = (
 )
 Value = Callable[[Row], float]
 Ends = Callable[[Row], tuple[float, float] | None]
-_COLUMNS: tuple[tuple[Value, Ends], ...] = (
-    (lambda row: row.speedup, lambda row: row.speedup_ci),
-    (lambda row: row.tau, lambda row: row.tau_ci),
+Gains = Callable[[Row], bool]
+_COLUMNS: tuple[tuple[Value, Ends, Gains], ...] = (
+    (lambda row: row.speedup, lambda row: row.speedup_ci, lambda row: row.difference == "faster"),
+    (lambda row: row.tau, lambda row: row.tau_ci, lambda row: row.tau_ci is not None and row.tau_ci[0] > 1),
 )
+"""Value, ends of its interval, whether it is distinguishable from vanilla's, to the better."""
 
 
 def latex(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     r"""One `table` float a target and setting, to be read with `\input`.
 
     Ends of the 95 % intervals stand small, below and above; of vanilla's speedup they are those of its own
-    repeats against each other. The best of a column within a temperature is bold, among what is lossless.
+    repeats against each other. The best of a column within a temperature is bold, among what is lossless,
+    where it is distinguishable from vanilla.
     """
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
-        key = (row.target, row.batch_size, row.profile, row.baseline, row.acceptor, row.variant)
-        groups.setdefault(key, []).append(row)
+        groups.setdefault(row.setting, []).append(row)
     head = "% Needs \\usepackage{booktabs}. Written by `python -m harness.report build`; edits are lost.\n"
     return head + "\n".join(_table(group, notes) for group in groups.values())
 
@@ -93,9 +95,8 @@ def _table(rows: Sequence[Row], notes: Sequence[str]) -> str:
 
 
 def _caption(row: Row) -> str:
-    footnote = f" ({row.variant})" if row.variant else ""
     return (
-        f"{escape(row.target)}{footnote}, batch size {row.batch_size}, profile {escape(row.profile)}, "
+        f"{escape(row.target)}, batch size {row.batch_size}, profile {escape(row.profile)}, "
         f"{escape(row.baseline)} baseline, {escape(row.acceptor)} acceptor. "
         r"Speedup over vanilla and tokens a round $\tau$, with the ends of their 95\,\% intervals."
     )
@@ -103,23 +104,21 @@ def _caption(row: Row) -> str:
 
 def _block(rows: Sequence[Row], tasks: Sequence[str], with_mean: bool) -> list[str]:
     """The lines of one temperature."""
-    by_place = {(row.method, row.task): row for row in rows}
+    by_place = {(cells.method(row), row.task): row for row in rows}
     best: dict[tuple[str, int], float] = {}
     for task in tasks:
-        for column, (value, _) in enumerate(_COLUMNS):
+        for column, (value, *_) in enumerate(_COLUMNS):
             known = [value(row) for row in rows if row.task == task and _may_win(row)]
             best[task, column] = max((one for one in known if not math.isnan(one)), default=math.nan)
     lines = []
-    for method in dict.fromkeys(row.method for row in rows):
+    for method in dict.fromkeys(map(cells.method, rows)):
         line = [escape(method)]
         for task in tasks:
             row = by_place.get((method, task))
-            line += [
-                _cell(row, value, ends, best[task, column]) for column, (value, ends) in enumerate(_COLUMNS)
-            ]
+            line += [_cell(row, *told, best[task, column]) for column, told in enumerate(_COLUMNS)]
         if with_mean:
             found = [row for task in tasks if (row := by_place.get((method, task)))]
-            line += [_mean(found, value, len(tasks)) for value, _ in _COLUMNS]
+            line += [_mean(found, value, len(tasks)) for value, *_ in _COLUMNS]
         lines.append(" & ".join(line) + r" \\")
     return lines
 
@@ -128,14 +127,14 @@ def _may_win(row: Row) -> bool:
     return row.lossless and row.verdict != "broken"
 
 
-def _cell(row: Row | None, value: Value, ends: Ends, best: float) -> str:
+def _cell(row: Row | None, value: Value, ends: Ends, gains: Gains, best: float) -> str:
     if row is None:
         return "--"
     signs = "".join(_signs(row))
     written = cells.number(value(row))
     if written == cells.UNKNOWN:
         return rf"--$^{{{signs}}}$" if signs else "--"
-    if _may_win(row) and value(row) == best:
+    if _may_win(row) and value(row) == best and gains(row):
         written = rf"\mathbf{{{written}}}"
     interval, raised = ends(row), signs
     if interval and not (interval[0] == interval[1] == value(row)):

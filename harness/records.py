@@ -105,6 +105,10 @@ class Failure(NamedTuple):
     message: str
 
 
+LAPS_PER_ROUND = 6
+"""Readings of the clock that the loop makes a round (see `harness.engine`), at `Probe.lap_ns` each."""
+
+
 class Probe(NamedTuple):
     """The machine as this process found it, measured before the first prompt.
 

@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from harness import metrics, stats
-from harness.comparable import variants
+from harness.comparable import SETTING, variants
 from harness.metrics import Ledger, Ties
-from harness.records import Cell, Failure, GenerationRecord, Run, VerdictKind
+from harness.records import LAPS_PER_ROUND, Cell, Failure, GenerationRecord, Run, VerdictKind
 from harness.stats import Difference, Interval, Totals
 
 BASELINE = "vanilla"
@@ -21,8 +21,9 @@ Ends = tuple[float, float] | None
 _JSON_KEYS = (
     *("target", "task", "method", "temperature", "batch_size", "profile", "baseline"),
     *("tau", "tau_ci", "tokens_per_s", "speedup", "speedup_ci", "speedup_vs"),
-    *("verdict", "roof_fraction", "num_prompts", "num_tokens"),
+    *("verdict", "roof_fraction", "num_prompts", "num_tokens", "variant"),
 )
+_MAX_PROBE_SHARE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +34,10 @@ class Row:
     95 % intervals. speedup_ci of vanilla is that of its first repeats against its others, aa_floor its
     half-width. speedup_vs: the same against each rung that was run. roof_fraction: tokens_per_s over what
     reading the bytes of plain decoding allows. num_prompts: conversations (the clusters); num_tokens: of all
-    repeats. mean_output_tokens: of a generation. split: shares of decode time. variant: letter of a footnote
-    where runs that differ are shown together. failures: what stopped a run of the row; partial: one did not
-    end. lossless: False for an acceptor that does not claim it.
+    repeats. mean_output_tokens: of a generation. split: shares of decode time; probe_share: of it, what
+    reading the clock costs. variant: letter of a footnote where runs that differ are shown together.
+    failures: what stopped a run of the row; partial: one did not end. lossless: False for an acceptor that
+    does not claim it.
     """
 
     target: str
@@ -74,6 +76,7 @@ class Row:
     mean_baseline_tokens: float = math.nan
     looped_share: float = math.nan
     loop_overhead: float = math.nan
+    probe_share: float = math.nan
     split: dict[str, float] = field(default_factory=dict)
     ties: Ties | None = None
     ledger: Ledger | None = None
@@ -89,6 +92,11 @@ class Row:
         return 0 < self.num_prompts < stats.FEW_CLUSTERS
 
     @property
+    def disturbed(self) -> bool:
+        """Whether reading the clock costs more of a round than the protocol allows."""
+        return self.probe_share > _MAX_PROBE_SHARE
+
+    @property
     def lossless(self) -> bool:
         """False for an acceptor that does not claim it."""
         return self.verdict != "lossy"
@@ -100,6 +108,11 @@ class Row:
             return None
         low, high = self.speedup_ci or (math.nan, math.nan)
         return stats.difference(Interval(self.speedup, low, high), self.aa_floor)
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        """What rows of one table share."""
+        return tuple(getattr(self, name) for name in SETTING)
 
     @property
     def cell(self) -> tuple[Any, ...]:
@@ -148,11 +161,9 @@ def summarise(runs: Run | Sequence[Run]) -> list[Row]:
     """The rows of one run or of many. Replicates of a cell are pooled, runs that do not compare never are.
 
     Sorted by target, batch size, task, temperature; within a cell vanilla, arms, rungs. What failed is a row
-    without numbers, unless the same was measured in another run.
+    without numbers until the same command has measured it.
     """
-    rows = [_row(group, method) for group in _groups(runs) for method in group.methods()]
-    measured = {(row.cell[:-1], row.method) for row in rows if not row.failed}
-    return [row for row in rows if not row.failed or (row.cell[:-1], row.method) not in measured]
+    return [_row(group, method) for group in _groups(runs) for method in group.methods()]
 
 
 def pairwise(runs: Run | Sequence[Run]) -> list[Pair]:
@@ -199,7 +210,8 @@ def _groups(runs: Run | Sequence[Run]) -> list[_Group]:
     letters, _ = variants(many)
     groups: dict[tuple[Cell, str], list[Run]] = defaultdict(list)
     for run in many:
-        groups[run.manifest.cell, letters[run.manifest.run_id]].append(run)
+        if run.manifest.run_id in letters:
+            groups[run.manifest.cell, letters[run.manifest.run_id]].append(run)
     # Tables go from T = 0 up; the names of decodings do not sort that way.
     ordered = sorted(
         groups, key=lambda key: (key[0].target, key[0].batch_size, key[0].task, *key[0][3:], key)
@@ -267,6 +279,7 @@ def _timing(
         "roof_fraction": rate / _roof(group, records),
         "split": metrics.time_split(records),
         "loop_overhead": metrics.loop_overhead(records),
+        "probe_share": _probe_share(group, records),
     }
     if not metrics.is_timed(vanilla):
         return found
@@ -302,6 +315,16 @@ def _roof(group: _Group, records: Sequence[GenerationRecord]) -> float:
     cache, context = card.get("cache_bytes_per_token") or 0, metrics.mean_context(records)
     bandwidth, batch_size = max(probes), group.cell.batch_size
     return metrics.roof_tokens_per_s(card["step_bytes"], cache, context, batch_size, bandwidth)
+
+
+def _probe_share(group: _Group, records: Sequence[GenerationRecord]) -> float:
+    """Share of decode time that goes into reading the clock; nan where its cost was not probed."""
+    costs = [probe.lap_ns for run in group.runs for probe in run.probes]
+    # A batch's sequences share its rounds.
+    num_rounds = sum(len(record.emitted) / record.batch_size for record in records)
+    if not costs or not num_rounds:
+        return math.nan
+    return max(costs) * LAPS_PER_ROUND * num_rounds / metrics.decode_ns(records)
 
 
 def _against_itself(vanilla: list[GenerationRecord]) -> Interval:

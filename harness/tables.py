@@ -20,6 +20,7 @@ Table = tuple[list[str], list[list[str]]]
 Column = tuple[str, Callable[[Row], str]]
 _LEFT = ("target", "task", "method", "against", "verdict", "which is", "marks")
 _SETTING = ("target", "batch", "profile", "baseline", "acceptor")
+"""The axes of `Row.setting`."""
 _LEGEND = """\
 Speedup: (sum of tokens / sum of seconds) over the same of vanilla on the same prompts, whole calls,
 prefill included. tau: tokens emitted a round, bonus token included, trimmed; vanilla has 1. In brackets:
@@ -150,7 +151,7 @@ def markdown(rows: Sequence[Row], pairs: Sequence[Pair] = (), notes: Sequence[st
     """The whole report: per setting (target, batch size, profile, ...) its tables; then legend and notes."""
     parts = ["# Results", "", _LEGEND, ""]
     for setting, group in _by_setting(rows).items():
-        own = [pair for pair in pairs if _setting(pair.row) == setting]
+        own = [pair for pair in pairs if pair.row.setting == setting]
         parts += [f"## {_heading(setting)}", "", *_constants(group), *_markdown_table(console_table(group))]
         for title, table in (
             ("The ladder", _ladder(group)),
@@ -165,19 +166,15 @@ def markdown(rows: Sequence[Row], pairs: Sequence[Pair] = (), notes: Sequence[st
     return "\n".join(parts)
 
 
-def _setting(row: Row) -> tuple[str, ...]:
-    return tuple(write(row) for name, write in cells.AXES if name in _SETTING)
-
-
-def _by_setting(rows: Iterable[Row]) -> dict[tuple[str, ...], list[Row]]:
-    groups: dict[tuple[str, ...], list[Row]] = {}
+def _by_setting(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(_setting(row), []).append(row)
+        groups.setdefault(row.setting, []).append(row)
     return groups
 
 
-def _heading(setting: tuple[str, ...]) -> str:
-    target, batch, profile, baseline, acceptor = map(_escape, setting)
+def _heading(setting: tuple[Any, ...]) -> str:
+    target, batch, profile, baseline, acceptor = (_escape(str(part)) for part in setting)
     return f"{target}: batch size {batch}, profile {profile}, {baseline} baseline, {acceptor} acceptor"
 
 

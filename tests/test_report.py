@@ -97,6 +97,31 @@ def test_mixed_runs_are_refused_and_footnoted_when_asked(
     assert 'b: packages.torch = "2.11.0"' in text
 
 
+def test_an_ordinary_store_builds(tmp_path: Path) -> None:
+    """Two profiles of other settings, and two draft lengths of one method."""
+    quick, acceptance = (
+        sample_run(profile, profile=profile, provenance={"device": profile})
+        for profile in ("quick", "acceptance")
+    )
+    lengths = [
+        sample_run(f"r{n}", arms={"vanilla": {}, "ngram": {"draft_length": n}, "suffix": {}}) for n in (4, 8)
+    ]
+    write_runs([quick, acceptance, *lengths], tmp_path)
+    assert build(tmp_path) == 0
+    text = (tmp_path / "tables" / "report.md").read_text()
+    assert "ngram [a]" in text
+    assert "b: method[tiny, ngram].draft\\_length = 8" in text
+    assert text.count("## tiny") == 3
+
+
+def test_a_failed_cell_beside_a_measured_one_is_shown_and_fails_the_report(tmp_path: Path) -> None:
+    measured = sample_run(task="humaneval", overrides=["methods.ngram.draft_length=4"])
+    write_runs([failed_run(), measured], tmp_path)
+    assert build(tmp_path) == 1
+    for name in ("report.md", "report.tex"):
+        assert "no room" in (tmp_path / "tables" / name).read_text()
+
+
 def test_only_chooses_runs_and_stale_figures_go(tmp_path: Path) -> None:
     write_runs(sample_runs(), tmp_path)
     figures = tmp_path / "tables" / "figures"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 
 from harness.comparable import differences, refuse_mixed, variants
 from harness.config import ConfigError
-from harness.records import Failure, Run, Verdict
+from harness.records import Failure, Probe, Run, Verdict
 from harness.rows import Row, json_rows, pairwise, summarise
 from tests.builders import (
     ROUND_NS,
@@ -27,7 +28,7 @@ from tests.builders import (
 KEYS = [
     *("target", "task", "method", "temperature", "batch_size", "profile", "baseline"),
     *("tau", "tau_ci", "tokens_per_s", "speedup", "speedup_ci", "speedup_vs"),
-    *("verdict", "roof_fraction", "num_prompts", "num_tokens"),
+    *("verdict", "roof_fraction", "num_prompts", "num_tokens", "variant"),
 ]
 
 
@@ -35,8 +36,18 @@ def rows_of(*runs: Run) -> dict[str, Row]:
     return {row.method: row for row in summarise(runs)}
 
 
+def with_manifest(run: Run, **changes: Any) -> Run:
+    return dataclasses.replace(run, manifest=dataclasses.replace(run.manifest, **changes))
+
+
 def with_provenance(run: Run, **facts: object) -> Run:
-    return dataclasses.replace(run, manifest=dataclasses.replace(run.manifest, provenance=facts))
+    return with_manifest(run, provenance=facts)
+
+
+def drafting(length: int, run_id: str, **changes: Any) -> Run:
+    """A run of `ngram` with this draft length."""
+    arms = {"vanilla": {}, "ngram": {"draft_length": length}}
+    return make_run(sample_records({"ngram": 0.1 * length}), run_id, arms=arms, **changes)
 
 
 def test_speedups_are_sums_of_tokens_over_sums_of_seconds() -> None:
@@ -134,12 +145,44 @@ def test_one_broken_record_breaks_the_row_and_its_pairs() -> None:
     assert {p.broken for p in pairwise(broken_run()) if "suffix" not in (p.over, p.under)} == {False}
 
 
-def test_a_failed_cell_is_a_row_until_it_was_measured() -> None:
+def test_a_failed_cell_is_a_row_until_the_same_command_has_measured_it() -> None:
     found = rows_of(failed_run())
     assert set(found) == {"vanilla", "ngram"}
     assert all(row.failed and row.failures[0].kind == "out-of-memory" for row in found.values())
-    measured = make_run(sample_records({"ngram": 0.5}), "later", task="humaneval")
+    measured = make_run(
+        sample_records({"ngram": 0.5}), "later", task="humaneval", overrides=["replicate=next"]
+    )
     assert not any(row.failed for row in summarise([failed_run(), measured]))
+    before = with_manifest(failed_run(), created="2026-02-01")
+    assert any(row.failed for row in summarise([before, with_manifest(measured, created="2026-01-01")]))
+    assert any(row.failed for row in summarise([before, dataclasses.replace(measured, finished=False)]))
+
+
+def test_a_failed_cell_stays_a_row_beside_the_same_cell_with_other_settings() -> None:
+    lengths = [
+        "methods.ngram.draft_length=0",
+        "methods.ngram.draft_length=-1",
+        "methods.ngram.draft_length=4",
+    ]
+    zero, negative = (
+        with_manifest(failed_run(), run_id=text, overrides=["x=1", text]) for text in lengths[:2]
+    )
+    four = make_run(sample_records({"ngram": 0.5}), "four", task="humaneval", overrides=["x=1", lengths[2]])
+    rows = summarise([zero, negative, four])
+    assert [(row.method, row.variant, row.failed) for row in rows] == [
+        ("vanilla", "", False),
+        ("ngram", "", False),
+        ("vanilla", "a", True),
+        ("ngram", "a", True),
+        ("vanilla", "b", True),
+        ("ngram", "b", True),
+    ]
+    assert variants([zero, negative, four])[1] == [
+        f"{x}: failed with {text}" for x, text in zip("ab", lengths[:2], strict=True)
+    ]
+    told = json_rows(rows)[-1]
+    assert told["variant"] == "b"
+    assert told["tau"] is told["speedup"] is told["verdict"] is None
 
 
 def test_an_unfinished_run_is_partial_and_few_prompts_are_indicative() -> None:
@@ -196,6 +239,41 @@ def test_mixed_runs_are_kept_apart_by_footnotes() -> None:
         ("ngram", "a"),
         ("ngram", "b"),
     }
+
+
+def test_runs_of_different_tables_need_not_compare() -> None:
+    changes = [{}, {"profile": "acceptance"}, {"batch_size": 4}, {"target": "other"}]
+    runs = [
+        with_provenance(sample_run(f"r{number}", **change), device={"name": str(number)})
+        for number, change in enumerate(changes)
+    ]
+    refuse_mixed(runs)
+    assert variants(runs) == ({f"r{number}": "" for number in range(4)}, [])
+
+
+def test_other_settings_of_an_arm_are_rows_of_their_own_in_one_table() -> None:
+    runs = [drafting(4, "r4"), drafting(8, "r8"), drafting(8, "sampled", decoding="sampled", temperature=1.0)]
+    refuse_mixed(runs)
+    letters, notes = variants(runs)
+    assert letters == {"r4": "a", "r8": "b", "sampled": "b"}
+    assert notes == [
+        "a: method[tiny, ngram].draft_length = 4",
+        "b: method[tiny, ngram].draft_length = 8",
+    ]
+    assert {(row.temperature, row.variant) for row in summarise(runs)} == {(0, "a"), (0, "b"), (1, "b")}
+    with pytest.raises(ConfigError, match=r"device\.name"):
+        refuse_mixed([with_provenance(run, device={"name": run.manifest.run_id}) for run in runs])
+
+
+def test_what_reading_the_clock_costs_is_a_share_of_the_rounds_and_marked_above_one_per_cent() -> None:
+    records = [make_record("vanilla", accepted=[0] * 4, drafted=[0] * 4, batch_size=2)]
+    shares = {}
+    for cost in (ROUND_NS / 1000, ROUND_NS / 100):
+        (row,) = summarise(make_run(records, probes=[Probe(1e9, cost)]))
+        shares[row.disturbed] = row.probe_share
+    # Two sequences share a round.
+    assert shares == {False: pytest.approx(0.003), True: pytest.approx(0.03)}
+    assert math.isnan(summarise(make_run(records))[0].probe_share)
 
 
 def test_other_tasks_temperatures_methods_and_failed_cells_may_stand_together() -> None:

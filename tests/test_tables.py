@@ -6,6 +6,7 @@ After an intended change, `python -m tests.test_tables` writes the golden files 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -134,6 +135,32 @@ def test_the_best_lossless_number_is_bold_and_never_a_broken_or_lossy_one() -> N
     line = next(line for line in text.splitlines() if line.startswith("lossy"))
     assert "mathbf" not in line
     assert r"\ddagger" in line
+
+
+def test_only_what_is_distinguishable_from_vanilla_is_bold_and_vanilla_never() -> None:
+    idle = summarise(make_run(sample_records({"idle": 0.0}, num_prompts=12)))
+    assert "mathbf" not in tables.latex(idle)
+    slower = [dataclasses.replace(row, speedup=0.9, speedup_ci=(0.8, 0.95)) for row in idle]
+    assert "mathbf" not in tables.latex(slower)
+    unclear = [
+        dataclasses.replace(row, speedup_ci=(0.9, 3.0)) if row.method == "suffix" else row
+        for row in summarise(sample_run())
+    ]
+    lines = tables.latex(unclear).splitlines()
+    suffix = next(line for line in lines if line.startswith("suffix")).split(" & ")
+    assert ["mathbf" in cell for cell in suffix[1:]] == [False, True]
+    assert "mathbf" not in next(line for line in lines if line.startswith("ngram"))
+
+
+def test_rows_of_one_name_are_told_apart_in_every_layout() -> None:
+    runs = [
+        make_run(sample_records({"ngram": 0.1 * length}), f"r{length}", arms={"ngram": {"length": length}})
+        for length in (4, 8)
+    ]
+    rows = summarise(runs)
+    for text in (tables.latex(rows), tables.markdown(rows, pairwise(runs))):
+        assert {f"ngram [{letter}]" for letter in "ab"} <= set(re.findall(r"ngram \[.\]", text))
+    assert tables.latex(rows).count(r"\begin{table}") == 1
 
 
 def test_names_cannot_break_the_markup() -> None:
