@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -22,7 +25,7 @@ class Measure:
     num_warmup: prompts (outside the test set) run before the clock counts, per arm.
     num_null: conversations whose vanilla tokens are replayed for the null of the tie rate; None is all.
     order_seed: of the random order of arms within a prompt.
-    bandwidth_gib: buffer of the read-bandwidth probe, at least four times the last-level cache.
+    bandwidth_gib: buffer of the read-bandwidth probe; None is 1, or four times the last-level cache if more.
     """
 
     profile: Literal["full", "quick", "acceptance"]
@@ -34,7 +37,7 @@ class Measure:
     num_null: int | None = Field(default=None, ge=0)
     batch_size: int = Field(default=1, ge=1)
     order_seed: int = 0
-    bandwidth_gib: float = Field(default=1.0, gt=0)
+    bandwidth_gib: float | None = Field(default=None, gt=0)
 
     @property
     def timed(self) -> bool:
@@ -111,12 +114,15 @@ def lap_cost_ns(device: torch.device, num_laps: int = 2000) -> float:
     return (time.perf_counter_ns() - begin) / num_laps
 
 
-def read_bandwidth(device: torch.device, gib: float = 1.0, num_passes: int = 5) -> float:
+@cache
+def read_bandwidth(device: torch.device, gib: float | None = None, num_passes: int = 10) -> float:
     """Bytes per second that a sum over a written buffer of `gib` GiB reads; the best of `num_passes`.
 
-    The buffer must be larger than any cache. A read, not a copy: a copy moves its size twice.
+    gib: see `Measure.bandwidth_gib`. A read, not a copy: a copy moves its size twice. Measured once a
+    process, so that all its runs have one roof.
     """
-    buffer = torch.ones(int(gib * 2**30) // 4, dtype=torch.float32, device=device)
+    num_bytes = max(2**30, 4 * last_level_cache_bytes()) if gib is None else int(gib * 2**30)
+    buffer = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
     best = 0.0
     for _ in range(num_passes):
         synchronize(device)
@@ -125,6 +131,18 @@ def read_bandwidth(device: torch.device, gib: float = 1.0, num_passes: int = 5) 
         synchronize(device)
         best = max(best, buffer.nbytes / ((time.perf_counter_ns() - begin) * 1e-9))
     return best
+
+
+def last_level_cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int:
+    """Of all processors together, as Linux tells it below `root`; 0 where it does not."""
+    found: dict[int, dict[str, int]] = {}
+    for folder in root.glob("cpu[0-9]*/cache/index[0-9]*"):
+        with suppress(OSError, ValueError):
+            level, shared, size = (
+                (folder / name).read_text().strip() for name in ("level", "shared_cpu_list", "size")
+            )
+            found.setdefault(int(level), {})[shared] = int(size.removesuffix("K")) * 1024
+    return sum(found[max(found)].values()) if found else 0
 
 
 def peak_memory_bytes(device: torch.device) -> int:
