@@ -21,9 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
+from harness.comparable import variants
 from harness.config import ConfigError, near
+from harness.records import Run
 from harness.reporters import Console
-from harness.store import load_run
+from harness.store import load_run, unwritable
 
 OUTCOME = "outcome.json"
 """What a job leaves in its Hydra folder: `run_dirs`, `errors` and `status`."""
@@ -45,6 +47,9 @@ def main(job: Callable[[], Any]) -> int:
         if isinstance(error, ValueError) and not _from_hydra(error):
             raise
         return _wrong(explain(error))
+    except OSError as error:
+        # Hydra makes the folder of a job before the job can look.
+        return _wrong(str(unwritable(error.filename or "results", error)))
     except KeyboardInterrupt:
         Console().error("stopped by the user")
         return FAILED
@@ -120,18 +125,30 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
 
     status: int = max(outcome["status"] for outcome in outcomes)
     folders = list(dict.fromkeys(folder for outcome in outcomes for folder in outcome["run_dirs"]))
-    runs = [load_run(Path(folder)) for folder in folders]
-    found = rows.summarise(runs)
-    if found:
-        console.table(*tables.console_table(found))
-    for error in (error for outcome in outcomes for error in outcome["errors"]):
-        console.error(error)
+    errors = [error for outcome in outcomes for error in outcome["errors"]]
+    runs: list[Run] = []
+    found: list[rows.Row] = []
+    for folder in folders:
+        try:
+            runs.append(load_run(Path(folder)))
+        except Exception as error:
+            errors.append(f"{folder}: left out of the table: {error}")
+    try:
+        found = rows.summarise(runs)
+        if found:
+            console.table(*tables.console_table(found))
+        for note in variants(runs)[1]:
+            console.note(note)
+    except Exception as error:
+        errors.append(f"the table cannot be made: {type(error).__name__}: {error}")
+    for told in errors:
+        console.error(told)
     if status == WRONG:
         return status
-    document = {"rows": [rows.to_json(row) for row in found], "run_dirs": folders}
+    document = {"rows": rows.json_rows(found), "run_dirs": folders}
     print(json.dumps(document, allow_nan=False), flush=True)
     broken = any(row.verdict == "broken" and row.kind == "arm" for row in found)
-    return FAILED if broken else status
+    return FAILED if broken or errors else status
 
 
 def explain(error: Exception) -> str:

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -127,21 +128,23 @@ class Experiment:
         self.prompts = {
             conversation.id: self.stage.prompt(conversation, []) for conversation in session.conversations
         }
+        self._where = "start"
+        """What is being done, for the record of a failure."""
         session.check(list(self.prompts.values())[:_NUM_CHECKED])
 
     def manifest(self, store: ResultStore) -> RunManifest:
         """What will be measured and where; its id is the run's."""
         device = provenance.device_facts(self.session.target.device)
-        cards = self.session.cards()
+        cards, weights, prompts = self.session.cards(), self.session.weights, self._prompt_set
+        revision = {name: weights.card.get(name) for name in ("source", "revision")}
 
         def run_id(replicate: int) -> str:
-            # A head that was trained anew in the same folder makes another measurement.
-            config = {**self._config(), "cards": cards}
+            # Other prompts in the same file or another head in the same folder make another measurement.
+            config = {**self._config(), "cards": cards, "prompts": prompts, "weights": revision}
             return provenance.run_id(self.cell, provenance.identity(config, replicate, device))
 
         wanted = self.plan.replicate
         replicate = store.next_replicate(run_id) if wanted == "next" else wanted
-        weights = self.session.weights
         return RunManifest(
             run_id=run_id(replicate),
             cell=self.cell,
@@ -157,13 +160,7 @@ class Experiment:
             config=provenance.redact(self._config()),
             overrides=provenance.redact(self.plan.overrides),
             target=weights.card,
-            prompts={
-                "num_conversations": len(self.prompts),
-                "hash": hashlib.sha256(json.dumps(list(self.prompts.items())).encode()).hexdigest()[:16],
-                "template_hash": template_hash(weights.tokenizer, self.plan.target),
-                "end_token_ids": sorted(weights.end_token_ids),
-                "task": self.plan.task.card(),
-            },
+            prompts=prompts,
             provenance={
                 "device": device,
                 "git": provenance.git_state(),
@@ -173,6 +170,18 @@ class Experiment:
             replicate=replicate,
             created=provenance.now(),
         )
+
+    @cached_property
+    def _prompt_set(self) -> dict[str, Any]:
+        """What the target is asked and where it stops, for the manifest."""
+        weights = self.session.weights
+        return {
+            "num_conversations": len(self.prompts),
+            "hash": hashlib.sha256(json.dumps(list(self.prompts.items())).encode()).hexdigest()[:16],
+            "template_hash": template_hash(weights.tokenizer, self.plan.target),
+            "end_token_ids": sorted(weights.end_token_ids),
+            "task": self.plan.task.card(),
+        }
 
     @property
     def cell(self) -> Cell:
@@ -192,20 +201,18 @@ class Experiment:
             self.console.note(f"done already: {folder} (measure again: replicate=next)")
             return folder
         with store.open_run(manifest) as run:
-            where = "start"
             try:
-                todo = [block for block in self._blocks() if not self._finished(run, block)]
+                todo = [block for block in self._blocks() if _name(block) not in run.finished_blocks]
                 if self.plan.measure.timed:
                     self._probe(run)
                     self._warm_up()
                 self.console.plan(self._num_generations(todo))
                 self.console.start(manifest)
                 for block in todo:
-                    where = _name(block)
                     self._measure(run, block)
                 run.finish()
             except BaseException as error:
-                run.write_failure(failure(error, where))
+                run.write_failure(failure(error, self._where))
                 raise
             finally:
                 self.console.stop()
@@ -221,10 +228,6 @@ class Experiment:
         for start in range(0, len(conversations), size):
             yield tuple(conversations[start : start + size])
 
-    @staticmethod
-    def _finished(run: OpenRun, block: Block) -> bool:
-        return _name(block) in run.finished_blocks
-
     def _probe(self, run: OpenRun) -> None:
         device = self.session.target.device
         bandwidth = read_bandwidth(device, self.plan.measure.bandwidth_gib)
@@ -237,7 +240,8 @@ class Experiment:
         prompts = self.session.warmup[: self.plan.measure.num_warmup]
         for conversation in prompts:
             for player in (*self.session.players, *self.rungs):
-                self.console.note(f"warm-up: {player.name}, {conversation.id}")
+                self._where = f"warm-up: {player.name}, {conversation.id}"
+                self.console.note(self._where)
                 stage.play(player, (conversation,))
 
     def _trials(self, block: Block) -> list[Trial]:
@@ -269,9 +273,11 @@ class Experiment:
         frozen = None
         if self.plan.task.history == "frozen" and any(one.num_turns > 1 for one in block):
             vanilla = self.session.players[0]
+            self._where = f"{vanilla.name}, {_name(block)}"
             frozen = self.stage.answers(vanilla, block, range(len(self.params.seeds)))
         played: list[Played] = []
         for order, trial in enumerate(self._trials(block)):
+            self._where = f"{trial.player.name}, {_name(block)}"
             one_pass = self.stage.play(
                 trial.player,
                 block,
@@ -286,6 +292,7 @@ class Experiment:
         run.begin_block(_name(block))
         reference = {one.place: one for one in played if one.player.name == BASELINE_ARM and one.repeat == 0}
         for one in played:
+            self._where = f"verdict on {one.player.name}, {_name(block)}"
             verdict = self._verdict(one, reference[one.place])
             run.write_record(self._record(one, verdict, block))
         self._null(run, played, reference)
@@ -298,8 +305,8 @@ class Experiment:
         if not self.acceptor.lossless and one.player.drafter is not None:
             return Verdict("lossy")
         same_prompt = list(one.request.prompt) == list(vanilla.request.prompt)
-        # With an empty draft an acceptor has nothing to say: vanilla is always comparable with itself.
-        coupled = self.acceptor.coupled or self.params.greedy or one.player.rung is not None
+        # Whatever the acceptor, vanilla draws again what it drew: its repeats have the same random stream.
+        coupled = self.acceptor.coupled or self.params.greedy or one.player.name == BASELINE_ARM
         if not same_prompt or not coupled:
             return Verdict("unpaired")
         width = one.player.rung.width if one.player.rung else 1

@@ -12,8 +12,8 @@ from harness.experiment import Experiment, Session, failure
 from harness.figures import draw
 from harness.plan import Plan, make_plan
 from harness.records import Cell, Failure
-from harness.reporters import Console, Reporters
-from harness.rows import summarise, to_json
+from harness.reporters import Console, Reporters, spared
+from harness.rows import json_rows, summarise
 from harness.store import ResultStore, load_run
 
 
@@ -43,6 +43,7 @@ class Job:
         else it is only told, with the status of a wrong command line.
         """
         try:
+            self._store.check_writable()
             plan = make_plan(self._config, self._overrides)
             session = Session(plan, self._console)
             experiments = [Experiment(session, params) for params in plan.decodings.values()]
@@ -59,29 +60,52 @@ class Job:
                 return
 
     def _measure(self, plan: Plan, experiment: Experiment) -> None:
-        run_id = experiment.manifest(self._store).run_id
-        folder = self._store.root / run_id
-        fresh = not self._store.is_finished(run_id)
+        folder = None
         try:
+            run_id = experiment.manifest(self._store).run_id
+            folder = self._store.root / run_id
+            fresh = not self._store.is_finished(run_id)
             experiment.run(self._store)
+            self._report(plan, folder, fresh)
         except (Exception, KeyboardInterrupt) as error:
-            self._note(error, run_id)
-        if folder.is_dir():
-            self._folders.append(folder)
-        if fresh and self._store.is_finished(run_id):
+            if folder is None or not _is_sound(folder):
+                self._fail(error, experiment.cell)
+                return
+            self._note(error, folder.name)
+        self._folders.append(folder)
+
+    def _report(self, plan: Plan, folder: Path, fresh: bool) -> None:
+        """Figures and the tracker's files of a finished run; those that are there already stay."""
+        with spared(self._console, "the report"):
             run = load_run(folder)
             rows = summarise(run)
-            reporters = Reporters(self._console, plan.tracker)
-            reporters.finish(run, [to_json(row) for row in rows], draw(rows, folder / "figures"))
+            figures = sorted((folder / "figures").glob("*"))
+            if not figures:
+                with spared(self._console, "drawing"):
+                    figures = draw(rows, folder / "figures")
+            told = json_rows(rows)
+            if not fresh:
+                plan.tracker.finish(run, told, figures)
+                return
+            Reporters(self._console, plan.tracker).finish(run, told, figures)
+            for row in rows:
+                if row.disturbed:
+                    self._console.warn(
+                        f"{row.method}: reading the clock takes {row.probe_share:.1%} of a round; above 1 %"
+                        " the row is marked. A larger target or batch has longer rounds."
+                    )
 
     def _fail(self, error: BaseException, cell: Cell) -> None:
-        """A cell that has no run."""
+        """A cell that has no run, or one that cannot be read."""
         where = f"{cell.target}, {cell.task}, {cell.decoding}"
         config: Any = OmegaConf.to_container(self._config, resolve=False)
-        folder = self._store.write_failed_cell(
-            self._note(error, where), cell, config=config, overrides=self._overrides
-        )
-        self._folders.append(folder)
+        told = self._note(error, where)
+        try:
+            self._folders.append(
+                self._store.write_failed_cell(told, cell, config=config, overrides=self._overrides)
+            )
+        except (ConfigError, OSError) as fault:
+            self._errors.append(f"{where}: {fault}")
 
     def _note(self, error: BaseException, where: str) -> Failure:
         self.interrupted |= isinstance(error, KeyboardInterrupt)
@@ -91,6 +115,14 @@ class Job:
         return told
 
 
+def _is_sound(folder: Path) -> bool:
+    try:
+        load_run(folder)
+    except ConfigError:
+        return False
+    return True
+
+
 def _cells(config: DictConfig) -> list[Cell]:
     """The cells that a configuration asks for, as far as it can be read without building anything."""
     return [
@@ -98,11 +130,19 @@ def _cells(config: DictConfig) -> list[Cell]:
             target=str(config.target.name),
             task=str(config.task.name),
             decoding=str(name),
-            temperature=float(node.get("temperature", 0.0)),
-            batch_size=int(config.measure.get("batch_size", 1)),
+            temperature=_number(node.get("temperature", 0)),
+            batch_size=int(_number(config.measure.get("batch_size", 1))),
             profile=str(config.measure.profile),
             baseline="eager",
             acceptor=str(config.acceptor["_target_"]).rpartition(".")[2].lower(),
         )
         for name, node in (config.decodings or {}).items()
     ]
+
+
+def _number(value: Any) -> float:
+    """0 for what is none: it may be the very fault."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return 0.0

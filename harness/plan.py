@@ -60,6 +60,11 @@ def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
         )
     acceptor = build(cfg.acceptor, "acceptor")
     for params in decodings.values():
+        if params.name == "greedy" and not params.greedy:
+            raise ConfigError(
+                f"decodings.greedy.temperature={params.temperature:g}: it would be called greedy, and has no"
+                f" seeds; type decoding=sampled decodings.sampled.temperature={params.temperature:g}"
+            )
         for name, drafter in arms.items():
             if not params.greedy and not drafter.samples:
                 raise ConfigError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -154,10 +155,17 @@ class Reporters:
 
     def _tell(self, call: Callable[[Reporter], None]) -> None:
         for reporter in self._all:
-            try:
+            with spared(self._console, type(reporter).__name__):
                 call(reporter)
-            except Exception as error:
-                self._console.warn(cause(type(reporter).__name__, error))
+
+
+@contextmanager
+def spared(console: Console, who: str) -> Iterator[None]:
+    """What goes wrong inside is one warning line: a report can be made again, a measurement is dear."""
+    try:
+        yield
+    except Exception as error:
+        console.warn(cause(who, error))
 
 
 def cause(who: str, error: Exception) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import TracebackType
 from typing import Any, Self
 
@@ -165,6 +166,15 @@ class ResultStore:
         """Does no work; `root` need not exist."""
         self.root = Path(root)
 
+    def check_writable(self) -> None:
+        """Raise ConfigError where no run could be written."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise unwritable(self.root, error) from error
+
     def open_run(self, manifest: RunManifest) -> OpenRun:
         """Begin or resume the run of `manifest.run_id`; see `OpenRun` for what can be wrong."""
         return OpenRun(self.root / manifest.run_id, manifest)
@@ -212,6 +222,13 @@ class ResultStore:
         with self.open_run(manifest) as run:
             run.write_failure(failure)
             return run.folder
+
+
+def unwritable(folder: Path | str, error: OSError) -> ConfigError:
+    """What to tell of a folder below `results` that refuses."""
+    return ConfigError(
+        f"{folder}: cannot be written ({error.strerror}); choose another place with results=FOLDER"
+    )
 
 
 def load_run(folder: Path) -> Run:

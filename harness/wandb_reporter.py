@@ -50,17 +50,22 @@ class WandbTracker(NoTracker):
     log_records: bool = True
 
     def finish(self, run: Run, rows: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> None:
-        """Write the W&B runs. Whatever goes wrong there is a warning on stderr and stops nothing."""
+        """Write the W&B runs that are not there yet. What goes wrong is a warning and stops nothing."""
         if self.mode == "disabled":
             return
         console = Console()
+        missing = [arm for arm in run.manifest.arms if not self._is_written(run, arm)]
         try:
-            folders = [self._write_arm(run, arm, rows, files) for arm in run.manifest.arms]
+            folders = [self._write_arm(run, arm, rows, files) for arm in missing]
         except Exception as error:
             console.warn(cause("W&B", error) + " `tracker=none` leaves W&B out.")
             return
         if self.mode == "offline" and folders:
             console.note(f"upload with: wandb sync {shlex.join(folders)}")
+
+    def _is_written(self, run: Run, arm: str) -> bool:
+        kind = "offline-run" if self.mode == "offline" else "run"
+        return any(Path(self.dir).glob(f"wandb/{kind}-*-{_id(run, arm)}"))
 
     def _write_arm(self, run: Run, arm: str, rows: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> str:
         """One W&B run; the folder of its files."""
@@ -71,7 +76,7 @@ class WandbTracker(NoTracker):
         tracked = wandb.init(
             project=self.project,
             entity=self.entity,
-            id=_name(f"{manifest.run_id}-{arm}"),
+            id=_id(run, arm),
             name=f"{manifest.run_id}-{arm}",
             group=manifest.run_id,
             job_type=arm,
@@ -140,6 +145,10 @@ def _quiet(wandb: Any) -> Any:
         x_disable_stats=True,
         x_save_requirements=False,
     )
+
+
+def _id(run: Run, arm: str) -> str:
+    return _name(f"{run.manifest.run_id}-{arm}")
 
 
 def _name(text: str) -> str:

@@ -255,7 +255,7 @@ MISTAKES = [
     (["methods.ngram.max_ngram=x"], "methods.ngram: max_ngram"),
     (["methods.ngram.max_ngram=1", "methods.ngram.min_ngram=2"], "min_ngram 2 is above max_ngram 1"),
     (["measure.order_seed=3"], "+measure.order_seed="),
-    (["target.attention=flash"], "Input should be 'grouped', 'sdpa', 'eager'"),
+    (["target.attention=flash"], "Input should be 'grouped', 'sdpa' or 'eager'"),
     (["decodings.greedy.temperature=-1"], "greater than or equal to 0"),
     (["decodings.greedy.temperature=0.7"], "decoding=sampled decodings.sampled.temperature=0.7"),
     (["~decodings.greedy"], "type decoding=greedy"),

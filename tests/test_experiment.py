@@ -108,6 +108,17 @@ def test_a_wrong_acceptor_comes_out_broken_in_the_records(
     assert "broken" in kinds
 
 
+def test_with_an_uncoupled_acceptor_only_vanilla_is_compared_with_itself(tmp_path: Path) -> None:
+    plan = plan_of(
+        tmp_path,
+        *("accept=rejection", "decoding=sampled", "measure=quick", "+measure.bandwidth_gib=0.01"),
+        *("measure.sampled_repeats=2", "measure.sampled_rung_repeats=1", "max_new_tokens=6"),
+    )
+    run = load_run(measured(plan, tmp_path, "sampled"))
+    kinds = {(record.arm == "vanilla", record.verdict.kind) for record in run.records if record.verdict}
+    assert kinds == {(True, "identical"), (False, "unpaired")}
+
+
 def test_prompts_that_leave_no_room_are_refused_by_name(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, "measure=acceptance", "target.max_context=4")
     with pytest.raises(ConfigError, match=r"conversation 1.*max_context"):

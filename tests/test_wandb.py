@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -96,6 +97,18 @@ def test_an_offline_run_holds_the_numbers_of_the_table(tmp_path: Path) -> None:
             told = seen[row["method"]]
             for key in ("speedup", "tau", "verdict", "tokens_per_s", "num_tokens"):
                 assert told[key] == row[key], key
+
+
+def test_only_what_is_missing_is_written(tmp_path: Path) -> None:
+    run = stored(tmp_path)
+    tracker = WandbTracker(dir=str(tmp_path / "wandb"))
+    for _ in range(2):
+        tracker.finish(run, json_rows(summarise(run)), [])
+        folders = sorted((tmp_path / "wandb" / "wandb").glob("offline-run-*"))
+        assert len(folders) == len(run.manifest.arms)
+    shutil.rmtree(folders[0])
+    tracker.finish(run, json_rows(summarise(run)), [])
+    assert len(list((tmp_path / "wandb" / "wandb").glob("offline-run-*"))) == len(folders)
 
 
 def test_a_failing_wandb_is_one_warning(
