@@ -8,36 +8,43 @@ A round feeds the pairs (true feature, next token) that the last one brought to 
 then grown on rows behind them that vanish, so no key of a guessed feature survives.
 Where the code departs from the official one: scores in float32 with ties to the earlier candidate, batches,
 and static trees of likeliest (not sampled) children.
-
-Shapes: B sequences, m new pairs, k nodes, c children, E nodes expanded so far, H hidden size of the head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from omegaconf import OmegaConf
 from pydantic import Field
 from torch import Tensor
 
-from harness.attention import grouped, tree_mask
 from harness.cache import SlotCache
 from harness.config import ConfigError, configurable
 from harness.draft import Draft
-from harness.drafter import Drafter, HiddenTap, Outcome, TargetView
-from harness.trees import Proposals, TreePolicy
-from methods.shared.eagle_checkpoint import LoadedHead, TargetFacts, load_head, random_head
+from harness.drafter import HiddenTap, Outcome, TargetView, TrainableDrafter, TrainingRow
+from harness.trees import TreePolicy
+from methods.shared.eagle_checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head
+from methods.shared.eagle_growth import Growth
 from methods.shared.eagle_head import Architecture, Head
+from methods.shared.eagle_training import (
+    EagleRecipe,
+    feature_scale,
+    folded,
+    fresh_head,
+    regression_step,
+    unrolled_steps,
+)
 
-_CHUNK = 1024
-"""Pairs of a prompt that are fed at once: their mask is quadratic."""
+_CARDS = Path(__file__).parent / "heads" / "cards.yaml"
 _MARGIN = 0.1
 """The other reading of the tapped layers may be right that much more often: noise of few rows."""
 
 
 @configurable
-class Eagle(Drafter):
+class Eagle(TrainableDrafter):
     """Drafts trees with a trained head.
 
     head: a folder, a hub id, or `random` (weights from `seed`: benchmarks of shape, drafts nothing good).
@@ -46,7 +53,7 @@ class Eagle(Drafter):
     aux_convention: whether these name the blocks whose `input` or whose `output` is tapped. `auto`: `output`
     if the checkpoint's list begins with 1, as SpecForge writes it, else `input`.
     norm_output, norm_before_residual: see `HeadShape`; None is what the checkpoint says.
-    draft_vocab_size: of a random head; None is the target's whole vocabulary.
+    draft_vocab_size: of a random head; None is the target's whole vocabulary. recipe: how it is trained.
     """
 
     architecture: Architecture
@@ -60,6 +67,7 @@ class Eagle(Drafter):
     norm_before_residual: bool | None = None
     draft_vocab_size: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0)
+    recipe: EagleRecipe = Field(default_factory=EagleRecipe)
 
     @property
     def taps(self) -> tuple[HiddenTap, ...]:
@@ -93,8 +101,11 @@ class Eagle(Drafter):
         self._cache = SlotCache()
 
     def card(self) -> dict[str, Any]:
-        """See `Drafter`."""
-        return {**self._loaded.card, "taps": [[tap.layer, tap.point] for tap in self._taps]}
+        """See `Drafter`; of a head that is known, also what `methods/heads/cards.yaml` says of its makers."""
+        taps = [[tap.layer, tap.point] for tap in self._taps]
+        known = OmegaConf.to_container(OmegaConf.load(_CARDS))
+        makers = known.get(str(self.head)) if isinstance(known, dict) else None
+        return {**self._loaded.card, "taps": taps, **({"known": makers} if makers else {})}
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
         """See `Drafter`: compares both readings of the tapped layers by how often the head is right."""
@@ -150,6 +161,49 @@ class Eagle(Drafter):
         self._tokens, self._features = self._tokens[list(rows)], self._features[list(rows)]
         self._counts = [self._counts[row] for row in rows]
 
+    def begin_training(self, counts: Tensor, rows: Sequence[TrainingRow], seed: int) -> torch.nn.Module:
+        """See `TrainableDrafter`; a `random` head is begun anew, any other is trained on."""
+        shape = self.network.shape
+        self._scale: Tensor | None = None
+        if self.head != "random":
+            self._student = folded(self.network, None).float()
+        else:
+            self._student = fresh_head(shape, counts, self._target, seed)
+            if self.architecture == "eagle3":
+                self._scale = feature_scale(torch.cat([torch.cat(row.taps, dim=-1) for row in rows]))
+        self._student.train().requires_grad_(True)
+        if self._student.embed_tokens is not None:
+            self._student.embed_tokens.requires_grad_(False)
+        return self._student
+
+    def loss(self, row: TrainingRow) -> tuple[Tensor, dict[str, float]]:
+        """See `TrainableDrafter`."""
+        features = torch.cat(row.taps, dim=-1).float()
+        if self.architecture == "eagle":
+            steps = [regression_step(self._student, features, row, self._target, self.recipe)]
+        else:
+            features = features if self._scale is None else features / self._scale
+            steps = unrolled_steps(self._student, features, row, self._target, self.recipe)
+        total = torch.stack(
+            [self.recipe.decay**number * step.loss for number, step in enumerate(steps)]
+        ).sum()
+        numbers: dict[str, float] = {}
+        for number, step in enumerate(steps):
+            numbers[f"loss_{number}"] = float(step.loss.detach())
+            numbers[f"accuracy_{number}"] = float(step.num_right) / max(step.num_rows, 1)
+        return total, numbers
+
+    def deploy(self) -> None:
+        """See `TrainableDrafter`."""
+        dtype = self._target.dtype if self.dtype == "target" else getattr(torch, self.dtype)
+        self.network = folded(self._student, self._scale).place(self._target.device, dtype)
+
+    def export(self, folder: Path, card: dict[str, Any]) -> None:
+        """See `TrainableDrafter`; float16, as the official heads."""
+        head = folded(self._student, self._scale).place(torch.device("cpu"), torch.float16)
+        aux = None if self.architecture == "eagle" else [tap.layer for tap in self._taps]
+        save_head(head, folder, aux_layers=aux, card=card)
+
     def _load(self, target: TargetView) -> LoadedHead:
         config = target.config
         dtype = target.dtype if self.dtype == "target" else getattr(torch, self.dtype)
@@ -201,110 +255,3 @@ class Eagle(Drafter):
         features = torch.cat([state.to(dtype) for state in states], dim=-1)[:, :-1]
         guessed = growth.feed(features, ids[:, 1:], [features.shape[1]])
         return growth.proposals(guessed, 1).tokens[..., 0]
-
-
-class Growth:
-    """One round's `Grower`: the head run over pairs that stay in its cache, then over nodes that do not.
-
-    state [B, H], logits [B, V]: after the pending token (for whoever wants to look).
-    """
-
-    def __init__(self, target: TargetView, network: Head, cache: SlotCache) -> None:
-        self._target, self._network, self._cache = target, network, cache
-        self._root = self._outputs = self._seen = torch.empty(0)
-
-    def begin(self, num_rows: int) -> None:
-        """Forget the cache."""
-        self._cache.clear(num_rows)
-
-    def feed(self, features: Tensor, tokens: Tensor, counts: Sequence[int]) -> Tensor:
-        """Take in true pairs: features [B, m, F] and tokens [B, m], each one after its feature.
-
-        The first `counts[b]` of each sequence stay. States [B, m, H] after them.
-        """
-        num_rows, num_pairs = tokens.shape
-        states = self._network.project(features)
-        pieces = []
-        for start in range(0, num_pairs, _CHUNK):
-            here = slice(start, start + _CHUNK)
-            count = tokens[:, here].shape[1]
-            behind = torch.ones(count, start + count, dtype=torch.bool, device=tokens.device).tril(start)
-            offsets = torch.arange(start, start + count, device=tokens.device)
-            tree = behind.expand(num_rows, -1, -1)
-            pieces.append(self._run(tokens[:, here], states[:, here], offsets[None], tree))
-        outputs = torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
-        self._cache.advance(counts)
-        last = torch.tensor(list(counts)).to(tokens.device, non_blocking=True) - 1
-        self._outputs = outputs.gather(1, last[:, None, None].expand(-1, 1, outputs.shape[-1]))
-        self._seen = torch.zeros(num_rows, 1, 0, dtype=torch.bool, device=tokens.device)
-        return outputs
-
-    @property
-    def state(self) -> Tensor:
-        """See the class."""
-        return self._outputs[:, 0]
-
-    @property
-    def logits(self) -> Tensor:
-        """See the class."""
-        return self.score(self.state)
-
-    def start(self, num_children: int) -> Proposals:
-        """See `Grower`."""
-        return self.proposals(self.state, num_children)
-
-    def expand(self, tokens: Tensor, parents: Tensor, num_children: int) -> Proposals:
-        """See `Grower`. A node's state is its parent's output; it sees the pairs, its ancestors, itself."""
-        num_rows, num_nodes = tokens.shape
-        rows = torch.arange(num_rows, device=tokens.device)[:, None]
-        states, above = self._outputs[rows, parents + 1], self._seen[rows, parents + 1]
-        itself = torch.eye(num_nodes, dtype=torch.bool, device=tokens.device).expand(num_rows, -1, -1)
-        seen = torch.cat([above, itself], dim=-1)
-        # The pending token's own pair is the last one of the cache; a child of it comes one position later.
-        outputs = self._run(tokens, states, seen.sum(-1) - 1, seen)
-        self._outputs = torch.cat([self._outputs, outputs], dim=1)
-        wider = torch.nn.functional.pad(self._seen, (0, num_nodes))
-        self._seen = torch.cat([wider, seen], dim=1)
-        return self.proposals(outputs, num_children)
-
-    def score(self, states: Tensor) -> Tensor:
-        """Logits [..., V] over the draft vocabulary."""
-        network = self._network
-        normed = network.normed(states)
-        if network.shape.architecture == "eagle3" and network.shape.own_lm_head:
-            logits: Tensor = network.lm_head(normed)
-            return logits
-        return self._target.lm_head(normed.to(self._target.dtype)).to(states.device)
-
-    def proposals(self, states: Tensor, num_children: int) -> Proposals:
-        """The best tokens after `states` [..., H]."""
-        logits = self.score(states).float()
-        best = logits.topk(num_children, dim=-1)
-        # A float32 log-probability of at most 0, so that no child outscores its parent.
-        log_probs = best.values - logits.logsumexp(-1, keepdim=True)
-        tokens = best.indices
-        if self._network.shape.draft_vocab_size != self._network.shape.vocab_size:
-            tokens = tokens + self._network.d2t[tokens]
-        return Proposals(tokens, log_probs)
-
-    def _run(self, tokens: Tensor, states: Tensor, offsets: Tensor, tree: Tensor) -> Tensor:
-        """The head over n new rows of every sequence: outputs [B, n, H].
-
-        offsets [B or 1, n]: position behind the cached pairs. tree [B, n, e + n] bool: which rows behind the
-        pairs each sees, of e that are there already and of the new ones.
-        """
-        network, cache = self._network, self._cache
-        num_rows, num_new = tokens.shape
-        lengths = list(cache.lengths)
-        base = torch.tensor(lengths).to(tokens.device, non_blocking=True)[:, None]
-        embed = network.embed_tokens or self._target.embed
-        embedded = embed(tokens).to(states.dtype)
-        cache.aim(slice(0, num_rows), num_new, tokens.device, ahead=tree.shape[-1] - num_new)
-        mask = tree_mask(lengths, tree)
-
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values = cache.update(key, value, 0)
-            return grouped(network, query, keys, values, mask)[0]
-
-        output: Tensor = network(embedded, states, base + offsets, attend)
-        return output

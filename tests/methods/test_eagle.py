@@ -257,7 +257,7 @@ def test_a_long_prompt_is_taken_in_chunks(tmp_path: Path, monkeypatch: pytest.Mo
     folder, tree = folder_of(head, tmp_path), DynamicTree(total_token=14, depth=3, top_k=4)
     prompt = request((PROMPT * 9)[:70])
     whole = loop.generate([prompt], bound(loop, folder, head.shape, tree), GREEDY, Coupled())[0]
-    monkeypatch.setattr("methods.eagle._CHUNK", 16)
+    monkeypatch.setattr("methods.shared.eagle_growth._CHUNK", 16)
     chunked = loop.generate([prompt], bound(loop, folder, head.shape, tree), GREEDY, Coupled())[0]
     assert whole.accepted == chunked.accepted
 

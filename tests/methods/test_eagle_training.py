@@ -1,0 +1,157 @@
+"""What the trainer computes is what the drafter will compute; a head can learn by heart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from harness.cache import SlotCache
+from harness.drafter import TrainingRow
+from harness.target import Target
+from harness.trees import DynamicTree
+from methods.eagle import Eagle
+from methods.shared import eagle_training
+from methods.shared.eagle_growth import Growth
+from methods.shared.eagle_training import EagleRecipe, counting_rows, unrolled_steps
+from tests.methods.test_eagle import HEADS, VOCAB, model_of, random_weights
+
+
+def row_of(target: Target, taps: Any, documents: list[list[int]], num_prompt: int) -> TrainingRow:
+    """Documents in one row; each one's features are those of the document alone."""
+    ids, answer, document, positions = [], [], [], []
+    states: list[list[torch.Tensor]] = []
+    from harness.drafter import HiddenTap
+
+    for number, tokens in enumerate(documents):
+        ids += tokens
+        answer += [place >= num_prompt for place in range(len(tokens))]
+        document += [number] * len(tokens)
+        positions += list(range(len(tokens)))
+        _, seen = target.trace(torch.tensor([tokens]), (*taps, HiddenTap(-1, "normed")))
+        states.append([state[0] for state in seen])
+    *tapped, final = [torch.cat(parts) for parts in zip(*states, strict=True)]
+    return TrainingRow(
+        ids=torch.tensor(ids),
+        answer=torch.tensor(answer),
+        document=torch.tensor(document),
+        positions=torch.tensor(positions),
+        taps=tapped,
+        final=final,
+    )
+
+
+def drafter_for(target: Target, architecture: Any = "eagle3", **options: Any) -> Eagle:
+    tree = DynamicTree(total_token=6, depth=4, top_k=1)
+    drafter = Eagle(architecture=architecture, tree=tree, head="random", **options)
+    drafter.bind(target)
+    return drafter
+
+
+DOCUMENTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [2, 7, 1, 8, 2, 8, 1, 8], [1, 6]]
+
+
+@pytest.mark.parametrize(
+    "kind", ["eagle3", "eagle3, draft vocabulary", "eagle3, normed state recurs", "eagle3, normed residual"]
+)
+def test_logits_of_every_unrolled_step_are_the_drafters(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    head, target = random_weights(HEADS[kind]), Target(model_of("llama"))
+    taps = drafter_for(target).taps
+    row = row_of(target, taps, DOCUMENTS, 3)
+    features = torch.cat(row.taps, dim=-1)
+    logits: list[torch.Tensor] = []
+    original = eagle_training._logits
+    monkeypatch.setattr(
+        eagle_training,
+        "_logits",
+        lambda *args: logits.append(original(*args)) or logits[-1],  # type: ignore[func-returns-value]
+    )
+    with torch.no_grad():
+        unrolled_steps(head, features, row, target, EagleRecipe(ttt_length=4))
+    begin = 0
+    num_compared = 0
+    for tokens in DOCUMENTS:
+        for place in range(len(tokens)):
+            for step in range(4):
+                rows = counting_rows(row, step).nonzero()[:, 0].tolist()
+                if begin + place not in rows:
+                    continue
+                growth = Growth(target, head, SlotCache())
+                growth.begin(1)
+                known = features[begin : begin + place + 1][None]
+                growth.feed(known, torch.tensor([tokens[1 : place + 2]]), [place + 1])
+                state = growth.state[:, None]
+                for ahead in range(step):
+                    token = torch.tensor([[tokens[place + 2 + ahead]]])
+                    growth.expand(token, torch.tensor([[ahead - 1]]), 1)
+                    state = growth._outputs[:, -1:]
+                drafted = growth.score(state)[0, 0]
+                trained = logits[step][rows.index(begin + place)]
+                torch.testing.assert_close(trained, drafted, atol=1e-4, rtol=1e-4)
+                num_compared += 1
+        begin += len(tokens)
+    assert num_compared > 20
+
+
+def test_rows_count_where_drafting_asks_for_them() -> None:
+    """The pending token and everything up to the guess belong to one answer of one document."""
+    row = TrainingRow(
+        ids=torch.arange(10),
+        answer=torch.tensor([0, 0, 1, 1, 1, 0, 0, 1, 1, 1]).bool(),
+        document=torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 1, 2]),
+        positions=torch.tensor([0, 1, 2, 3, 4, 5, 0, 1, 2, 0]),
+        taps=[],
+        final=torch.empty(0),
+    )
+    assert counting_rows(row, 0).nonzero()[:, 0].tolist() == [1, 2, 6]
+    assert counting_rows(row, 1).nonzero()[:, 0].tolist() == [1]
+    assert counting_rows(row, 2).nonzero()[:, 0].tolist() == []
+    assert counting_rows(row, 99).sum() == 0
+
+
+@pytest.mark.parametrize("architecture", ["eagle", "eagle3"])
+def test_a_head_learns_a_few_dialogues_by_heart_and_drafts_them(architecture: str) -> None:
+    torch.manual_seed(0)
+    target = Target(model_of("llama"))
+    drafter = drafter_for(target, architecture, draft_vocab_size=VOCAB if architecture == "eagle3" else None)
+    drafter.recipe.noise = 0.0
+    documents = []
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        documents.append(torch.randint(0, VOCAB, (24,), generator=generator).tolist())
+    row = row_of(target, drafter.taps, documents, 2)
+    counts = torch.bincount(row.ids, minlength=VOCAB)
+    student = drafter.begin_training(counts, [row], seed=0)
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=5e-3)
+    numbers: dict[str, float] = {}
+    for _ in range(250):
+        loss, numbers = drafter.loss(row)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert numbers["accuracy_0"] > 0.9
+    assert architecture == "eagle" or numbers["accuracy_3"] > 0.9
+
+
+def test_the_draft_vocabulary_is_of_the_most_frequent_tokens() -> None:
+    target = Target(model_of("llama"))
+    drafter = drafter_for(target, draft_vocab_size=4)
+    row = row_of(target, drafter.taps, DOCUMENTS, 3)
+    counts = torch.tensor([0, 5, 9, 0, 0, 5, 0, 0, 5, 5, 0, 0])
+    head = drafter.begin_training(counts, [row], seed=0)
+    assert (head.d2t + torch.arange(4)).tolist() == [1, 2, 5, 8]
+
+
+def test_the_scale_of_the_features_is_folded_into_what_is_deployed() -> None:
+    target = Target(model_of("llama"))
+    drafter = drafter_for(target)
+    row = row_of(target, drafter.taps, DOCUMENTS, 3)
+    drafter.begin_training(torch.ones(VOCAB), [row], seed=0)
+    drafter.deploy()
+    features = torch.cat(row.taps, dim=-1)
+    assert drafter._scale is not None
+    torch.testing.assert_close(
+        drafter.network.project(features), drafter._student.project(features / drafter._scale)
+    )
