@@ -105,6 +105,31 @@ class Target:
             self.use_kernel()
             self.watch(watched)
 
+    @torch.no_grad()
+    def trace_documents(
+        self, ids: Tensor, document: Tensor, positions: Tensor, taps: Sequence[Tap]
+    ) -> list[Tensor]:
+        """States [L, H] per tap of documents packed into one row: ids, numbers, positions [L]; no logits.
+
+        A token sees the earlier ones of its own document.
+        """
+        length, watched = len(ids), self._taps
+        self.watch(taps)
+        try:
+            self.use_kernel("sdpa")
+            mask = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
+            mask &= document[:, None] == document[None]
+            self.model.get_decoder()(
+                input_ids=ids[None],
+                position_ids=positions[None],
+                attention_mask=mask[None, None],
+                use_cache=False,
+            )
+            return [self._seen[place][0] for place in range(len(taps))]
+        finally:
+            self.use_kernel()
+            self.watch(watched)
+
     def begin(self, num_rows: int) -> None:
         """Forget every sequence; `num_rows` empty ones follow."""
         self.cache.clear(num_rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,10 @@ class NoTracker:
 
     def finish(self, run: Run, rows: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> None:
         """See `harness.reporters.Reporter`."""
+
+    def curves(self, name: str, config: Mapping[str, Any]) -> Callable[[Mapping[str, float], int], None]:
+        """Begin the curves of a training; what takes their points: numbers and the step."""
+        return lambda numbers, step: None
 
 
 @configurable
@@ -62,6 +66,31 @@ class WandbTracker(NoTracker):
             return
         if self.mode == "offline" and folders:
             console.note(f"upload with: wandb sync {shlex.join(folders)}")
+
+    def curves(self, name: str, config: Mapping[str, Any]) -> Callable[[Mapping[str, float], int], None]:
+        """See `NoTracker`. What goes wrong at the beginning is a warning and stops nothing."""
+        if self.mode == "disabled":
+            return NoTracker.curves(self, name, config)
+        import wandb
+
+        try:
+            Path(self.dir).mkdir(parents=True, exist_ok=True)
+            tracked = wandb.init(
+                project=self.project,
+                entity=self.entity,
+                name=name,
+                job_type="training",
+                tags=list(self.tags),
+                mode=self.mode,
+                dir=self.dir,
+                reinit="create_new",
+                config=dict(config),
+                settings=_quiet(wandb),
+            )
+        except Exception as error:
+            Console().warn(cause("W&B", error) + " `tracker=none` leaves W&B out.")
+            return NoTracker.curves(self, name, config)
+        return lambda numbers, step: tracked.log(dict(numbers), step=step)
 
     def _is_written(self, run: Run, arm: str) -> bool:
         kind = "offline-run" if self.mode == "offline" else "run"

@@ -12,6 +12,7 @@ and static trees of likeliest (not sampled) children.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -53,7 +54,7 @@ class Eagle(TrainableDrafter):
     aux_convention: whether these name the blocks whose `input` or whose `output` is tapped. `auto`: `output`
     if the checkpoint's list begins with 1, as SpecForge writes it, else `input`.
     norm_output, norm_before_residual: see `HeadShape`; None is what the checkpoint says.
-    draft_vocab_size: of a random head; None is the target's whole vocabulary. recipe: how it is trained.
+    draft_vocab_size: of a random EAGLE-3 head; None is the target's whole vocabulary. recipe: its training.
     """
 
     architecture: Architecture
@@ -202,7 +203,8 @@ class Eagle(TrainableDrafter):
         """See `TrainableDrafter`; float16, as the official heads."""
         head = folded(self._student, self._scale).place(torch.device("cpu"), torch.float16)
         aux = None if self.architecture == "eagle" else [tap.layer for tap in self._taps]
-        save_head(head, folder, aux_layers=aux, card=card)
+        training = {**card.get("training", {}), "recipe": dataclasses.asdict(self.recipe)}
+        save_head(head, folder, aux_layers=aux, card={**card, "training": training})
 
     def _load(self, target: TargetView) -> LoadedHead:
         config = target.config
@@ -221,7 +223,7 @@ class Eagle(TrainableDrafter):
                 architecture=self.architecture,
                 target=facts,
                 like=config,
-                draft_vocab_size=self.draft_vocab_size,
+                draft_vocab_size=self.draft_vocab_size if self.architecture == "eagle3" else None,
                 dtype=dtype,
                 device=target.device,
                 seed=self.seed,

@@ -1,0 +1,27 @@
+"""Train a draft head: python -m harness.train method=eagle3 [target=...] [data=...] [key=value] ...
+
+The same command goes on where it broke off. The last line on stdout is one JSON document: the folder of the
+head, its held-out tau, steps and tokens. Exit status: 0 good, 1 it failed, 2 the command line or a config is
+wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from harness import cli
+
+
+@hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")
+def train(config: DictConfig) -> None:
+    """One composed configuration."""
+    from harness.train_job import run_training
+
+    run_training(config)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main(train))

@@ -1,0 +1,106 @@
+"""One training from its composed configuration to a head with its card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from harness import provenance
+from harness.config import ConfigError, build
+from harness.dialogues import Dialogues, Writer, without_overlap
+from harness.drafter import TrainableDrafter
+from harness.engine import LocalEngine
+from harness.reporters import Console
+from harness.target import Target
+from harness.tasks import JsonlTask, Task
+from harness.training import HEAD, Trainer, Training
+from harness.weights import LoadedWeights, TargetSpec, render
+
+
+def run_training(config: DictConfig) -> None:
+    """Train, write the head's card, print the JSON line.
+
+    Raises:
+        ConfigError: what cannot be trained, and what to type instead.
+    """
+    console = Console()
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    name, drafter = _drafter(config)
+    training: Training = build(config.training, "training")
+    data: Dialogues = build(config.data, "data")
+    exclude: list[Task] = [build(node, f"exclude.{key}") for key, node in config.exclude.items()]
+    exclude += [JsonlTask(name=Path(path).stem, path=path) for path in config.exclude_paths]
+    spec: TargetSpec = build(config.target, "target")
+    weights = spec.load(console.note)
+    target = Target(weights.model, spec.attention)
+    engine = LocalEngine(target, weights.end_token_ids, weights.max_context, timed=False)
+    drafter.bind(target)
+    writer = _writer(engine, weights, spec, console)
+    samples, num_dropped = without_overlap(data.load(writer), exclude)
+    usable = [sample for sample in samples if any(sample.answer) and not sample.answer[0]]
+    console.note(
+        f"{len(usable)} dialogues, {sum(sum(one.answer) for one in usable)} answer tokens;"
+        f" {num_dropped} dropped that share 13 words with an evaluation prompt"
+    )
+    identity = {
+        key: settings[key] for key in ("target", "methods", "training", "data", "exclude", "exclude_paths")
+    }
+    folder = Path(settings["out"])
+    trainer = Trainer(engine, drafter, training, usable, folder, identity)
+    log = build(config.tracker, "tracker").curves(f"{spec.name}-{name}", provenance.redact(settings))
+    done = trainer.run(console.note, log)
+    card = {
+        "target": {key: weights.card[key] for key in ("path", "revision", "source")},
+        "method": name,
+        "training": {
+            "data": data.card(),
+            "num_dialogues": len(trainer.samples),
+            "num_dropped": num_dropped,
+            "num_held_out": len(trainer.held_out),
+            "num_steps": done.step,
+            "num_answer_tokens_seen": done.num_tokens,
+            "best_held_out_tau": done.best_tau,
+            "settings": dataclasses.asdict(training),
+            "git": provenance.git_state(),
+            "packages": {key: provenance.packages().get(key) for key in ("torch", "transformers")},
+        },
+    }
+    _complete(folder / HEAD / "card.json", card)
+    console.note(f"the head is in {folder / HEAD}; try it: methods.{name}.head={folder / HEAD}")
+    told = {"head": str(folder / HEAD), "tau": done.best_tau, "steps": done.step, "tokens": done.num_tokens}
+    print(json.dumps(told), flush=True)
+
+
+def _drafter(config: DictConfig) -> tuple[str, TrainableDrafter]:
+    methods = dict(config.methods or {})
+    if len(methods) != 1:
+        raise ConfigError(f"method: exactly one is trained, not {len(methods)}; type method=eagle3")
+    ((name, node),) = methods.items()
+    container: Any = OmegaConf.to_container(node, resolve=True)
+    known = {"head": config.start, "draft_vocab_size": config.draft_vocab_size}
+    drafter = build({**container, **known}, f"methods.{name}")
+    if not isinstance(drafter, TrainableDrafter):
+        raise ConfigError(f"method={name}: has nothing to train; type method=eagle3 or method=eagle2")
+    return str(name), drafter
+
+
+def _writer(engine: LocalEngine, weights: LoadedWeights, spec: TargetSpec, console: Console) -> Writer:
+    tokenizer = weights.tokenizer
+    return Writer(
+        engine=engine,
+        render=lambda messages: render(tokenizer, messages, spec),
+        decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
+        encode=lambda text: [int(token) for token in tokenizer.encode(text, add_special_tokens=False)],
+        note=console.note,
+    )
+
+
+def _complete(file: Path, card: dict[str, Any]) -> None:
+    """Add to the card that the best head was written with; what is there already stays."""
+    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    training = {**known.get("training", {}), **card["training"]}
+    file.write_text(json.dumps({**known, **card, "training": training}, indent=2) + "\n", encoding="utf-8")
