@@ -12,7 +12,7 @@ import conf
 from harness.plan import Plan, make_plan
 
 CONF = Path(conf.__file__).parent
-BUILT_ELSEWHERE = {"target", "task", "method", "hydra", "experiment"}
+BUILT_ELSEWHERE = {"target", "task", "method", "hydra", "experiment", "data"}
 """Groups of their own tests, here or with their classes."""
 GROUPS = sorted(
     path.name
