@@ -38,6 +38,11 @@ def number(value: float | None, digits: int = 2) -> str:
     return UNKNOWN if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
 
 
+def series(values: Sequence[float], digits: int = 2) -> str:
+    """Several numbers; `-` where there is none."""
+    return " ".join(number(value, digits) for value in values) or UNKNOWN
+
+
 def percent(value: float | None) -> str:
     """A share in per cent."""
     return UNKNOWN if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"

@@ -64,6 +64,9 @@ class TargetView(Protocol):
     def lm_head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of final hidden states [..., H] (after the target's final norm)."""
 
+    def prepare(self, module: torch.nn.Module) -> None:
+        """Have a module of the drafter's own multiply in the way that the target does (inference only)."""
+
     def trace(self, ids: Tensor, taps: Sequence[Tap]) -> tuple[Tensor, list[Tensor]]:
         """A plain causal forward over token ids [B, n], outside of any timed region and of the loop's cache.
 

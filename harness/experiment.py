@@ -6,8 +6,7 @@ import hashlib
 import json
 import random
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,78 +17,23 @@ import torch
 from harness import provenance
 from harness.accept import Acceptor
 from harness.config import ConfigError
-from harness.conversation import Message
-from harness.cost import cheapest_widths, verify_ns
+from harness.cost import cheapest_widths
 from harness.decoding import DecodingParams
 from harness.engine import LocalEngine
 from harness.measure import lap_cost_ns, read_bandwidth
 from harness.plan import BASELINE_ARM, Plan
 from harness.playing import Block, Played, Player, Stage
 from harness.records import Cell, Failure, GenerationRecord, Probe, RunManifest, Verdict
-from harness.reporters import Console
+from harness.session import Session
 from harness.store import OpenRun, ResultStore
-from harness.target import Target
 from harness.verdict import Judge
-from harness.weights import LoadedWeights, render, template_hash
+from harness.weights import template_hash
 
 _WARMUP_TOKENS = 32
 _NUM_CHECKED = 3
 """Prompts that drafters look at before anything is measured."""
 _OUTPUT_OPTIONS = ("results", "tracker", "replicate", "decodings")
 """Not part of a run's identity, or (replicate, decodings) put into it in another form."""
-
-
-class Session:
-    """A process's target and prompts, which all its runs share."""
-
-    def __init__(self, plan: Plan, console: Console) -> None:
-        """Load everything and introduce the drafters to the target.
-
-        Raises:
-            ConfigError: weights, prompts or a drafter that do not fit; nothing is measured.
-        """
-        self.plan, self.console = plan, console
-        self.conversations = plan.task.load()
-        self.warmup = plan.task.warmup() if plan.measure.timed else []
-        self.weights: LoadedWeights = plan.target.load(console.note)
-        self.target = Target(self.weights.model, plan.target.attention)
-        self.players = [Player(name=name, drafter=drafter) for name, drafter in plan.arms.items()]
-        for player in self.players:
-            assert player.drafter is not None
-            with _naming(player.name):
-                player.drafter.bind(self.target)
-        self._checked = False
-        self.rungs = [Player(name=rung.name, rung=rung) for rung in plan.rungs.values()]
-        self.verify_ns: list[int] = []
-        if plan.measure.timed:
-            console.note("timing the target's forward by width")
-            self.verify_ns = verify_ns(self.target, plan.measure.batch_size)
-
-    def check(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Have the drafters look at some prompts, once.
-
-        Raises:
-            ConfigError: a drafter finds that it does not fit the target.
-        """
-        if self._checked:
-            return
-        for name, drafter in self.plan.arms.items():
-            with _naming(name):
-                drafter.check(prompts)
-        self._checked = True
-
-    def cards(self) -> dict[str, dict[str, Any]]:
-        """What the drafters have loaded, by arm."""
-        return {name: card for name, drafter in self.plan.arms.items() if (card := drafter.card())}
-
-    def render(self, messages: Sequence[Message]) -> list[int]:
-        """Prompt ids of a chat."""
-        return render(self.weights.tokenizer, messages, self.plan.target)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of an answer."""
-        text: str = self.weights.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
 
 
 @dataclass(frozen=True)
@@ -136,7 +80,7 @@ class Experiment:
         """What will be measured and where; its id is the run's."""
         device = provenance.device_facts(self.session.target.device)
         cards, weights, prompts = self.session.cards(), self.session.weights, self._prompt_set
-        revision = {name: weights.card.get(name) for name in ("source", "revision")}
+        revision = {name: weights.card.get(name) for name in ("source", "revision", "fingerprint")}
 
         def run_id(replicate: int) -> str:
             # Other prompts in the same file or another head in the same folder make another measurement.
@@ -159,7 +103,7 @@ class Experiment:
             rungs=[rung.name for rung in self.rungs],
             config=provenance.redact(self._config()),
             overrides=provenance.redact(self.plan.overrides),
-            target=weights.card,
+            target={**weights.card, "linear": self.session.target.linear},
             prompts=prompts,
             provenance={
                 "device": device,
@@ -321,15 +265,6 @@ class Experiment:
             if one.conversation.id in chosen and widest > 1:
                 output = one.generation.output_ids
                 run.write_null(self.judge.null(one.conversation.id, one.request, output, widest))
-
-
-@contextmanager
-def _naming(arm: str) -> Iterator[None]:
-    """A drafter's complaint begins with the name of its field; put the arm's before it."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"methods.{arm}.{error}") from error
 
 
 def _name(block: Block) -> str:

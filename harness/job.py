@@ -8,12 +8,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from harness.config import ConfigError
-from harness.experiment import Experiment, Session, failure
+from harness.experiment import Experiment, failure
 from harness.figures import draw
 from harness.plan import Plan, make_plan
 from harness.records import Cell, Failure
 from harness.reporters import Console, Reporters, spared
 from harness.rows import json_rows, summarise
+from harness.session import Session
 from harness.store import ResultStore, load_run
 
 

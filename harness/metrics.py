@@ -117,6 +117,17 @@ def acceptance_by_position(records: Records) -> tuple[tuple[float, ...], tuple[f
     return tuple(joint), tuple(conditional)
 
 
+def n_alpha(records: Records) -> tuple[float, ...]:
+    """0-alpha, 1-alpha, ...: how often the token that n guessed features went into is kept, in a chain.
+
+    EAGLE (arXiv 2401.15077, section 4.1): acceptance at a place of a chain where all before it were kept, n
+    being the features of its input that the drafter had guessed itself. Empty where any draft was a tree.
+    """
+    if any(r.drafted != r.depth for r in records):
+        return ()
+    return acceptance_by_position(records)[1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ledger:
     """All that the rounds of an arm say about acceptance.
@@ -139,6 +150,7 @@ class Ledger:
     coverage: float
     joint: tuple[float, ...]
     conditional: tuple[float, ...]
+    n_alpha: tuple[float, ...]
     histogram: tuple[int, ...]
 
 
@@ -160,6 +172,7 @@ def ledger(records: Records) -> Ledger:
         coverage=_ratio(sum(n > 0 for r in records for n in r.drafted), num_rounds),
         joint=joint,
         conditional=conditional,
+        n_alpha=n_alpha(records),
         histogram=histogram(records),
     )
 

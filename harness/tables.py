@@ -19,6 +19,8 @@ __all__ = ["console_table", "csv", "latex", "markdown", "pairs_csv", "pairs_tabl
 Table = tuple[list[str], list[list[str]]]
 Column = tuple[str, Callable[[Row], str]]
 _LEFT = ("target", "task", "method", "against", "verdict", "which is", "marks")
+_NUM_ALPHAS = 5
+"""As many as EAGLE's tables have: 0-alpha to 4-alpha."""
 _SETTING = ("target", "batch", "profile", "baseline", "acceptor")
 """The axes of `Row.setting`."""
 _LEGEND = """\
@@ -29,7 +31,8 @@ own repeats; what lies inside it, or has 1 in its interval, is `not distinguisha
 over what plain decoding could reach if it only read its bytes. `indicative`: under 12 conversations.
 `quick`: fewer prompts, tokens or repeats than the protocol asks for. ~~Struck out~~: the output is not
 vanilla's and rounding does not explain it. Free drafter: the speedup if drafting took no time. Looped
-text: share of 8-grams that stood in the same output before."""
+text: share of 8-grams that stood in the same output before. n-alpha: of chains, how often the token is kept
+that n guessed features went into, if all before it were."""
 
 
 def console_table(rows: Sequence[Row]) -> Table:
@@ -101,6 +104,7 @@ def _acceptance(rows: Sequence[Row]) -> Table:
         ("as EAGLE", told("as_eagle")),
         ("as vLLM", told("as_vllm")),
         ("as Spec-Bench", told("as_spec_bench")),
+        ("n-alpha", lambda row: cells.series(row.ledger.n_alpha[:_NUM_ALPHAS]) if row.ledger else ""),
         ("coverage", told("coverage", cells.percent)),
         ("drafted", told("num_drafted", str)),
         ("wasted", told("num_wasted", str)),

@@ -17,6 +17,7 @@ from harness.cache import SlotCache
 from harness.config import ConfigError
 from harness.draft import Draft
 from harness.drafter import Tap
+from harness.linear import PackedLinear, can_pack, pack
 
 _PREFILL_CHUNK = 2048
 
@@ -24,8 +25,11 @@ _PREFILL_CHUNK = 2048
 class Target:
     """A stock transformers causal LM behind a slot cache; also the `TargetView` that drafters see."""
 
-    def __init__(self, model: Any, kernel: str = "grouped"):
-        """`model`: a causal LM with full attention in every layer. `kernel`: grouped, sdpa or eager."""
+    def __init__(self, model: Any, kernel: str = "grouped", linear: str = "plain"):
+        """`model`: a causal LM with full attention in every layer. `kernel`: grouped, sdpa or eager.
+
+        linear: `plain` as torch multiplies, `packed` (see `harness.linear`), `auto`: packed where it can be.
+        """
         if kernel not in ("grouped", "sdpa", "eager"):
             raise ConfigError(
                 f"target.attention={kernel}: cannot take the mask of a token tree."
@@ -34,6 +38,14 @@ class Target:
         attention.register()
         self.model = model
         self.kernel = attention.GROUPED if kernel == "grouped" else kernel
+        self._packed: list[PackedLinear] = []
+        if linear == "packed" and not can_pack(model):
+            raise ConfigError(
+                "target.linear=packed: needs float32 weights on a CPU and oneDNN; type target.linear=plain"
+            )
+        self._packs = linear != "plain" and can_pack(model)
+        if self._packs:
+            self._packed = pack(model)
         self.cache = SlotCache()
         self._taps: tuple[Tap, ...] = ()
         self._hooks: list[Any] = []
@@ -41,8 +53,23 @@ class Target:
         self.use_kernel()
 
     def use_kernel(self, name: str | None = None) -> None:
-        """Switch the model to attention kernel `name` (transformers' word for it); None is our own choice."""
+        """Switch the model to attention kernel `name` (transformers' word for it); None is our own choice.
+
+        With somebody else's kernel go torch's own linear layers.
+        """
         self.model.set_attn_implementation(name or self.kernel)
+        for layer in self._packed:
+            layer.plain = name is not None
+
+    @property
+    def linear(self) -> str:
+        """How linear layers multiply: plain or packed."""
+        return "packed" if self._packs else "plain"
+
+    def prepare(self, module: torch.nn.Module) -> None:
+        """See `TargetView`."""
+        if self._packs and can_pack(module):
+            pack(module)
 
     @property
     def device(self) -> torch.device:

@@ -36,7 +36,7 @@ def run_training(config: DictConfig) -> None:
     exclude += [JsonlTask(name=Path(path).stem, path=path) for path in config.exclude_paths]
     spec: TargetSpec = build(config.target, "target")
     weights = spec.load(console.note)
-    target = Target(weights.model, spec.attention)
+    target = Target(weights.model, spec.attention, spec.linear)
     engine = LocalEngine(target, weights.end_token_ids, weights.max_context, timed=False)
     drafter.bind(target)
     writer = _writer(engine, weights, spec, console)

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, field_validator
 
 from harness.cache import SlotCache
-from harness.checkpoint import Checkpoint, locate, readable_config
+from harness.checkpoint import Checkpoint, fingerprint, locate, readable_config
 from harness.config import ConfigError, configurable, near
 from harness.conversation import Message
 from harness.footprint import cache_bytes_per_token, expert_counts, step_bytes
@@ -47,7 +47,9 @@ class TargetSpec:
     """Which model is the target, and how it is loaded and spoken to.
 
     name: in tables; the last part of `path` where empty. path: hub id or folder. revision: of the hub.
-    device: `auto` is the first CUDA device, else the CPU. device_map: transformers', over several devices.
+    dtype: `auto` is what the checkpoint says. device: `auto` is the first CUDA device, else the CPU.
+    device_map: transformers', over several devices. linear: `packed` lays float32 weights on a CPU out for
+    oneDNN (see `harness.linear`), `plain` leaves them, `auto` packs where it can.
     attention: `grouped` is the harness's kernel, put in after loading; the others are transformers'.
     template: NAME of harness/templates/NAME.jinja or a file; None is the model's own. system_prompt: put
     before a conversation that has none. thinking: the template's `enable_thinking`, None where it has none.
@@ -60,9 +62,10 @@ class TargetSpec:
     name: str = ""
     path: str | None = None
     revision: str | None = None
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     device_map: str | dict[str, int | str] | None = None
+    linear: Literal["auto", "packed", "plain"] = "auto"
     attention: Literal["grouped", "sdpa", "eager"] = "grouped"
     template: str | None = None
     system_prompt: str | None = None
@@ -107,15 +110,21 @@ class TargetSpec:
 
             tokenizer = AutoTokenizer.from_pretrained(**where)
             place = device if self.device_map is None else f"device_map {self.device_map}"
-            progress(f"target {self.name}: loading {self.weights} weights, {self.dtype}, {place}")
+            dtype = _plain(self._dtype(config))
+            progress(f"target {self.name}: loading {self.weights} weights, {dtype}, {place}")
             if self.weights == "random":
                 model = self.random_model(config, device)
             else:
-                model = self._read(where, checkpoint, device)
+                model = self._read(where, checkpoint, config, device)
         except (OSError, ValueError, ImportError) as error:
             raise ConfigError(f"target.path={self.path}: cannot be loaded: {error}") from error
-        source = checkpoint.source if self.weights == "checkpoint" else f"random (seed {self.seed})"
-        return self.describe(model, tokenizer, source=source, revision=checkpoint.revision)
+        random = self.weights == "random"
+        source = f"random (seed {self.seed})" if random else checkpoint.source
+        loaded = self.describe(model, tokenizer, source=source, revision=checkpoint.revision)
+        folder = Path(checkpoint.location)
+        if random or not folder.is_dir():
+            return loaded
+        return dataclasses.replace(loaded, card={**loaded.card, "fingerprint": fingerprint(folder)})
 
     def describe(
         self, model: Any, tokenizer: Any, *, source: str, revision: str | None = None
@@ -125,7 +134,8 @@ class TargetSpec:
         The card: source, path, revision, dtype, device, architecture, num_parameters, step_bytes (weights
         that a single-token step reads: all but looked-up embeddings; of experts only those of one token),
         cache_bytes_per_token, num_layers, vocab_size, max_context, attention, cache (class),
-        quantisation, seed (random weights), num_experts and experts_per_token (mixtures).
+        quantisation, seed (random weights), num_experts and experts_per_token (mixtures), and of
+        a folder its fingerprint.
         """
         model.eval().requires_grad_(False)
         config = model.config.get_text_config()
@@ -135,7 +145,7 @@ class TargetSpec:
             "source": source,
             "path": self.path,
             "revision": revision,
-            "dtype": self.dtype,
+            "dtype": _plain(model.dtype),
             "device": ",".join(sorted({str(p.device) for p in model.parameters()})),
             "architecture": type(model).__name__,
             "num_parameters": sum(p.numel() for p in model.parameters()),
@@ -167,7 +177,7 @@ class TargetSpec:
         with torch.random.fork_rng(), device:
             torch.manual_seed(self.seed)
             return AutoModelForCausalLM.from_config(
-                config, dtype=getattr(torch, self.dtype), attn_implementation=self._kernel(), **extra
+                config, dtype=self._dtype(config), attn_implementation=self._kernel(), **extra
             )
 
     def resolved_device(self) -> torch.device:
@@ -214,13 +224,18 @@ class TargetSpec:
                 "If you trust where they come from, type target.allow_pickle=true."
             )
 
-    def _read(self, where: dict[str, Any], checkpoint: Checkpoint, device: torch.device) -> Any:
+    def _dtype(self, config: Any) -> torch.dtype:
+        """Of the weights; `auto` is what the checkpoint's config says, float32 where it says nothing."""
+        wanted = getattr(torch, self.dtype) if self.dtype != "auto" else config.get_text_config().dtype
+        return wanted or torch.float32
+
+    def _read(self, where: dict[str, Any], checkpoint: Checkpoint, config: Any, device: torch.device) -> Any:
         """The model with the checkpoint's weights, every one of which must be there."""
         from transformers import AutoModelForCausalLM
 
         model, report = AutoModelForCausalLM.from_pretrained(
             **where,
-            dtype=getattr(torch, self.dtype),
+            dtype=self._dtype(config),
             device_map=self.device_map,
             attn_implementation=self._kernel(),
             use_safetensors=checkpoint.has_safetensors,
@@ -257,6 +272,11 @@ class TargetSpec:
                 )
             found.add(vocab[token])
         return tuple(sorted(found))
+
+
+def _plain(dtype: torch.dtype) -> str:
+    """`float32` for torch.float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _quantisation(config: Any) -> str | None:

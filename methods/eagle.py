@@ -84,6 +84,7 @@ class Eagle(TrainableDrafter):
         super().bind(target)
         self._loaded = self._load(target)
         self.network: Head = self._loaded.head
+        target.prepare(self.network)
         if self.architecture == "eagle":
             self._taps: tuple[HiddenTap, ...] = (HiddenTap(-1, "normed"),)
         else:
@@ -198,6 +199,7 @@ class Eagle(TrainableDrafter):
         """See `TrainableDrafter`."""
         dtype = self._target.dtype if self.dtype == "target" else getattr(torch, self.dtype)
         self.network = folded(self._student, self._scale).place(self._target.device, dtype)
+        self._target.prepare(self.network)
 
     def export(self, folder: Path, card: dict[str, Any]) -> None:
         """See `TrainableDrafter`; float16, as the official heads."""

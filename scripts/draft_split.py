@@ -18,9 +18,9 @@ from harness.accept import Coupled
 from harness.decoding import DecodingParams
 from harness.draft import Draft
 from harness.engine import LocalEngine, Request
-from harness.experiment import Session
 from harness.plan import make_plan
 from harness.reporters import Console
+from harness.session import Session
 
 DEFAULTS = [
     "~experiment",

@@ -8,11 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from safetensors.torch import save_file
 
 from harness.conformance.case import Case, Pairs
 from harness.conformance.greedy import official_rounds
 from harness.conformance.suite import find, main, run
+from harness.experiment import Experiment
+from harness.plan import make_plan
+from harness.reporters import Console
+from harness.session import Session
+from harness.store import ResultStore, load_run
 from methods.shared.eagle_checkpoint import save_head
 from tests.methods.test_eagle import HEADS, PROMPT, model_of, random_weights, reference
 
@@ -148,3 +154,43 @@ def test_the_official_stop_rule_looks_after_every_round(changed: dict[str, Any],
     eos = changed.pop("eos", {99})
     data = {"max_new_tokens": 50, "max_length": 99, "total_token": 4, "prompt_ids": [1] * 5, **changed}
     assert official_rounds(data, [11, 12, 13, 14, 15, 16, 17, 18, 19], [2, 2, 1], eos) == expected
+
+
+@pytest.mark.skipif(not CASES, reason=f"the recorded cases of the official code are not at {RECORDED}")
+@pytest.mark.parametrize("pair", ["llama8-eagle2", "llama8-eagle3"])
+def test_the_ordinary_benchmark_reproduces_recorded_cases(pair: str, tmp_path: Path) -> None:
+    """`task=token_ids` and a head in a folder: what anyone can do with another implementation's cases."""
+    cases = [case for case in CASES if case.kind == "cases" and case.name.startswith(f"cases/{pair}/p")]
+    cases = [case for case in cases if case.name.endswith("__t24_d4_k6")]
+    assert cases
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [{"id": case.name, "input_ids": case.data["prompt_ids"]} for case in cases]
+    prompts.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    method = pair.removeprefix("llama8-")
+    tree = (f"methods.{method}.tree.{key}={cases[0].data[key]}" for key in ("total_token", "depth", "top_k"))
+    overrides = [
+        "~experiment",
+        "target=hub",
+        f"target.path={RECORDED}/models/llama8",
+        "task=token_ids",
+        f"task.path={prompts}",
+        f"method=[{method}]",
+        f"methods.{method}.head={RECORDED}/models/{pair}",
+        *tree,
+        "measure=acceptance",
+        f"max_new_tokens={cases[0].data['max_new_tokens']}",
+        "tracker=none",
+    ]
+    with initialize_config_module("conf", version_base="1.3"):
+        plan = make_plan(compose("bench", overrides=overrides), overrides)
+    run = load_run(Experiment(Session(plan, Console()), plan.decodings["greedy"]).run(ResultStore(tmp_path)))
+    records = {record.conversation: record for record in run.records if record.arm == method}
+    for case in cases:
+        record, theirs = records[case.name], case.data["eagle"]
+        assert record.verdict is not None
+        assert record.verdict.kind == "identical"
+        common = min(len(record.accepted), len(theirs["accept_lengths"]))
+        assert record.accepted[:common] == theirs["accept_lengths"][:common]
+        ids = theirs["output_ids"][len(case.data["prompt_ids"]) :]
+        shared = min(len(ids), len(record.output_ids))
+        assert record.output_ids[:shared] == ids[:shared]

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from harness.accept import Accepted, Coupled, sweep, walk
-from harness.config import configurable
+from harness.config import ConfigError, configurable
 from harness.decoding import Chooser, DecodingParams
 from harness.draft import Draft
 from harness.drafter import HiddenTap, Outcome
 from harness.engine import LocalEngine, read, trim
+from harness.linear import pack
 from harness.peers import Generate, PromptLookup
 from harness.records import Verdict
 from harness.target import Target
@@ -256,3 +257,41 @@ def test_the_null_of_vanilla_is_silent_in_float32() -> None:
         made = loop.generate([request], drafter, SAMPLED, Coupled())[0]
         replay = Judge(loop.target, SAMPLED).null("one", request, made.output_ids, 7)
         assert (replay.num_tokens, replay.num_differing) == (len(made.output_ids), 0)
+
+
+@BOTH
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_packed_linear_layers_emit_what_plain_ones_emit(params: DecodingParams, family: str) -> None:
+    plain = engine(family)
+    packed = LocalEngine(Target(copy.deepcopy(tiny_model(family)), linear="packed"), {END}, 512)
+    assert packed.target.linear == "packed"
+    expected = vanilla(plain, params)
+    assert vanilla(packed, params) == expected
+    drafter = RandomTrees(oracle=[output[1:] for output in expected])
+    drafter.bind(packed.target)
+    assert [one.output_ids for one in packed.generate(requests(), drafter, params, Coupled())] == expected
+    # A rung runs the same model with torch's own layers.
+    assert [Generate().generate(packed, one, params).output_ids for one in requests()] == expected
+    assert not any(layer.plain for layer in packed.target._packed)
+
+
+def test_packing_is_refused_where_it_cannot_be_and_left_out_where_it_need_not_be() -> None:
+    half = copy.deepcopy(tiny_model("llama")).to(torch.bfloat16)
+    with pytest.raises(ConfigError, match=r"target\.linear=plain"):
+        Target(half, linear="packed")
+    assert Target(half, linear="auto").linear == "plain"
+
+
+def test_packed_layers_share_their_weights_copy_to_plain_ones_and_pass_gradients() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 3, bias=False))
+    weights = [layer.weight for layer in model]
+    rows = torch.randn(2, 6)
+    expected = model(rows)
+    assert len(pack(model)) == len(pack(model)) == 2
+    assert [layer.weight for layer in model] == weights
+    with torch.no_grad():
+        torch.testing.assert_close(model(rows), expected)
+    assert all(type(layer) is torch.nn.Linear for layer in copy.deepcopy(model))
+    asked = rows.clone().requires_grad_()
+    model(asked).sum().backward()
+    assert asked.grad is not None

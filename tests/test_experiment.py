@@ -10,9 +10,10 @@ from hydra import compose, initialize_config_module
 
 from harness.accept import Accepted, Coupled
 from harness.config import ConfigError
-from harness.experiment import Experiment, Session
+from harness.experiment import Experiment
 from harness.plan import Plan, make_plan
 from harness.reporters import Console
+from harness.session import Session
 from harness.store import ResultStore, load_run
 
 LINES = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -51,6 +52,13 @@ def test_acceptance_by_position_divides_by_those_that_got_there() -> None:
     assert joint == pytest.approx((4 / 5, 2 / 5, 1 / 5, 1 / 5))
     # Position 2: all four rounds that kept the first token had a second one, and two kept it.
     assert conditional == pytest.approx((4 / 5, 2 / 4, 1 / 1, 1 / 1))
+
+
+def test_n_alpha_is_told_of_chains_only() -> None:
+    chains = [record for record in ALL if record.drafted == record.depth]
+    assert metrics.n_alpha(chains) == metrics.acceptance_by_position(chains)[1]
+    tree = replace(chains[0], drafted=[count + 1 for count in chains[0].drafted])
+    assert metrics.n_alpha([*chains, tree]) == ()
 
 
 def test_nothing_is_known_of_nothing() -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.experiment import Experiment, Session
+from harness.experiment import Experiment
 from harness.reporters import Console
+from harness.session import Session
 from harness.store import ResultStore, load_run
 from harness.wheel import converted_folder
 from tests.test_conf import plan_of

@@ -54,6 +54,21 @@ def weights_of(model: Any) -> list[torch.Tensor]:
     return [parameter.clone() for parameter in model.parameters()]
 
 
+# --- identity
+
+
+def test_weights_that_were_changed_in_the_same_folder_are_others(saved: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        model = TinyTarget(architecture="qwen3", seed=3).load(quiet).model
+        if name == "two":
+            model.lm_head.weight.mul_(1.01)
+        model.save_pretrained(tmp_path / name)
+    same, other = (checkpoint.fingerprint(tmp_path / name) for name in ("one", "two"))
+    assert checkpoint.fingerprint(saved) == same != other
+    card = TargetSpec(path=str(saved), dtype="auto").load(quiet).card
+    assert (card["fingerprint"], card["dtype"]) == (same, "float32")
+
+
 # --- the tiny target
 
 

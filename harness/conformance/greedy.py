@@ -151,11 +151,16 @@ def _round(case: Case, number: int, witness: Witness, drafter: Any) -> list[Chec
     ]
     tree = official_tree(draft, outcome.pending[0])
     diagnostics = (case.data.get("tie_diagnostics") or [])[number : number + 1]
-    gaps = [gap for one in diagnostics for name, gap in one.items() if name.startswith("gap_")]
-    tied = min((gap for gap in gaps if gap is not None), default=1.0) < TOLERANCE
-    result += _tree(case, number, tree, pool, drafter.tree.select(pool)[0], tied)
+    gaps = {
+        name: gap
+        for one in diagnostics
+        for name, gap in one.items()
+        if name.startswith("gap_") and gap is not None
+    }
+    result += _tree(case, number, tree, pool, drafter.tree.select(pool)[0], gaps)
+    same = torch.equal(tree.tokens[None], recorded("draft_tokens"))
     key = f"r{number}.node_target_argmax"
-    if key in case.tensors and not tied and number + 1 < len(witness.outcomes):
+    if key in case.tensors and same and number + 1 < len(witness.outcomes):
         verified = witness.outcomes[number + 1].logits
         assert verified is not None
         best = verified[0].topk(2, dim=-1)
@@ -168,30 +173,17 @@ def _round(case: Case, number: int, witness: Witness, drafter: Any) -> list[Chec
     return result
 
 
-def _tree(case: Case, number: int, tree: OfficialTree, pool: Pool, chosen: Tensor, tied: bool) -> list[Check]:
-    """Candidates and tree; where scores tie, only what a tie cannot change."""
+def _tree(
+    case: Case, number: int, tree: OfficialTree, pool: Pool, chosen: Tensor, gaps: dict[str, float]
+) -> list[Check]:
+    """Candidates and tree, to the bit; where that fails and scores tie, what a tie cannot change."""
 
     def recorded(name: str) -> Tensor:
         return case.tensors[f"r{number}.{name}"]
 
-    label, scores = f"round {number}", recorded("cand_scores")
-    if tied:
-        cut = float(recorded("node_logprob").min())
-        mask = recorded("tree_mask")[0, 0].bool()
-        theirs = OfficialTree(recorded("draft_tokens")[0], recorded("tree_position_ids"), mask, [])
-        sure = {
-            path
-            for path, score in zip(_paths(theirs), [0.0, *recorded("node_logprob").tolist()], strict=True)
-            if score > cut + TOLERANCE
-        }
-        missing = sure - tree.token_paths()
-        note = f"tie in {label}" if not missing else f"{len(missing)} nodes above the cut are missing"
-        return [
-            Check(f"{label} tree up to ties", not missing, note),
-            close(f"{label} sorted scores", pool.scores[0].sort().values, scores.sort().values),
-        ]
-    return [
-        close(f"{label} candidate scores", pool.scores[0], scores),
+    label = f"round {number}"
+    exact = [
+        close(f"{label} candidate scores", pool.scores[0], recorded("cand_scores")),
         equal(f"{label} candidate tokens", pool.tokens[0], recorded("cand_tokens")),
         equal(f"{label} selected", chosen, recorded("selected")),
         close(f"{label} node scores", pool.scores[0, chosen], recorded("node_logprob")),
@@ -199,6 +191,23 @@ def _tree(case: Case, number: int, tree: OfficialTree, pool: Pool, chosen: Tenso
         equal(f"{label} positions", tree.positions, recorded("tree_position_ids")),
         equal(f"{label} mask", tree.mask[None, None], recorded("tree_mask")),
         equal(f"{label} retrieve indices", tree.retrieve(), recorded("retrieve_indices")),
+    ]
+    if all(check.passed for check in exact) or min(gaps.values(), default=1.0) >= TOLERANCE:
+        return exact
+    scores = recorded("node_logprob")
+    mask = recorded("tree_mask")[0, 0].bool()
+    theirs = OfficialTree(recorded("draft_tokens")[0], recorded("tree_position_ids"), mask, [])
+    sure = {
+        path
+        for path, score in zip(_paths(theirs), [0.0, *scores.tolist()], strict=True)
+        if score > float(scores.min()) + TOLERANCE
+    }
+    missing = sure - tree.token_paths()
+    note = f"tie in {label}" if not missing else f"{len(missing)} nodes above the cut are missing"
+    return [
+        Check(f"{label} tree up to ties", not missing, note),
+        # The nodes differ only where scores are equal, so the sorted scores do not.
+        close(f"{label} sorted node scores", pool.scores[0, chosen].sort().values, scores.sort().values),
     ]
 
 

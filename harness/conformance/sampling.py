@@ -97,8 +97,9 @@ def _first_laws(
         close("root logits", logits, recorded["root_logits"]),
         close("root law", params.probs(logits), recorded["root_probs"], _LAW_TOLERANCE),
     ]
-    name = "root_probs_T0.7_p0.9_k20"
-    if name in recorded:
+    for name in recorded:
+        if not name.startswith("root_probs_T"):
+            continue
         filters = data["filtered_distribution"]
         filtered = DecodingParams(
             name="filtered",

@@ -59,6 +59,44 @@ class Step:
     num_rows: int
 
 
+@dataclass(frozen=True)
+class Goals:
+    """What S rows shall say.
+
+    law [S, V]: the target's, over the draft vocabulary, float32. best [S]: its likeliest token as an index
+    there, -1 where it is outside. counts [S] bool: rows of the loss.
+    """
+
+    law: Tensor
+    best: Tensor
+    counts: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, logits: Tensor, ids: Tensor | None, recipe: EagleRecipe) -> Goals:
+        """Of the target's logits [S, tokens]. ids [V]: the draft vocabulary; None is all of it."""
+        best = logits.argmax(-1)
+        if ids is not None:
+            place = torch.full((logits.shape[-1],), -1, dtype=torch.int64, device=ids.device)
+            place[ids] = torch.arange(len(ids), device=ids.device)
+            best, logits = place[best], logits[:, ids]
+        counts = best >= 0 if recipe.oov_mask else torch.ones_like(best, dtype=torch.bool)
+        return cls(logits.float().softmax(-1), best, counts)
+
+    def at(self, rows: Tensor) -> Goals:
+        """Those of some rows."""
+        return Goals(self.law[rows], self.best[rows], self.counts[rows])
+
+    def cross_entropy(self, guess: Tensor, recipe: EagleRecipe, num_all: int) -> Step:
+        """Between the law and the head's logits [S, V]. num_all: rows in all, counting or not."""
+        losses = -(self.law * guess.float().log_softmax(-1)).sum(-1)
+        right = (guess.argmax(-1) == self.best).sum()
+        count = (
+            self.counts.sum() if recipe.loss_norm == "mask" else torch.tensor(num_all, device=guess.device)
+        )
+        return Step((losses * self.counts).sum() / count.clamp(min=1), right, len(losses))
+
+
 def counting_rows(row: TrainingRow, step: int) -> Tensor:
     """[L] bool: pairs i whose guess of token i + 2 + step is asked for while drafting an answer."""
     length = row.ids.shape[0]
@@ -82,24 +120,25 @@ def unrolled_steps(
     """EAGLE-3's loss, step by step. features [L, F]: what the head's `fc` reads."""
     rows = counting_rows(row, 0).nonzero()[:, 0]
     first = _See(row.document, rows)
+    goals = Goals.of(target.lm_head(row.final[rows + 1]), draft_ids(head), recipe)
+    # What row i shall say at step j is what row i + j shall say at step 0.
+    place = torch.zeros_like(row.ids)
+    place[rows] = torch.arange(len(rows), device=rows.device)
     states = head.project(features[None])
-    tokens = row.ids.roll(-1)[None]
-    positions = row.positions[None]
-    outputs = head(_embed(head, target, tokens), states, positions, first.everywhere)[:, rows]
-    ids, kept = draft_ids(head), None
+    embedded = _embed(head, target, row.ids.roll(-1)[None])
+    outputs = head(embedded, states, row.positions[None], first.everywhere)[:, rows]
     steps: list[Step] = []
     for number in range(recipe.ttt_length):
         if number:
-            counts = counting_rows(row, number)[rows]
-            kept = counts.nonzero()[:, 0]
+            kept = counting_rows(row, number)[rows].nonzero()[:, 0]
             rows = rows[kept]
             if not len(rows):
                 break
             first.narrow(kept)
             embedded = _embed(head, target, row.ids[rows + 1 + number][None])
             outputs = head(embedded, outputs[:, kept], row.positions[rows][None] + number, first.below)
-        goal = target.lm_head(row.final[rows + 1 + number]).detach()
-        steps.append(_cross_entropy(_logits(head, target, outputs[0]), goal, ids, recipe, len(row.ids)))
+        guess = _logits(head, target, outputs[0])
+        steps.append(goals.at(place[rows + number]).cross_entropy(guess, recipe, len(row.ids)))
     return steps
 
 
@@ -118,9 +157,9 @@ def regression_step(
     wanted = features[rows + 1]
     count = len(rows) if recipe.loss_norm == "mask" else len(row.ids)
     regression = smooth_l1_loss(guessed, wanted, reduction="none").mean(-1).sum() / max(count, 1)
-    goal = target.lm_head(wanted).detach()
     guess = target.lm_head(guessed.to(target.dtype))
-    entropy = _cross_entropy(guess, goal, None, recipe, len(row.ids))
+    goals = Goals.of(target.lm_head(wanted.to(target.dtype)), None, recipe)
+    entropy = goals.cross_entropy(guess, recipe, len(row.ids))
     return Step(regression + recipe.ce_weight * entropy.loss, entropy.num_right, entropy.num_rows)
 
 
@@ -192,23 +231,6 @@ def _logits(head: Head, target: TargetView, states: Tensor) -> Tensor:
         logits: Tensor = head.lm_head(head.normed(states))
         return logits
     return target.lm_head(head.normed(states).to(target.dtype))
-
-
-def _cross_entropy(
-    guess: Tensor, goal: Tensor, ids: Tensor | None, recipe: EagleRecipe, num_all: int
-) -> Step:
-    """Between the laws of the target and the head over its vocabulary. guess [S, V], goal [S, tokens]."""
-    best = goal.argmax(-1)
-    if ids is None:
-        law, right = goal.float().softmax(-1), guess.argmax(-1) == best
-        known = torch.ones_like(right)
-    else:
-        law = goal[:, ids].float().softmax(-1)
-        right = ids[guess.argmax(-1)] == best
-        known = torch.isin(best, ids) if recipe.oov_mask else torch.ones_like(right)
-    losses = -(law * guess.float().log_softmax(-1)).sum(-1)
-    count = known.sum() if recipe.loss_norm == "mask" else torch.tensor(num_all, device=losses.device)
-    return Step((losses * known).sum() / count.clamp(min=1), right.sum(), len(right))
 
 
 @torch.no_grad()

@@ -1,0 +1,78 @@
+"""Session: a process's target, prompts and drafters, which all its runs share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from harness.config import ConfigError
+from harness.conversation import Message
+from harness.cost import verify_ns
+from harness.plan import Plan
+from harness.playing import Player
+from harness.reporters import Console
+from harness.target import Target
+from harness.weights import LoadedWeights, render
+
+
+class Session:
+    """A process's target and prompts, which all its runs share."""
+
+    def __init__(self, plan: Plan, console: Console) -> None:
+        """Load everything and introduce the drafters to the target.
+
+        Raises:
+            ConfigError: weights, prompts or a drafter that do not fit; nothing is measured.
+        """
+        self.plan, self.console = plan, console
+        self.conversations = plan.task.load()
+        self.warmup = plan.task.warmup() if plan.measure.timed else []
+        self.weights: LoadedWeights = plan.target.load(console.note)
+        self.target = Target(self.weights.model, plan.target.attention, plan.target.linear)
+        self.players = [Player(name=name, drafter=drafter) for name, drafter in plan.arms.items()]
+        for player in self.players:
+            assert player.drafter is not None
+            with _naming(player.name):
+                player.drafter.bind(self.target)
+        self._checked = False
+        self.rungs = [Player(name=rung.name, rung=rung) for rung in plan.rungs.values()]
+        self.verify_ns: list[int] = []
+        if plan.measure.timed:
+            console.note("timing the target's forward by width")
+            self.verify_ns = verify_ns(self.target, plan.measure.batch_size)
+
+    def check(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Have the drafters look at some prompts, once.
+
+        Raises:
+            ConfigError: a drafter finds that it does not fit the target.
+        """
+        if self._checked:
+            return
+        for name, drafter in self.plan.arms.items():
+            with _naming(name):
+                drafter.check(prompts)
+        self._checked = True
+
+    def cards(self) -> dict[str, dict[str, Any]]:
+        """What the drafters have loaded, by arm."""
+        return {name: card for name, drafter in self.plan.arms.items() if (card := drafter.card())}
+
+    def render(self, messages: Sequence[Message]) -> list[int]:
+        """Prompt ids of a chat."""
+        return render(self.weights.tokenizer, messages, self.plan.target)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of an answer."""
+        text: str = self.weights.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+
+@contextmanager
+def _naming(arm: str) -> Iterator[None]:
+    """A drafter's complaint begins with the name of its field; put the arm's before it."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"methods.{arm}.{error}") from error

@@ -1,0 +1,189 @@
+"""Training: rows, resume, held-out tau, and the command from dialogues to a head that the benchmark takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+import conf
+from harness.config import ConfigError, build
+from harness.dialogues import Sample
+from harness.engine import LocalEngine
+from harness.target import Target
+from harness.train_job import run_training
+from harness.training import CHECKPOINT, CURVES, HEAD, Rows, Trainer, Training, pack
+from harness.trees import DynamicTree
+from methods.eagle import Eagle
+from tests.methods.test_eagle import VOCAB, model_of
+
+
+def samples(count: int = 24) -> list[Sample]:
+    made = []
+    for number in range(count):
+        generator = torch.Generator().manual_seed(number)
+        length = int(torch.randint(8, 20, (1,), generator=generator))
+        ids = tuple(torch.randint(0, VOCAB, (length,), generator=generator).tolist())
+        made.append(Sample(ids, (*[False] * 3, *[True] * (length - 3)), f"prompt {number}"))
+    return made
+
+
+def training(**changed: Any) -> Training:
+    usual: dict[str, Any] = {
+        "num_steps": 6,
+        "row_tokens": 40,
+        "warmup_steps": 2,
+        "held_out": 4,
+        "eval_every": 2,
+        "save_every": 2,
+        "eval_prompts": 2,
+        "eval_tokens": 6,
+    }
+    return Training(**{**usual, **changed})
+
+
+def trainer(folder: Path, architecture: Any = "eagle3", identity: Any = None, **changed: Any) -> Trainer:
+    engine = LocalEngine(Target(model_of("llama")), (), 512, timed=False)
+    tree = DynamicTree(total_token=6, depth=2, top_k=2)
+    drafter = Eagle(architecture=architecture, tree=tree, head="random")
+    drafter.bind(engine.target)
+    return Trainer(engine, drafter, training(**changed), samples(), folder, identity or {"a": 1})
+
+
+def quiet(*_: Any) -> None:
+    pass
+
+
+@pytest.mark.parametrize("architecture", ["eagle", "eagle3"])
+def test_a_killed_training_goes_on_to_the_same_weights(architecture: str, tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", architecture)
+    whole.run(quiet, quiet)
+
+    class Killed(Exception):
+        pass
+
+    def kill(numbers: Any, step: int) -> None:
+        if step == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        trainer(tmp_path / "broken", architecture).run(quiet, kill)
+    torch.manual_seed(99)
+    again = trainer(tmp_path / "broken", architecture)
+    assert again.progress.step == 4
+    again.run(quiet, quiet)
+    for name, tensor in whole.student.state_dict().items():
+        assert torch.equal(tensor, again.student.state_dict()[name]), name
+    curves = [(tmp_path / place / CURVES).read_text().splitlines() for place in ("whole", "broken")]
+    assert [json.loads(line) for line in curves[0]] == [json.loads(line) for line in curves[1]]
+
+
+def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
+    trainer(tmp_path).run(quiet, quiet)
+    assert (tmp_path / CHECKPOINT).is_file()
+    with pytest.raises(ConfigError, match="another out="):
+        trainer(tmp_path, identity={"a": 2})
+
+
+def test_training_stops_at_its_limits(tmp_path: Path) -> None:
+    assert trainer(tmp_path / "tokens", num_tokens=60).run(quiet, quiet).step < 6
+    assert trainer(tmp_path / "steps").run(quiet, quiet).step == 6
+    # A constant tau is no better one.
+    stubborn = trainer(tmp_path / "patience", num_steps=40, patience=2, learning_rate=1e-12)
+    assert stubborn.run(quiet, quiet).step < 40
+
+
+def test_too_few_dialogues_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="held_out=24: there are 24 dialogues"):
+        trainer(tmp_path, held_out=24)
+
+
+def test_every_epoch_packs_every_sample_once_and_no_row_is_too_long() -> None:
+    rows = Rows(samples(), 40, seed=3)
+    seen: list[Sample] = []
+    number = 0
+    while len(seen) < 24:
+        row = rows.row(number)
+        assert sum(len(sample.ids) for sample in row) <= 40
+        seen += row
+        number += 1
+    assert sorted(seen, key=lambda one: one.prompt) == sorted(samples(), key=lambda one: one.prompt)
+    # Of the next epoch, and back: a row depends on its number alone.
+    assert rows.row(number) == Rows(samples(), 40, seed=3).row(number)
+    assert rows.row(0) == Rows(samples(), 40, seed=3).row(0)
+    assert len(list(pack(samples(), 10_000))) == 1
+
+
+def test_features_of_a_packed_row_are_those_of_its_documents_alone(tmp_path: Path) -> None:
+    made = trainer(tmp_path)
+    together = made.features(samples()[:3])
+    begin = 0
+    for sample in samples()[:3]:
+        alone = made.features([sample])
+        for packed, own in zip((*together.taps, together.final), (*alone.taps, alone.final), strict=True):
+            torch.testing.assert_close(packed[begin : begin + len(sample.ids)], own, atol=1e-4, rtol=1e-4)
+        begin += len(sample.ids)
+
+
+def overrides(tmp_path: Path, *more: str) -> list[str]:
+    dialogues = tmp_path / "dialogues.jsonl"
+    lines = [
+        {"user": f"say {number}", "assistant": "one two one two", "complete": True} for number in range(20)
+    ]
+    dialogues.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return [
+        "target=tiny",
+        "target.num_layers=7",
+        f"data.path={dialogues}",
+        "tracker=none",
+        f"out={tmp_path / 'out'}",
+        "training.num_steps=2",
+        "training.row_tokens=128",
+        "training.held_out=4",
+        "training.eval_prompts=2",
+        "training.eval_tokens=4",
+        "draft_vocab_size=60",
+        "exclude={}",
+        *more,
+    ]
+
+
+def config_of(*given: str) -> Any:
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", overrides=list(given), return_hydra_config=True)
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+
+
+@pytest.mark.parametrize("method", ["eagle2", "eagle3"])
+def test_the_command_ends_in_a_head_that_the_loader_takes(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_training(config_of(*overrides(tmp_path, f"method={method}")))
+    told = json.loads(capsys.readouterr().out)
+    assert told["head"] == str(tmp_path / "out" / HEAD)
+    card = json.loads((tmp_path / "out" / HEAD / "card.json").read_text())
+    assert card["training"]["num_steps"] == told["steps"] == 2
+    assert card["training"]["num_dialogues"] == 16
+    node = OmegaConf.load(Path(conf.__file__).parent / "method" / f"{method}.yaml")
+    drafter = build({**node, "head": told["head"], "tree": {**node.tree}}, method)
+    spec = build(config_of(*overrides(tmp_path)).target, "target")
+    drafter.bind(Target(spec.load(quiet).model))
+    assert drafter.card()["training"]["num_answer_tokens_seen"] == told["tokens"]
+
+
+def test_a_method_without_a_head_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"methods\.ngram|nothing to train"):
+        run_training(config_of(*overrides(tmp_path, "method=ngram")))
+
+
+@pytest.mark.parametrize(
+    "option", sorted(f.stem for f in (Path(conf.__file__).parent / "data").glob("*.yaml"))
+)
+def test_every_source_of_dialogues_composes_and_builds(option: str) -> None:
+    needed = {"given": ["data.path=x.jsonl"], "answered": ["data.task.path=x.jsonl"]}.get(option, [])
+    assert build(config_of(f"data={option}", *needed).data, "data").limit is None
