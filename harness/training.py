@@ -9,7 +9,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,9 +21,10 @@ from pydantic import Field
 from harness.accept import Coupled
 from harness.config import ConfigError, configurable
 from harness.decoding import DecodingParams
-from harness.dialogues import Sample, truncated
+from harness.dialogues import Sample
 from harness.drafter import HiddenTap, TrainableDrafter, TrainingRow
 from harness.engine import Generation, LocalEngine, Request
+from harness.packing import Rows, pack
 from harness.provenance import digest
 
 CHECKPOINT, CURVES, HEAD = "checkpoint.pt", "curves.jsonl", "head"
@@ -69,46 +70,6 @@ class Progress(NamedTuple):
     num_tokens: int = 0
     best_tau: float = 0.0
     num_worse: int = 0
-
-
-class Rows:
-    """Samples packed into rows, in an order that depends on the seed and the epoch alone."""
-
-    def __init__(self, samples: Sequence[Sample], row_tokens: int, seed: int) -> None:
-        self._samples = [truncated(sample, row_tokens) for sample in samples]
-        self._row_tokens, self._seed = row_tokens, seed
-        self._epoch, self._rows = -1, list[list[Sample]]()
-
-    def row(self, number: int) -> list[Sample]:
-        """Row `number`, counted over all epochs."""
-        epoch = 0
-        while True:
-            rows = self._packed(epoch)
-            if number < len(rows):
-                return rows[number]
-            number, epoch = number - len(rows), epoch + 1
-
-    def _packed(self, epoch: int) -> list[list[Sample]]:
-        if epoch != self._epoch:
-            order = list(range(len(self._samples)))
-            random.Random(f"{self._seed}:{epoch}").shuffle(order)
-            self._rows = list(pack([self._samples[place] for place in order], self._row_tokens))
-            self._epoch = epoch
-        return self._rows
-
-
-def pack(samples: Sequence[Sample], row_tokens: int) -> Iterator[list[Sample]]:
-    """Samples one behind the other; a new row where the next one does not fit."""
-    row: list[Sample] = []
-    size = 0
-    for sample in samples:
-        if row and size + len(sample.ids) > row_tokens:
-            yield row
-            row, size = [], 0
-        row.append(sample)
-        size += len(sample.ids)
-    if row:
-        yield row
 
 
 @dataclass(frozen=True, kw_only=True)

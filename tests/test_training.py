@@ -15,9 +15,10 @@ import conf
 from harness.config import ConfigError, build
 from harness.dialogues import Sample
 from harness.engine import LocalEngine
+from harness.packing import Rows, pack
 from harness.target import Target
 from harness.train_job import run_training
-from harness.training import CHECKPOINT, CURVES, HEAD, Rows, Trainer, Training, pack
+from harness.training import CHECKPOINT, CURVES, HEAD, Trainer, Training
 from harness.trees import DynamicTree
 from methods.eagle import Eagle
 from tests.methods.test_eagle import VOCAB, model_of

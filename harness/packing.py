@@ -1,0 +1,48 @@
+"""Packing: dialogues laid one behind the other into rows, in an order that a step number alone decides."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+from harness.dialogues import Sample, truncated
+
+
+class Rows:
+    """Samples packed into rows, in an order that depends on the seed and the epoch alone."""
+
+    def __init__(self, samples: Sequence[Sample], row_tokens: int, seed: int) -> None:
+        self._samples = [truncated(sample, row_tokens) for sample in samples]
+        self._row_tokens, self._seed = row_tokens, seed
+        self._epoch, self._rows = -1, list[list[Sample]]()
+
+    def row(self, number: int) -> list[Sample]:
+        """Row `number`, counted over all epochs."""
+        epoch = 0
+        while True:
+            rows = self._packed(epoch)
+            if number < len(rows):
+                return rows[number]
+            number, epoch = number - len(rows), epoch + 1
+
+    def _packed(self, epoch: int) -> list[list[Sample]]:
+        if epoch != self._epoch:
+            order = list(range(len(self._samples)))
+            random.Random(f"{self._seed}:{epoch}").shuffle(order)
+            self._rows = list(pack([self._samples[place] for place in order], self._row_tokens))
+            self._epoch = epoch
+        return self._rows
+
+
+def pack(samples: Sequence[Sample], row_tokens: int) -> Iterator[list[Sample]]:
+    """Samples one behind the other; a new row where the next one does not fit."""
+    row: list[Sample] = []
+    size = 0
+    for sample in samples:
+        if row and size + len(sample.ids) > row_tokens:
+            yield row
+            row, size = [], 0
+        row.append(sample)
+        size += len(sample.ids)
+    if row:
+        yield row

@@ -1,0 +1,46 @@
+"""Milliseconds of SmolLM2's LM head and forward by rows, plain and packed: python scripts/linear_cost.py"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from harness.cost import verify_ns
+from harness.linear import PackedLinear
+from harness.measure import read_bandwidth
+from harness.target import Target
+from harness.wheel import WheelTarget
+
+ROWS = (1, 2, 3, 4, 5, 9, 16, 21, 60)
+
+
+def least_ms(layer: torch.nn.Module, rows: torch.Tensor, num_repeats: int = 9) -> float:
+    """Of several calls."""
+    times = []
+    for _ in range(num_repeats):
+        begin = time.perf_counter()
+        layer(rows)
+        times.append(time.perf_counter() - begin)
+    return 1000 * min(times)
+
+
+@torch.no_grad()
+def main() -> None:
+    """Print a line each."""
+    loaded = WheelTarget().load(print)
+    head = loaded.model.get_output_embeddings()
+    inputs = {count: torch.randn(count, head.in_features) for count in ROWS}
+    print("rows", ROWS)
+    for name, layer in (("plain", head), ("packed", PackedLinear(head))):
+        print("LM head", name, [round(least_ms(layer, rows), 1) for rows in inputs.values()])
+    for linear in ("plain", "packed"):
+        costs = verify_ns(Target(loaded.model, linear=linear), 1, widest=max(ROWS) - 1, num_repeats=5)
+        print("forward", linear, [round(costs[count - 1] / 1e6) for count in ROWS])
+    print(
+        f"reading a step's bytes {1000 * loaded.card['step_bytes'] / read_bandwidth(torch.device('cpu')):.1f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
