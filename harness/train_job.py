@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from harness import provenance
@@ -81,10 +82,10 @@ def _drafter(config: DictConfig) -> tuple[str, TrainableDrafter]:
         raise ConfigError(f"method: exactly one is trained, not {len(methods)}; type method=eagle3")
     ((name, node),) = methods.items()
     container: Any = OmegaConf.to_container(node, resolve=True)
-    known = {"head": config.start, "draft_vocab_size": config.draft_vocab_size}
-    drafter = build({**container, **known}, f"methods.{name}")
-    if not isinstance(drafter, TrainableDrafter):
+    if not issubclass(get_class(container["_target_"]), TrainableDrafter):
         raise ConfigError(f"method={name}: has nothing to train; type method=eagle3 or method=eagle2")
+    known = {"head": config.start, "draft_vocab_size": config.draft_vocab_size}
+    drafter: TrainableDrafter = build({**container, **known}, f"methods.{name}")
     return str(name), drafter
 
 
