@@ -161,7 +161,8 @@ class TrainingRow:
 
     ids [L] int64. answer [L] bool: tokens that the assistant wrote. document [L] int64: number of the
     document that a token belongs to; it sees no other. positions [L] int64: place within it. taps: per tap of
-    the drafter the states [L, H]. final [L, H]: what the target's LM head reads.
+    the drafter the states [L, H]. final [L, H]: what the target's LM head reads. best [L] int64: the target's
+    likeliest next token behind the tokens of the answers, -1 behind the others.
     """
 
     ids: Tensor
@@ -170,6 +171,7 @@ class TrainingRow:
     positions: Tensor
     taps: list[Tensor]
     final: Tensor
+    best: Tensor
 
 
 class TrainableDrafter(Drafter):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 
-from harness.dialogues import Sample, truncated
+from harness.dialogues import Sample
 
 
 class Rows:
-    """Samples packed into rows, in an order that depends on the seed and the epoch alone."""
+    """Samples, none longer than a row, packed in an order that depends on the seed and the epoch alone."""
 
     def __init__(self, samples: Sequence[Sample], row_tokens: int, seed: int) -> None:
-        self._samples = [truncated(sample, row_tokens) for sample in samples]
+        self._samples = list(samples)
         self._row_tokens, self._seed = row_tokens, seed
         self._epoch, self._rows = -1, list[list[Sample]]()
 

@@ -15,6 +15,7 @@ from harness.config import ConfigError, build
 from harness.dialogues import Dialogues, Writer, without_overlap
 from harness.drafter import TrainableDrafter
 from harness.engine import LocalEngine
+from harness.features import CachedFeatures, Features
 from harness.reporters import Console
 from harness.target import Target
 from harness.tasks import JsonlTask, Task
@@ -51,7 +52,11 @@ def run_training(config: DictConfig) -> None:
         key: settings[key] for key in ("target", "methods", "training", "data", "exclude", "exclude_paths")
     }
     folder = Path(settings["out"])
-    trainer = Trainer(engine, drafter, training, usable, folder, identity)
+    features = Features(target, drafter.taps)
+    if training.features:
+        weights_card = [weights.card.get(key) for key in ("path", "revision", "fingerprint")]
+        features = CachedFeatures(target, drafter.taps, Path(training.features), weights_card, console.note)
+    trainer = Trainer(engine, drafter, training, usable, folder, identity, features)
     log = build(config.tracker, "tracker").curves(f"{spec.name}-{name}", provenance.redact(settings))
     done = trainer.run(console.note, log)
     card = {

@@ -21,9 +21,10 @@ from pydantic import Field
 from harness.accept import Coupled
 from harness.config import ConfigError, configurable
 from harness.decoding import DecodingParams
-from harness.dialogues import Sample
-from harness.drafter import HiddenTap, TrainableDrafter, TrainingRow
+from harness.dialogues import Sample, truncated
+from harness.drafter import TrainableDrafter
 from harness.engine import Generation, LocalEngine, Request
+from harness.features import Features
 from harness.packing import Rows, pack
 from harness.provenance import digest
 
@@ -39,7 +40,9 @@ class Training:
     num_steps: optimiser steps; num_tokens: stop after so many answer tokens seen (None: no such limit).
     row_tokens: L; rows_per_step: of one optimiser step, over all processes. learning_rate: the peak, after
     `warmup_steps` and before a cosine down to a tenth. precision: of accelerate. held_out: dialogues kept
-    for evaluation. eval_every, save_every: steps. eval_prompts, eval_tokens: of the held-out tau, which the
+    for evaluation. features: a folder in which the target's features are kept, so that epochs and other heads
+    find them there (about 2 bytes times hidden size times tapped states a token); None computes them anew
+    each time. eval_every, save_every: steps. eval_prompts, eval_tokens: of the held-out tau, which the
     ordinary loop measures. patience: evaluations without a better tau before it stops (None: never).
     """
 
@@ -56,6 +59,7 @@ class Training:
     precision: Literal["no", "bf16", "fp16"] = "no"
     seed: int = 0
     held_out: int = Field(default=64, ge=1)
+    features: str | None = None
     eval_every: int = Field(default=200, ge=1)
     save_every: int = Field(default=200, ge=1)
     eval_prompts: int = Field(default=16, ge=1)
@@ -91,21 +95,29 @@ class Trainer:
         samples: Sequence[Sample],
         folder: Path,
         identity: dict[str, Any],
+        features: Features,
     ) -> None:
         """identity: what must be the same for a checkpoint to be gone on from.
 
         Raises:
             ConfigError: too few dialogues, or the folder belongs to another training.
         """
-        if len(samples) <= training.held_out:
+        fitting = [truncated(sample, training.row_tokens) for sample in samples]
+        fitting = [sample for sample in fitting if any(sample.answer)]
+        if len(fitting) <= training.held_out:
             raise ConfigError(
-                f"training.held_out={training.held_out}: there are {len(samples)} dialogues in all"
+                f"training.held_out={training.held_out}: there are {len(fitting)} dialogues in all"
+                f" (whose answer begins within the {training.row_tokens} training.row_tokens)"
             )
         torch.manual_seed(training.seed)
         self.engine, self.drafter, self.training, self.folder = engine, drafter, training, folder
         on_cpu = engine.target.device.type == "cpu"
         self._accelerator = Accelerator(mixed_precision=training.precision, cpu=on_cpu)
-        order = list(samples)
+        self.features = features
+        accelerator = self._accelerator
+        features.prepare(fitting, training.row_tokens, accelerator.process_index, accelerator.num_processes)
+        accelerator.wait_for_everyone()
+        order = list(fitting)
         random.Random(f"{training.seed}:held out").shuffle(order)
         self.held_out, self.samples = order[: training.held_out], order[training.held_out :]
         self._rows = Rows(self.samples, training.row_tokens, training.seed)
@@ -114,7 +126,7 @@ class Trainer:
         for sample in self.samples:
             ids = [token for token, said in zip(sample.ids, sample.answer, strict=True) if said]
             counts += torch.bincount(torch.tensor(ids, dtype=torch.int64), minlength=len(counts))
-        first = [self.features(self._rows.row(number)) for number in range(_NUM_SCALE_ROWS)]
+        first = [self.features.row(self._rows.row(number)) for number in range(_NUM_SCALE_ROWS)]
         self.student = drafter.begin_training(counts, first, training.seed)
         trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         betas = (training.beta1, training.beta2)
@@ -153,33 +165,13 @@ class Trainer:
         sums: dict[str, list[float]] = {}
         for samples in pack(self.held_out, training.row_tokens):
             with torch.no_grad(), self._accelerator.autocast():
-                loss, numbers = self.drafter.loss(self.features(samples))
+                loss, numbers = self.drafter.loss(self.features.row(samples))
             for name, value in {"loss": float(loss), **numbers}.items():
                 sums.setdefault(name, []).append(value)
         emitted = [count for one in self._decode() for count in one.emitted]
         tau = sum(emitted) / max(len(emitted), 1)
         numbers = {f"held_out/{name}": sum(values) / len(values) for name, values in sums.items()}
         return Evaluation(numbers={**numbers, "held_out/tau": tau}, tau=tau)
-
-    def features(self, samples: Sequence[Sample]) -> TrainingRow:
-        """A row with what the target makes of it."""
-        target = self.engine.target
-        device = target.device
-        ids = torch.tensor([token for sample in samples for token in sample.ids], device=device)
-        answer = torch.tensor([said for sample in samples for said in sample.answer], device=device)
-        lengths = torch.tensor([len(sample.ids) for sample in samples], device=device)
-        document = torch.arange(len(samples), device=device).repeat_interleave(lengths)
-        positions = torch.cat([torch.arange(len(sample.ids), device=device) for sample in samples])
-        taps = (*self.drafter.taps, HiddenTap(-1, "normed"))
-        states = target.trace_documents(ids, document, positions, taps)
-        return TrainingRow(
-            ids=ids,
-            answer=answer,
-            document=document,
-            positions=positions,
-            taps=states[:-1],
-            final=states[-1],
-        )
 
     def _step(self) -> dict[str, float]:
         """One optimiser step; its mean numbers."""
@@ -194,7 +186,7 @@ class Trainer:
         self._optimiser.zero_grad()
         for number in mine:
             samples = self._rows.row(number)
-            row = self.features(samples)
+            row = self.features.row(samples)
             with accelerator.autocast():
                 loss, numbers = self.drafter.loss(row)
             accelerator.backward(loss / training.rows_per_step)

@@ -31,6 +31,7 @@ from methods.shared.eagle_checkpoint import LoadedHead, TargetFacts, load_head, 
 from methods.shared.eagle_growth import Growth
 from methods.shared.eagle_head import Architecture, Head
 from methods.shared.eagle_training import (
+    DraftVocabulary,
     EagleRecipe,
     feature_scale,
     folded,
@@ -176,6 +177,7 @@ class Eagle(TrainableDrafter):
         self._student.train().requires_grad_(True)
         if self._student.embed_tokens is not None:
             self._student.embed_tokens.requires_grad_(False)
+        self._vocabulary = DraftVocabulary(self._student, self._target)
         return self._student
 
     def loss(self, row: TrainingRow) -> tuple[Tensor, dict[str, float]]:
@@ -185,7 +187,7 @@ class Eagle(TrainableDrafter):
             steps = [regression_step(self._student, features, row, self._target, self.recipe)]
         else:
             features = features if self._scale is None else features / self._scale
-            steps = unrolled_steps(self._student, features, row, self._target, self.recipe)
+            steps = unrolled_steps(self._student, features, row, self._target, self.recipe, self._vocabulary)
         total = torch.stack(
             [self.recipe.decay**number * step.loss for number, step in enumerate(steps)]
         ).sum()

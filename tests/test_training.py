@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ from omegaconf import OmegaConf
 import conf
 from harness.config import ConfigError, build
 from harness.dialogues import Sample
+from harness.drafter import HiddenTap
 from harness.engine import LocalEngine
+from harness.features import CachedFeatures, Features
 from harness.packing import Rows, pack
 from harness.target import Target
 from harness.train_job import run_training
 from harness.training import CHECKPOINT, CURVES, HEAD, Trainer, Training
 from harness.trees import DynamicTree
 from methods.eagle import Eagle
+from methods.shared.eagle_training import EagleRecipe
 from tests.methods.test_eagle import VOCAB, model_of
 
 
@@ -51,18 +55,23 @@ def training(**changed: Any) -> Training:
 def trainer(folder: Path, architecture: Any = "eagle3", identity: Any = None, **changed: Any) -> Trainer:
     engine = LocalEngine(Target(model_of("llama")), (), 512, timed=False)
     tree = DynamicTree(total_token=6, depth=2, top_k=2)
-    drafter = Eagle(architecture=architecture, tree=tree, head="random")
+    recipe = EagleRecipe(row_share=0.7)
+    drafter = Eagle(architecture=architecture, tree=tree, head="random", recipe=recipe)
     drafter.bind(engine.target)
-    return Trainer(engine, drafter, training(**changed), samples(), folder, identity or {"a": 1})
+    features = Features(engine.target, drafter.taps)
+    if changed.get("features"):
+        features = CachedFeatures(engine.target, drafter.taps, Path(changed["features"]), "llama", quiet)
+    return Trainer(engine, drafter, training(**changed), samples(), folder, identity or {"a": 1}, features)
 
 
 def quiet(*_: Any) -> None:
     pass
 
 
-@pytest.mark.parametrize("architecture", ["eagle", "eagle3"])
-def test_a_killed_training_goes_on_to_the_same_weights(architecture: str, tmp_path: Path) -> None:
-    whole = trainer(tmp_path / "whole", architecture)
+@pytest.mark.parametrize(("architecture", "kept"), [("eagle", False), ("eagle3", False), ("eagle3", True)])
+def test_a_killed_training_goes_on_to_the_same_weights(architecture: str, kept: bool, tmp_path: Path) -> None:
+    features = str(tmp_path / "features") if kept else None
+    whole = trainer(tmp_path / "whole", architecture, features=features)
     whole.run(quiet, quiet)
 
     class Killed(Exception):
@@ -73,9 +82,9 @@ def test_a_killed_training_goes_on_to_the_same_weights(architecture: str, tmp_pa
             raise Killed
 
     with pytest.raises(Killed):
-        trainer(tmp_path / "broken", architecture).run(quiet, kill)
+        trainer(tmp_path / "broken", architecture, features=features).run(quiet, kill)
     torch.manual_seed(99)
-    again = trainer(tmp_path / "broken", architecture)
+    again = trainer(tmp_path / "broken", architecture, features=features)
     assert again.progress.step == 4
     again.run(quiet, quiet)
     for name, tensor in whole.student.state_dict().items():
@@ -122,13 +131,59 @@ def test_every_epoch_packs_every_sample_once_and_no_row_is_too_long() -> None:
 
 def test_features_of_a_packed_row_are_those_of_its_documents_alone(tmp_path: Path) -> None:
     made = trainer(tmp_path)
-    together = made.features(samples()[:3])
+    together = made.features.row(samples()[:3])
     begin = 0
     for sample in samples()[:3]:
-        alone = made.features([sample])
+        alone = made.features.row([sample])
         for packed, own in zip((*together.taps, together.final), (*alone.taps, alone.final), strict=True):
             torch.testing.assert_close(packed[begin : begin + len(sample.ids)], own, atol=1e-4, rtol=1e-4)
         begin += len(sample.ids)
+
+
+def test_features_on_disk_are_those_on_the_line_and_are_computed_once(tmp_path: Path) -> None:
+    engine = LocalEngine(Target(model_of("llama")), (), 512, timed=False)
+    taps = (HiddenTap(1, "input"), HiddenTap(2, "input"))
+    notes: list[str] = []
+
+    def cached(taps: tuple[HiddenTap, ...]) -> CachedFeatures:
+        made = CachedFeatures(engine.target, taps, tmp_path, "llama", notes.append)
+        made.prepare(samples(200), 40)
+        return made
+
+    row = samples()[3:6]
+    kept, fresh = cached(taps).row(row), Features(engine.target, taps).row(row)
+    assert len(notes) == 2, "two files of at most 128 dialogues"
+    for name in ("ids", "answer", "document", "positions", "best"):
+        assert torch.equal(getattr(kept, name), getattr(fresh, name)), name
+    for one, other in zip((*kept.taps, kept.final), (*fresh.taps, fresh.final), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-3, rtol=2e-3)
+    assert torch.equal(fresh.best >= 0, fresh.answer)
+
+    times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+    # A head that reads less finds all it needs; one that reads another state has only that computed.
+    cached(taps[:1])
+    cached((HiddenTap(0, "output"),))
+    assert len(notes) == 4
+    assert {file: file.stat().st_mtime_ns for file in times} == times
+    assert len(list(tmp_path.rglob("*.safetensors"))) == len(times) + 2
+
+
+def test_states_that_are_too_large_for_half_precision_are_refused(tmp_path: Path) -> None:
+    target = Target(copy.deepcopy(model_of("llama")))
+    with torch.no_grad():
+        target.model.get_decoder().layers[0].mlp.down_proj.weight.mul_(1e9)
+    made = CachedFeatures(target, (HiddenTap(1, "input"),), tmp_path, "llama", quiet)
+    with pytest.raises(ConfigError, match=r"type training\.features=null"):
+        made.prepare(samples(4), 40)
+
+
+def test_processes_share_the_work_of_the_features(tmp_path: Path) -> None:
+    target = Target(model_of("llama"))
+    both = [CachedFeatures(target, (HiddenTap(1, "input"),), tmp_path, "llama", quiet) for _ in range(2)]
+    for process, made in enumerate(both):
+        assert len(list(tmp_path.rglob("*.safetensors"))) == 3 * process
+        made.prepare(samples(200), 40, process, 2)
+    assert len(both[0].row(samples(200)[150:152]).ids) == len(both[1].row(samples(200)[150:152]).ids)
 
 
 def overrides(tmp_path: Path, *more: str) -> list[str]:

@@ -24,7 +24,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 
 Architecture = Literal["eagle", "eagle3"]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""query [B, A, n, D], key and value [B, kv, n, D] (rotated) to the attention's output [B, n, A, D].
+"""query [B, A, m, D], key and value [B, kv, n, D] (rotated) to the attention's output [B, m, A, D].
 
 Whoever runs the head owns its past: the drafter's cache, or the trainer's unrolled steps.
 """
@@ -126,15 +126,23 @@ class Head(nn.Module):
         states: Tensor = self.fc(features)
         return states
 
-    def forward(self, embedded: Tensor, states: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(
+        self,
+        embedded: Tensor,
+        states: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """States [B, n, H] one token later.
 
         embedded [B, n, H]: of the token after each state's. positions [B, n] int64: the state's own.
+        rows [m]: only these are asked for, which gives [B, m, H]; the others are seen by attention alone.
         """
         if self.shape.architecture == "eagle":
             states = self.fc(torch.cat([embedded, states], dim=-1))
         rotation = self.rotary(states, positions)
-        states = self.layer(embedded, states, rotation, attend)
+        states = self.layer(embedded, states, rotation, attend, rows)
         return self.norm(states) if self.shape.norm_output else states
 
     def normed(self, states: Tensor) -> Tensor:
@@ -158,14 +166,21 @@ class _Layer(nn.Module):
             self.input_layernorm = nn.RMSNorm(size, eps)
 
     def forward(
-        self, embedded: Tensor, states: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend
+        self,
+        embedded: Tensor,
+        states: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        attend: Attend,
+        rows: Tensor | None,
     ) -> Tensor:
         read = states
         if self.shape.architecture == "eagle3":
             normed = self.hidden_norm(states)
             read = torch.cat([self.input_layernorm(embedded), normed], dim=-1)
             states = normed if self.shape.norm_before_residual else states
-        states = states + self.self_attn(read, rotation, attend)
+        if rows is not None:
+            states = states[:, rows]
+        states = states + self.self_attn(read, rotation, attend, rows)
         output: Tensor = states + self.mlp(self.post_attention_layernorm(states))
         return output
 
@@ -183,14 +198,23 @@ class _Attention(nn.Module):
         self.q_norm = nn.RMSNorm(shape.head_dim, shape.rms_norm_eps) if shape.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(shape.head_dim, shape.rms_norm_eps) if shape.qk_norm else nn.Identity()
 
-    def forward(self, read: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        split = (*read.shape[:2], -1, self.head_dim)
-        query = self.q_norm(self.q_proj(read).view(split)).transpose(1, 2)
-        key = self.k_norm(self.k_proj(read).view(split)).transpose(1, 2)
-        value = self.v_proj(read).view(split).transpose(1, 2)
-        query, key = apply_rotary_pos_emb(query, key, *rotation)
+    def forward(
+        self, read: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend, rows: Tensor | None
+    ) -> Tensor:
+        asking = read if rows is None else read[:, rows]
+        query = self.q_norm(self._split(self.q_proj(asking))).transpose(1, 2)
+        key = self.k_norm(self._split(self.k_proj(read))).transpose(1, 2)
+        value = self._split(self.v_proj(read)).transpose(1, 2)
+        if rows is None:
+            query, key = apply_rotary_pos_emb(query, key, *rotation)
+        else:
+            query, _ = apply_rotary_pos_emb(query, query, *(part[:, rows] for part in rotation))
+            _, key = apply_rotary_pos_emb(key, key, *rotation)
         output: Tensor = self.o_proj(attend(query, key, value).flatten(2))
         return output
+
+    def _split(self, joined: Tensor) -> Tensor:
+        return joined.view(*joined.shape[:2], -1, self.head_dim)
 
 
 class _Mlp(nn.Module):

@@ -38,14 +38,17 @@ class EagleRecipe:
 
     ttt_length: unrolled steps of EAGLE-3; decay: weight of a step over the one before. loss_norm: divide by
     the rows that count (`mask`) or all rows (`all`, as the official code). oov_mask: leave out rows whose
-    likeliest token is not in the draft vocabulary. noise: half-width of the uniform noise on the features of
-    EAGLE-1/2; ce_weight: of the cross entropy beside its regression.
+    likeliest token is not in the draft vocabulary. row_share: of the rows that count, the part that is drawn
+    to be unrolled beyond step 0 (EAGLE-3) or to have a cross entropy (EAGLE-1/2): it saves most of the work
+    and leaves the mean loss as it is. noise: half-width of the uniform noise on the features of EAGLE-1/2;
+    ce_weight: of the cross entropy beside its regression.
     """
 
     ttt_length: int = Field(default=7, ge=1)
     decay: float = Field(default=0.8, gt=0, le=1)
     loss_norm: Literal["mask", "all"] = "mask"
     oov_mask: bool = True
+    row_share: float = Field(default=1.0, gt=0, le=1)
     noise: float = Field(default=0.1, ge=0)
     ce_weight: float = Field(default=0.1, ge=0)
 
@@ -73,13 +76,8 @@ class Goals:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, logits: Tensor, ids: Tensor | None, recipe: EagleRecipe) -> Goals:
-        """Of the target's logits [S, tokens]. ids [V]: the draft vocabulary; None is all of it."""
-        best = logits.argmax(-1)
-        if ids is not None:
-            place = torch.full((logits.shape[-1],), -1, dtype=torch.int64, device=ids.device)
-            place[ids] = torch.arange(len(ids), device=ids.device)
-            best, logits = place[best], logits[:, ids]
+    def of(cls, logits: Tensor, best: Tensor, recipe: EagleRecipe) -> Goals:
+        """Of the target's logits [S, V] over the draft vocabulary; best [S] as the class has it."""
         counts = best >= 0 if recipe.oov_mask else torch.ones_like(best, dtype=torch.bool)
         return cls(logits.float().softmax(-1), best, counts)
 
@@ -87,7 +85,7 @@ class Goals:
         """Those of some rows."""
         return Goals(self.law[rows], self.best[rows], self.counts[rows])
 
-    def cross_entropy(self, guess: Tensor, recipe: EagleRecipe, num_all: int) -> Step:
+    def cross_entropy(self, guess: Tensor, recipe: EagleRecipe, num_all: float) -> Step:
         """Between the law and the head's logits [S, V]. num_all: rows in all, counting or not."""
         losses = -(self.law * guess.float().log_softmax(-1)).sum(-1)
         right = (guess.argmax(-1) == self.best).sum()
@@ -115,22 +113,32 @@ def counting_rows(row: TrainingRow, step: int) -> Tensor:
 
 
 def unrolled_steps(
-    head: Head, features: Tensor, row: TrainingRow, target: TargetView, recipe: EagleRecipe
+    head: Head,
+    features: Tensor,
+    row: TrainingRow,
+    target: TargetView,
+    recipe: EagleRecipe,
+    vocabulary: DraftVocabulary,
 ) -> list[Step]:
     """EAGLE-3's loss, step by step. features [L, F]: what the head's `fc` reads."""
     rows = counting_rows(row, 0).nonzero()[:, 0]
+    if not len(rows):
+        return [_nothing(features)]
     first = _See(row.document, rows)
-    goals = Goals.of(target.lm_head(row.final[rows + 1]), draft_ids(head), recipe)
+    goals = Goals.of(vocabulary.logits(row.final[rows + 1]), vocabulary.index(row.best[rows + 1]), recipe)
     # What row i shall say at step j is what row i + j shall say at step 0.
     place = torch.zeros_like(row.ids)
     place[rows] = torch.arange(len(rows), device=rows.device)
     states = head.project(features[None])
     embedded = _embed(head, target, row.ids.roll(-1)[None])
-    outputs = head(embedded, states, row.positions[None], first.everywhere)[:, rows]
+    outputs = head(embedded, states, row.positions[None], first.everywhere, rows)
     steps: list[Step] = []
     for number in range(recipe.ttt_length):
         if number:
-            kept = counting_rows(row, number)[rows].nonzero()[:, 0]
+            going_on = counting_rows(row, number)[rows]
+            if number == 1:
+                going_on &= drawn(len(rows), recipe.row_share, rows.device)
+            kept = going_on.nonzero()[:, 0]
             rows = rows[kept]
             if not len(rows):
                 break
@@ -138,7 +146,8 @@ def unrolled_steps(
             embedded = _embed(head, target, row.ids[rows + 1 + number][None])
             outputs = head(embedded, outputs[:, kept], row.positions[rows][None] + number, first.below)
         guess = _logits(head, target, outputs[0])
-        steps.append(goals.at(place[rows + number]).cross_entropy(guess, recipe, len(row.ids)))
+        num_all = len(row.ids) if number == 0 else recipe.row_share * len(row.ids)
+        steps.append(goals.at(place[rows + number]).cross_entropy(guess, recipe, num_all))
     return steps
 
 
@@ -147,34 +156,79 @@ def regression_step(
 ) -> Step:
     """EAGLE-1/2's loss. features [L, H]: the target's final ones."""
     rows = counting_rows(row, 0).nonzero()[:, 0]
+    if not len(rows):
+        return _nothing(features)
     see = _See(row.document, rows)
     noisy = features
     if recipe.noise:
         noisy = features + (torch.rand_like(features) - 0.5) * (2 * recipe.noise)
     tokens = row.ids.roll(-1)[None]
     embedded = _embed(head, target, tokens)
-    guessed = head(embedded, noisy[None], row.positions[None], see.everywhere)[0, rows]
+    guessed = head(embedded, noisy[None], row.positions[None], see.everywhere, rows)[0]
     wanted = features[rows + 1]
     count = len(rows) if recipe.loss_norm == "mask" else len(row.ids)
-    regression = smooth_l1_loss(guessed, wanted, reduction="none").mean(-1).sum() / max(count, 1)
-    guess = target.lm_head(guessed.to(target.dtype))
-    goals = Goals.of(target.lm_head(wanted.to(target.dtype)), None, recipe)
-    entropy = goals.cross_entropy(guess, recipe, len(row.ids))
+    regression = smooth_l1_loss(guessed, wanted, reduction="none").mean(-1).sum() / count
+    heard = drawn(len(rows), recipe.row_share, rows.device).nonzero()[:, 0]
+    if not len(heard):
+        return Step(regression, torch.zeros((), device=rows.device), 0)
+    guess = target.lm_head(guessed[heard].to(target.dtype))
+    goals = Goals.of(target.lm_head(wanted[heard].to(target.dtype)), row.best[rows[heard] + 1], recipe)
+    entropy = goals.cross_entropy(guess, recipe, recipe.row_share * len(row.ids))
     return Step(regression + recipe.ce_weight * entropy.loss, entropy.num_right, entropy.num_rows)
 
 
-def draft_ids(head: Head) -> Tensor | None:
-    """Target ids of the draft vocabulary, where it is smaller."""
-    shape = head.shape
-    if shape.architecture == "eagle" or shape.draft_vocab_size == shape.vocab_size:
-        return None
-    return head.d2t + torch.arange(len(head.d2t), device=head.d2t.device)
+def drawn(count: int, share: float, device: torch.device) -> Tensor:
+    """[count] bool: each with probability `share`, by torch's host generator, which a resume restores."""
+    chosen = torch.rand(count) < share if share < 1 else torch.ones(count, dtype=torch.bool)
+    return chosen.to(device)
+
+
+class DraftVocabulary:
+    """The draft vocabulary of a head, and the target's law over it."""
+
+    @torch.no_grad()
+    def __init__(self, head: Head, target: TargetView) -> None:
+        shape = head.shape
+        self._target = target
+        self._place: Tensor | None = None
+        if shape.architecture == "eagle3" and shape.draft_vocab_size < shape.vocab_size:
+            ids = head.d2t + torch.arange(len(head.d2t), device=head.d2t.device)
+            self._place = torch.full((shape.vocab_size,), -1, dtype=torch.int64, device=ids.device)
+            self._place[ids] = torch.arange(len(ids), device=ids.device)
+            self._rows, self._bias = lm_head_rows(target, ids)
+
+    def index(self, tokens: Tensor) -> Tensor:
+        """Draft ids of the target's tokens, -1 of those outside."""
+        return tokens if self._place is None else self._place[tokens]
+
+    def logits(self, final: Tensor) -> Tensor:
+        """The target's [S, V] after final states [S, H]."""
+        if self._place is None:
+            return self._target.lm_head(final)
+        return torch.nn.functional.linear(final, self._rows, self._bias)
+
+
+def lm_head_rows(target: TargetView, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights [V, H] and bias [V] of the target's LM head for some tokens.
+
+    The LM head is linear: what it makes of nothing is its bias, of the unit vectors its columns.
+    """
+    size = target.config.hidden_size
+    unit = torch.eye(size, device=target.device, dtype=target.dtype)
+    bias = target.lm_head(torch.zeros_like(unit[:1]))[0, ids]
+    return (target.lm_head(unit)[:, ids] - bias).T.contiguous(), bias
+
+
+def _nothing(features: Tensor) -> Step:
+    """The step of a row in which nothing counts."""
+    zero = torch.zeros((), device=features.device)
+    return Step(zero.clone().requires_grad_(True), zero, 0)
 
 
 class _See:
     """Who sees whom in the unrolled attention; remembers keys and values of the steps.
 
-    `everywhere` is the attention of step 0 over all L rows, `below` that of a later step over the rows left.
+    `everywhere` is the attention of step 0, in which all L rows are seen, `below` that of a later step.
     """
 
     def __init__(self, document: Tensor, rows: Tensor) -> None:
@@ -189,7 +243,7 @@ class _See:
         """See the class."""
         self._first = key, value
         output = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=self._mask, enable_gqa=query.shape[1] != key.shape[1]
+            query, key, value, attn_mask=self._mask[self._rows], enable_gqa=query.shape[1] != key.shape[1]
         )
         return output.transpose(1, 2)
 
@@ -254,9 +308,7 @@ def fresh_head(shape: HeadShape, counts: Tensor, target: TargetView, seed: int) 
         head.d2t.copy_(kept - ids)
         ids = kept
     if shape.architecture == "eagle3" and shape.own_lm_head:
-        # The LM head is linear, so the unit vectors' logits are its columns.
-        unit = torch.eye(target.config.hidden_size, device=target.device, dtype=target.dtype)
-        rows = target.lm_head(unit)[:, ids].T.float()
+        rows = lm_head_rows(target, ids)[0].float()
         if rows.shape == head.lm_head.weight.shape:
             head.lm_head.weight.copy_(_LM_HEAD_SCALE * rows)
     return head

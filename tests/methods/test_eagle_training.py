@@ -14,7 +14,8 @@ from harness.trees import DynamicTree
 from methods.eagle import Eagle
 from methods.shared import eagle_training
 from methods.shared.eagle_growth import Growth
-from methods.shared.eagle_training import EagleRecipe, counting_rows, unrolled_steps
+from methods.shared.eagle_head import Head
+from methods.shared.eagle_training import DraftVocabulary, EagleRecipe, counting_rows, unrolled_steps
 from tests.methods.test_eagle import HEADS, VOCAB, model_of, random_weights
 
 
@@ -39,7 +40,12 @@ def row_of(target: Target, taps: Any, documents: list[list[int]], num_prompt: in
         positions=torch.tensor(positions),
         taps=tapped,
         final=final,
+        best=target.lm_head(final).argmax(-1),
     )
+
+
+def draft_ids(head: Head) -> torch.Tensor:
+    return head.d2t + torch.arange(len(head.d2t))
 
 
 def drafter_for(target: Target, architecture: Any = "eagle3", **options: Any) -> Eagle:
@@ -68,7 +74,7 @@ def test_logits_of_every_unrolled_step_are_the_drafters(kind: str, monkeypatch: 
         lambda *args: logits.append(original(*args)) or logits[-1],  # type: ignore[func-returns-value]
     )
     with torch.no_grad():
-        unrolled_steps(head, features, row, target, EagleRecipe(ttt_length=4))
+        unrolled_steps(head, features, row, target, EagleRecipe(ttt_length=4), DraftVocabulary(head, target))
     begin = 0
     num_compared = 0
     for tokens in DOCUMENTS:
@@ -103,6 +109,7 @@ def test_rows_count_where_drafting_asks_for_them() -> None:
         positions=torch.tensor([0, 1, 2, 3, 4, 5, 0, 1, 2, 0]),
         taps=[],
         final=torch.empty(0),
+        best=torch.empty(0),
     )
     assert counting_rows(row, 0).nonzero()[:, 0].tolist() == [1, 2, 6]
     assert counting_rows(row, 1).nonzero()[:, 0].tolist() == [1]
@@ -155,3 +162,44 @@ def test_the_scale_of_the_features_is_folded_into_what_is_deployed() -> None:
     torch.testing.assert_close(
         drafter.network.project(features), drafter._student.project(features / drafter._scale)
     )
+
+
+@pytest.mark.parametrize("architecture", ["eagle", "eagle3"])
+def test_a_share_of_the_rows_has_the_mean_loss_of_all(architecture: Any) -> None:
+    target = Target(model_of("llama"))
+    row = row_of(target, drafter_for(target, architecture).taps, [[place * 7 % VOCAB for place in range(40)], [place * 5 % VOCAB for place in range(30)]], 3)
+
+    def mean_loss(share: float, num_draws: int) -> float:
+        torch.manual_seed(1)
+        recipe = EagleRecipe(row_share=share, noise=0.0, ttt_length=3, decay=1.0)
+        drafter = drafter_for(target, architecture, recipe=recipe)
+        drafter.begin_training(torch.ones(target.vocab_size), [row], 0)
+        with torch.no_grad():
+            return sum(float(drafter.loss(row)[0]) for _ in range(num_draws)) / num_draws
+
+    whole = mean_loss(1.0, 1)
+    assert mean_loss(0.5, 1) != whole
+    assert mean_loss(0.5, 60) == pytest.approx(whole, rel=0.01)
+
+
+@pytest.mark.parametrize("architecture", ["eagle", "eagle3"])
+def test_a_row_in_which_nothing_counts_has_a_loss_of_nothing(architecture: Any) -> None:
+    target = Target(model_of("llama"))
+    drafter = drafter_for(target, architecture)
+    row = row_of(target, drafter.taps, [[1, 2, 3, 4]], 4)
+    drafter.begin_training(torch.ones(target.vocab_size), [row], 0)
+    loss, _ = drafter.loss(row)
+    loss.backward()
+    assert float(loss) == 0
+
+
+def test_the_draft_vocabulary_has_the_targets_law() -> None:
+    target, head = Target(model_of("llama")), random_weights(HEADS["eagle3, draft vocabulary"])
+    final = torch.randn(5, target.config.hidden_size)
+    vocabulary = DraftVocabulary(head, target)
+    ids = draft_ids(head)
+    torch.testing.assert_close(vocabulary.logits(final), target.lm_head(final)[:, ids])
+    assert torch.equal(vocabulary.index(ids), torch.arange(len(ids)))
+    outside = torch.ones(target.vocab_size, dtype=torch.bool)
+    outside[ids] = False
+    assert vocabulary.index(outside.nonzero()[:, 0]).eq(-1).all()

@@ -1,0 +1,186 @@
+"""The target's features of dialogues, to train heads on: computed on the line, or once and kept on disk.
+
+Shapes: L tokens of a packed row, n of one dialogue, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from harness.config import ConfigError
+from harness.dialogues import Sample
+from harness.drafter import HiddenTap, Tap, TrainingRow
+from harness.packing import pack
+from harness.provenance import digest
+from harness.target import Target
+
+_FINAL = HiddenTap(-1, "normed")
+_BEST = "best"
+_SHARD = 128
+"""Dialogues of one file."""
+
+
+class Features:
+    """Rows of dialogues with what the target makes of them, computed when they are asked for."""
+
+    def __init__(self, target: Target, taps: Sequence[Tap]) -> None:
+        self._target, self._taps = target, tuple(taps)
+
+    def prepare(
+        self, samples: Sequence[Sample], row_tokens: int, process: int = 0, num_processes: int = 1
+    ) -> None:
+        """Before the first row: all dialogues that rows will be made of; a row has at most `row_tokens`.
+
+        Of several processes each calls it, and waits for the others before it asks for a row.
+        """
+
+    def row(self, samples: Sequence[Sample]) -> TrainingRow:
+        """Dialogues laid one behind the other."""
+        states = dict(zip(self._names(), self._compute(samples, (*self._taps, _FINAL)), strict=True))
+        return self._row(samples, {**states, _BEST: self._best(samples, states[_name(_FINAL)])})
+
+    def _names(self) -> list[str]:
+        return [_name(tap) for tap in (*self._taps, _FINAL)]
+
+    def _compute(self, samples: Sequence[Sample], taps: Sequence[Tap]) -> list[Tensor]:
+        return self._target.trace_documents(*_laid_out(samples, self._target.device), taps)
+
+    @torch.no_grad()
+    def _best(self, samples: Sequence[Sample], final: Tensor) -> Tensor:
+        """[L] the target's likeliest next token behind the tokens of the answers, -1 elsewhere."""
+        answer = _answer(samples, final.device)
+        best = torch.full((len(answer),), -1, dtype=torch.int64, device=final.device)
+        best[answer] = self._target.lm_head(final[answer]).argmax(-1)
+        return best
+
+    def _row(self, samples: Sequence[Sample], parts: dict[str, Tensor]) -> TrainingRow:
+        ids, document, positions = _laid_out(samples, self._target.device)
+        return TrainingRow(
+            ids=ids,
+            answer=_answer(samples, self._target.device),
+            document=document,
+            positions=positions,
+            taps=[parts[_name(tap)] for tap in self._taps],
+            final=parts[_name(_FINAL)],
+            best=parts[_BEST],
+        )
+
+
+class CachedFeatures(Features):
+    """The same from files below a folder: a file for each tapped state of every 128 dialogues.
+
+    Heads of several methods share what they have in common, and dialogues that are added leave the files of
+    the others as they are. Half precision: a tenth of a percent of what the head will read.
+    """
+
+    def __init__(
+        self, target: Target, taps: Sequence[Tap], folder: Path, identity: Any, note: Callable[[str], None]
+    ) -> None:
+        """identity: of the target's weights, in JSON types; other weights have another folder."""
+        super().__init__(target, taps)
+        self._note = note
+        self._dtype = target.dtype if target.dtype.itemsize == 2 else torch.float16
+        self._folder = folder / digest([identity, str(self._dtype)])[:16]
+        self._shards: dict[str, str] = {}
+        self._open: dict[Path, Any] = {}
+
+    def prepare(
+        self, samples: Sequence[Sample], row_tokens: int, process: int = 0, num_processes: int = 1
+    ) -> None:
+        """Compute what is missing; of several processes each does its share. Goes on where it broke off.
+
+        Raises:
+            ConfigError: a state is too large for half precision.
+        """
+        for number, begin in enumerate(range(0, len(samples), _SHARD)):
+            part = samples[begin : begin + _SHARD]
+            keys = [_key(sample) for sample in part]
+            name = digest(keys)[:24]
+            self._shards.update(dict.fromkeys(keys, name))
+            if number % num_processes == process and self._write(name, keys, part, row_tokens):
+                self._note(
+                    f"features of {begin + len(part)} of {len(samples)} dialogues are in {self._folder}"
+                )
+
+    def row(self, samples: Sequence[Sample]) -> TrainingRow:
+        """See `Features`."""
+        return self._row(samples, {name: self._read(name, samples) for name in (*self._names(), _BEST)})
+
+    def _write(self, shard: str, keys: Sequence[str], samples: Sequence[Sample], row_tokens: int) -> bool:
+        taps = {_name(tap): tap for tap in (*self._taps, _FINAL)}
+        missing = [name for name in (*taps, _BEST) if not self._file(name, shard).is_file()]
+        if not missing:
+            return False
+        wanted = [name for name in taps if name in missing or (name == _name(_FINAL) and _BEST in missing)]
+        found: dict[str, dict[str, Tensor]] = {name: {} for name in missing}
+        place = 0
+        for row in pack(samples, row_tokens):
+            states = dict(zip(wanted, self._compute(row, [taps[name] for name in wanted]), strict=True))
+            if _BEST in missing:
+                states[_BEST] = self._best(row, states[_name(_FINAL)])
+            lengths = [len(sample.ids) for sample in row]
+            for name in missing:
+                pieces = torch.split(self._kept(name, states[name]), lengths)
+                here = keys[place : place + len(row)]
+                found[name].update({key: piece.clone() for key, piece in zip(here, pieces, strict=True)})
+            place += len(row)
+        for name, pieces_by_key in found.items():
+            file = self._file(name, shard)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".part")
+            save_file(pieces_by_key, part)
+            part.replace(file)
+        return True
+
+    def _kept(self, name: str, states: Tensor) -> Tensor:
+        if not states.is_floating_point():
+            return states.to("cpu", torch.int32)
+        kept = states.to("cpu", self._dtype)
+        if not kept.isfinite().all():
+            raise ConfigError(
+                f"training.features: the states {name} reach {float(states.abs().max()):.3g}, too large for"
+                f" {self._dtype}; type training.features=null to compute them on the line"
+            )
+        return kept
+
+    def _read(self, name: str, samples: Sequence[Sample]) -> Tensor:
+        pieces = []
+        for sample in samples:
+            key = _key(sample)
+            file = self._file(name, self._shards[key])
+            if file not in self._open:
+                self._open[file] = safe_open(file, framework="pt")
+            pieces.append(self._open[file].get_tensor(key))
+        states = torch.cat(pieces).to(self._target.device)
+        return states.to(torch.int64 if name == _BEST else self._target.dtype)
+
+    def _file(self, name: str, shard: str) -> Path:
+        return self._folder / name / f"{shard}.safetensors"
+
+
+def _name(tap: Tap) -> str:
+    return "final" if tap.point == "normed" else f"{tap.point}-{tap.layer}"
+
+
+def _key(sample: Sample) -> str:
+    return digest([list(sample.ids), [int(said) for said in sample.answer]])[:24]
+
+
+def _answer(samples: Sequence[Sample], device: torch.device) -> Tensor:
+    return torch.tensor([said for sample in samples for said in sample.answer], device=device)
+
+
+def _laid_out(samples: Sequence[Sample], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, document numbers and positions [L] of dialogues one behind the other."""
+    ids = torch.tensor([token for sample in samples for token in sample.ids], device=device)
+    lengths = torch.tensor([len(sample.ids) for sample in samples], device=device)
+    document = torch.arange(len(samples), device=device).repeat_interleave(lengths)
+    positions = torch.cat([torch.arange(len(sample.ids), device=device) for sample in samples])
+    return ids, document, positions
