@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -149,8 +150,8 @@ class Experiment:
                 todo = [block for block in self._blocks() if _name(block) not in run.finished_blocks]
                 if self.plan.measure.timed:
                     self._probe(run)
-                    self._warm_up()
-                self.console.plan(self._num_generations(todo))
+                pace = self._warm_up()
+                self.console.plan(self._num_generations(todo), self._most_seconds(todo, pace))
                 self.console.start(manifest)
                 for block in todo:
                     self._measure(run, block)
@@ -177,16 +178,37 @@ class Experiment:
         bandwidth = read_bandwidth(device, self.plan.measure.bandwidth_gib)
         run.write_probe(Probe(bandwidth, lap_cost_ns(device), self.session.verify_ns))
 
-    def _warm_up(self) -> None:
-        """Run every player on prompts outside the test set."""
+    def _warm_up(self) -> dict[str, float]:
+        """Run every player on prompts outside the test set; seconds a token of each."""
         short = replace(self.params, max_new_tokens=min(self.params.max_new_tokens, _WARMUP_TOKENS))
         stage = replace(self.stage, params=short)
-        prompts = self.session.warmup[: self.plan.measure.num_warmup]
-        for conversation in prompts:
+        measure = self.plan.measure
+        prompts = self.session.warmup[: measure.num_warmup]
+        spent: dict[str, float] = {}
+        num_tokens: dict[str, int] = {}
+        for start in range(0, len(prompts), measure.batch_size):
+            block = tuple(prompts[start : start + measure.batch_size])
             for player in (*self.session.players, *self.rungs):
-                self._where = f"warm-up: {player.name}, {conversation.id}"
+                self._where = f"warm-up: {player.name}, {_name(block)}"
                 self.console.note(self._where)
-                stage.play(player, (conversation,))
+                begin = time.monotonic()
+                played = stage.play(player, block)
+                spent[player.name] = spent.get(player.name, 0.0) + time.monotonic() - begin
+                made = sum(len(one.generation.output_ids) for one in played)
+                num_tokens[player.name] = num_tokens.get(player.name, 0) + made
+        return {name: spent[name] / max(num_tokens[name], 1) for name in spent}
+
+    def _most_seconds(self, blocks: list[Block], pace: dict[str, float]) -> float | None:
+        """What the blocks take if every answer reaches the cap; None where nothing was warmed up."""
+        if not pace:
+            return None
+        cap = self.params.max_new_tokens
+        return sum(
+            cap
+            * sum(one.num_turns for one in block)
+            * sum(pace[trial.player.name] for trial in self._trials(block))
+            for block in blocks
+        )
 
     def _trials(self, block: Block) -> list[Trial]:
         """Every pass over a block, in an order drawn for that block."""

@@ -50,9 +50,17 @@ class Console:
         self._num_done = self._num_tokens = 0
         self._begin = self._last_line = clock()
 
-    def plan(self, num_generations: int) -> None:
-        """How many generations this process will measure, so that progress has an end. Before `start`."""
+    def plan(self, num_generations: int, most_seconds: float | None = None) -> None:
+        """How many generations this process will measure, so that progress has an end. Before `start`.
+
+        most_seconds: what they take at the pace of the warm-up if every answer reaches the cap.
+        """
         self._num_total = num_generations
+        if most_seconds is not None:
+            self.note(
+                f"{num_generations} generations; at the pace of the warm-up at most"
+                f" {most_seconds / 60:.0f} min (if every answer reaches the cap)"
+            )
 
     def start(self, manifest: RunManifest) -> None:
         """See `Reporter`."""

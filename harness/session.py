@@ -27,7 +27,7 @@ class Session:
         """
         self.plan, self.console = plan, console
         self.conversations = plan.task.load()
-        self.warmup = plan.task.warmup() if plan.measure.timed else []
+        self.warmup = plan.task.warmup() if plan.measure.num_warmup else []
         self.weights: LoadedWeights = plan.target.load(console.note)
         self.target = Target(self.weights.model, plan.target.attention, plan.target.linear)
         self.players = [Player(name=name, drafter=drafter) for name, drafter in plan.arms.items()]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,6 +22,7 @@ from harness.reporters import Console
 from harness.target import Target
 from harness.tasks import JsonlTask, Task
 from harness.training import HEAD, Trainer, Training
+from harness.wandb_reporter import NoTracker
 from harness.weights import LoadedWeights, TargetSpec, render
 
 
@@ -29,20 +32,27 @@ def run_training(config: DictConfig) -> None:
     Raises:
         ConfigError: what cannot be trained, and what to type instead.
     """
-    console = Console()
+    spec: TargetSpec = build(config.target, "target")
+    processes = PartialState(cpu=spec.resolved_device().type == "cpu")
+    if spec.device == "auto" and processes.num_processes > 1:
+        spec = dataclasses.replace(spec, device=str(processes.device))
+    # Of several processes the first speaks and writes.
+    console = (
+        Console() if processes.is_main_process else Console(Path(os.devnull).open("w", encoding="utf-8"))
+    )
     settings: Any = OmegaConf.to_container(config, resolve=True)
     name, drafter = _drafter(config)
     training: Training = build(config.training, "training")
     data: Dialogues = build(config.data, "data")
     exclude: list[Task] = [build(node, f"exclude.{key}") for key, node in config.exclude.items()]
     exclude += [JsonlTask(name=Path(path).stem, path=path) for path in config.exclude_paths]
-    spec: TargetSpec = build(config.target, "target")
     weights = spec.load(console.note)
     target = Target(weights.model, spec.attention, spec.linear)
     engine = LocalEngine(target, weights.end_token_ids, weights.max_context, timed=False)
     drafter.bind(target)
     writer = _writer(engine, weights, spec, console)
-    samples, num_dropped = without_overlap(data.load(writer), exclude)
+    with processes.main_process_first():
+        samples, num_dropped = without_overlap(data.load(writer), exclude)
     usable = [sample for sample in samples if any(sample.answer) and not sample.answer[0]]
     console.note(
         f"{len(usable)} dialogues, {sum(sum(one.answer) for one in usable)} answer tokens;"
@@ -57,8 +67,11 @@ def run_training(config: DictConfig) -> None:
         weights_card = [weights.card.get(key) for key in ("path", "revision", "fingerprint")]
         features = CachedFeatures(target, drafter.taps, Path(training.features), weights_card, console.note)
     trainer = Trainer(engine, drafter, training, usable, folder, identity, features)
-    log = build(config.tracker, "tracker").curves(f"{spec.name}-{name}", provenance.redact(settings))
+    tracker: NoTracker = build(config.tracker, "tracker") if processes.is_main_process else NoTracker()
+    log = tracker.curves(f"{spec.name}-{name}", provenance.redact(settings))
     done = trainer.run(console.note, log)
+    if not processes.is_main_process:
+        return
     card = {
         "target": {key: weights.card[key] for key in ("path", "revision", "source")},
         "method": name,

@@ -49,7 +49,8 @@ _MARGIN = 0.1
 class Eagle(TrainableDrafter):
     """Drafts trees with a trained head.
 
-    head: a folder, a hub id, or `random` (weights from `seed`: benchmarks of shape, drafts nothing good).
+    head: a folder, a hub id, one that ships (a folder of `methods/heads`), or `random` (weights from `seed`:
+    benchmarks of shape, drafts nothing good).
     tree: see `harness.trees`. dtype: of the head; `target` is the target's.
     aux_layers: the tapped blocks of EAGLE-3; None takes the checkpoint's, else the official 2, L//2 and L-3.
     aux_convention: whether these name the blocks whose `input` or whose `output` is tapped. `auto`: `output`

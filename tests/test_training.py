@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +235,25 @@ def test_the_command_ends_in_a_head_that_the_loader_takes(
     assert drafter.card()["training"]["num_answer_tokens_seen"] == told["tokens"]
 
 
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    common = overrides(tmp_path, "method=eagle3", "training.rows_per_step=2", "training.features=null")
+    run_training(config_of(*common, f"out={tmp_path / 'one'}"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "harness.train"]
+    done = subprocess.run(
+        [*launch, *common, f"out={tmp_path / 'two'}"],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.splitlines()) == 1, "one process speaks for all"
+    one, two = (torch.load(tmp_path / name / CHECKPOINT, weights_only=True) for name in ("one", "two"))
+    assert one["progress"] == two["progress"]
+    for name, tensor in one["student"].items():
+        torch.testing.assert_close(two["student"][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
 def test_a_method_without_a_head_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="method=ngram: has nothing to train"):
         run_training(config_of(*overrides(tmp_path, "method=ngram")))
@@ -241,5 +263,9 @@ def test_a_method_without_a_head_is_refused(tmp_path: Path) -> None:
     "option", sorted(f.stem for f in (Path(conf.__file__).parent / "data").glob("*.yaml"))
 )
 def test_every_source_of_dialogues_composes_and_builds(option: str) -> None:
-    needed = {"given": ["data.path=x.jsonl"], "answered": ["data.task.path=x.jsonl"]}.get(option, [])
+    needed = {
+        "given": ["data.path=x.jsonl"],
+        "answered": ["data.task.path=x.jsonl"],
+        "mixed": ["data.parts.given.path=x.jsonl", "data.parts.answered.task.path=x.jsonl"],
+    }.get(option, [])
     assert build(config_of(f"data={option}", *needed).data, "data").limit is None

@@ -24,6 +24,8 @@ from harness.config import ConfigError
 from methods.shared.eagle_head import Architecture
 
 _WITHOUT_HUB = "Without the hub: methods.NAME.head=FOLDER (a downloaded head)."
+SHIPPED = Path(__file__).parents[1] / "heads"
+"""Heads that come with the package, a folder each."""
 _HUB_TIMEOUT_S = 10.0
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In order of preference; either may be in shards, listed in NAME.index.json."""
@@ -81,13 +83,16 @@ def official_name(name: str, architecture: Architecture) -> str:
 
 def _find(path: str, revision: str | None, where: str) -> tuple[Path, str | None]:
     """The folder with the files, and their commit where they are of the hub."""
-    folder = Path(path).expanduser()
+    folder = SHIPPED / path if "/" not in path and (SHIPPED / path).is_dir() else Path(path).expanduser()
     if folder.is_dir():
         if revision is not None:
             raise ConfigError(f"revision={revision}: the head {path} is a folder; leave it out.")
         return folder, None
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
-        raise ConfigError(f"{where}: no such folder. Allowed: a folder, or a hub id ORG/NAME.")
+        shipped = ", ".join(sorted(one.name for one in SHIPPED.iterdir() if one.is_dir()))
+        raise ConfigError(
+            f"{where}: no such folder. Allowed: a folder, a hub id ORG/NAME, or a head that ships ({shipped})."
+        )
     try:
         info = huggingface_hub.HfApi().model_info(path, revision=revision, timeout=_HUB_TIMEOUT_S)
         names = [file.rfilename for file in info.siblings or ()]

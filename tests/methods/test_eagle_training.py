@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from harness.accept import Coupled
 from harness.cache import SlotCache
+from harness.decoding import DecodingParams
 from harness.drafter import TrainingRow
+from harness.engine import LocalEngine, Request
 from harness.target import Target
 from harness.trees import DynamicTree
 from methods.eagle import Eagle
@@ -16,6 +19,7 @@ from methods.shared import eagle_training
 from methods.shared.eagle_growth import Growth
 from methods.shared.eagle_head import Head
 from methods.shared.eagle_training import DraftVocabulary, EagleRecipe, counting_rows, unrolled_steps
+from methods.vanilla import Vanilla
 from tests.methods.test_eagle import HEADS, VOCAB, model_of, random_weights
 
 
@@ -117,29 +121,43 @@ def test_rows_count_where_drafting_asks_for_them() -> None:
     assert counting_rows(row, 99).sum() == 0
 
 
-@pytest.mark.parametrize("architecture", ["eagle", "eagle3"])
-def test_a_head_learns_a_few_dialogues_by_heart_and_drafts_them(architecture: str) -> None:
-    torch.manual_seed(0)
+@pytest.mark.parametrize(("architecture", "least"), [("eagle", 4.0), ("eagle3", 4.6)])
+def test_a_head_overfitted_on_ten_conversations_drafts_them_to_nearly_its_full_depth(
+    architecture: str, least: float
+) -> None:
+    """The classic check from end to end: what the trainer teaches is what the loop asks for."""
     target = Target(model_of("llama"))
     drafter = drafter_for(target, architecture, draft_vocab_size=VOCAB if architecture == "eagle3" else None)
     drafter.recipe.noise = 0.0
-    documents = []
-    for seed in range(3):
-        generator = torch.Generator().manual_seed(seed)
-        documents.append(torch.randint(0, VOCAB, (24,), generator=generator).tolist())
-    row = row_of(target, drafter.taps, documents, 2)
-    counts = torch.bincount(row.ids, minlength=VOCAB)
-    student = drafter.begin_training(counts, [row], seed=0)
+    drafter.recipe.ce_weight, drafter.recipe.ttt_length = 1.0, 5
+    engine = LocalEngine(target, (), 512, timed=False)
+    requests = [Request(prompt=[seed, (seed * 5 + 3) % VOCAB, seed // 3], key=seed) for seed in range(10)]
+    params = DecodingParams(name="greedy", max_new_tokens=30)
+    vanilla = Vanilla()
+    vanilla.bind(target)
+    answers = engine.generate(requests, vanilla, params, Coupled())
+    documents = [[*one.prompt, *made.output_ids] for one, made in zip(requests, answers, strict=True)]
+    row = row_of(target, drafter.taps, documents, 3)
+    student = drafter.begin_training(torch.bincount(row.ids, minlength=VOCAB), [row], seed=0)
     trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=5e-3)
-    numbers: dict[str, float] = {}
-    for _ in range(250):
-        loss, numbers = drafter.loss(row)
+    optimiser = torch.optim.AdamW(trained, lr=4e-3)
+
+    def tau() -> float:
+        drafter.deploy()
+        made = engine.generate(requests, drafter, params, Coupled())
+        assert [one.output_ids for one in made] == [one.output_ids for one in answers]
+        rounds = [count for one in made for count in one.emitted]
+        return sum(rounds) / len(rounds)
+
+    untrained = tau()
+    for _ in range(180):
+        loss, _ = drafter.loss(row)
         optimiser.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-    assert numbers["accuracy_0"] > 0.9
-    assert architecture == "eagle" or numbers["accuracy_3"] > 0.9
+    # Five drafted levels and 29 tokens to come: at most 5.8 a round.
+    assert untrained < 2.5
+    assert tau() > least
 
 
 def test_the_draft_vocabulary_is_of_the_most_frequent_tokens() -> None:
@@ -167,7 +185,8 @@ def test_the_scale_of_the_features_is_folded_into_what_is_deployed() -> None:
 @pytest.mark.parametrize("architecture", ["eagle", "eagle3"])
 def test_a_share_of_the_rows_has_the_mean_loss_of_all(architecture: Any) -> None:
     target = Target(model_of("llama"))
-    row = row_of(target, drafter_for(target, architecture).taps, [[place * 7 % VOCAB for place in range(40)], [place * 5 % VOCAB for place in range(30)]], 3)
+    documents = [[place * 7 % VOCAB for place in range(40)], [place * 5 % VOCAB for place in range(30)]]
+    row = row_of(target, drafter_for(target, architecture).taps, documents, 3)
 
     def mean_loss(share: float, num_draws: int) -> float:
         torch.manual_seed(1)
