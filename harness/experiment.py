@@ -202,13 +202,10 @@ class Experiment:
         """What the blocks take if every answer reaches the cap; None where nothing was warmed up."""
         if not pace:
             return None
+        num_turns = [sum(one.num_turns for one in block) for block in blocks]
+        a_token = [sum(pace[trial.player.name] for trial in self._trials(block)) for block in blocks]
         cap = self.params.max_new_tokens
-        return sum(
-            cap
-            * sum(one.num_turns for one in block)
-            * sum(pace[trial.player.name] for trial in self._trials(block))
-            for block in blocks
-        )
+        return cap * sum(turns * seconds for turns, seconds in zip(num_turns, a_token, strict=True))
 
     def _trials(self, block: Block) -> list[Trial]:
         """Every pass over a block, in an order drawn for that block."""

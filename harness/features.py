@@ -122,7 +122,7 @@ class CachedFeatures(Features):
         wanted = [name for name in taps if name in missing or (name == _name(_FINAL) and _BEST in missing)]
         found: dict[str, dict[str, Tensor]] = {name: {} for name in missing}
         place = 0
-        # Attention within a row is computed for all pairs of tokens, of one document or not: short rows cost less.
+        # Attention is computed for all pairs of a row, of one document or not: short rows cost less.
         on_cpu = self._target.device.type == "cpu"
         for row in pack(samples, min(row_tokens, _CPU_ROW) if on_cpu else row_tokens):
             states = dict(zip(wanted, self._compute(row, [taps[name] for name in wanted]), strict=True))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,7 @@ def run_training(config: DictConfig) -> None:
     if spec.device == "auto" and processes.num_processes > 1:
         spec = dataclasses.replace(spec, device=str(processes.device))
     # Of several processes the first speaks and writes.
-    console = (
-        Console() if processes.is_main_process else Console(Path(os.devnull).open("w", encoding="utf-8"))
-    )
+    console = Console(None if processes.is_main_process else io.StringIO())
     settings: Any = OmegaConf.to_container(config, resolve=True)
     name, drafter = _drafter(config)
     training: Training = build(config.training, "training")

@@ -1,8 +1,8 @@
-"""Prompts with long contexts for a target to answer: texts that it wrote itself, several joined, to be summarised.
+"""Prompts with long contexts for a target to answer: several texts of its own, joined, to be summarised.
 
 Self-synthesised dialogues are short, and a head that never saw a long context drafts badly behind one.
-python scripts/long_prompts.py DIALOGUES.jsonl OUT.jsonl [NUM] [SEED]; then python -m harness.train data=answered
-data.task.path=OUT.jsonl ...
+python scripts/long_prompts.py DIALOGUES.jsonl OUT.jsonl [NUM] [SEED]; then
+python -m harness.train data=answered data.task.path=OUT.jsonl ...
 """
 
 from __future__ import annotations

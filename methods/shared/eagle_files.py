@@ -91,7 +91,7 @@ def _find(path: str, revision: str | None, where: str) -> tuple[Path, str | None
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") != 1:
         shipped = ", ".join(sorted(one.name for one in SHIPPED.iterdir() if one.is_dir()))
         raise ConfigError(
-            f"{where}: no such folder. Allowed: a folder, a hub id ORG/NAME, or a head that ships ({shipped})."
+            f"{where}: no such folder. Allowed: a folder, a hub id ORG/NAME, or one that ships ({shipped})."
         )
     try:
         info = huggingface_hub.HfApi().model_info(path, revision=revision, timeout=_HUB_TIMEOUT_S)

@@ -350,9 +350,7 @@ def test_what_is_not_a_heads_folder_is_refused_by_what_it_lacks(tmp_path: Path) 
         loaded(tmp_path, "eagle")
     with pytest.raises(ConfigError, match="is a folder; leave it out"):
         loaded(tmp_path, "eagle", revision="main")
-    with pytest.raises(
-        ConfigError, match=r"no such folder\. Allowed: a folder, a hub id ORG/NAME, or a head"
-    ):
+    with pytest.raises(ConfigError, match=r"no such folder\. Allowed: a folder, a hub id ORG/NAME, or one"):
         loaded(tmp_path / "absent", "eagle")
 
 
