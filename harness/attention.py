@@ -61,20 +61,24 @@ def grouped(
     return output.transpose(1, 2), None
 
 
-def tree_mask(lengths: Sequence[int], tree: Tensor) -> Tensor:
-    """Which cache slots n new tokens may look at: bool [B, 1, n, C], C = the longest length + E.
+def tree_mask(lengths: Sequence[int], tree: Tensor, num_slots: int | None = None) -> Tensor:
+    """Which cache slots n new tokens may look at: bool [B, 1, n, C].
 
-    lengths: committed tokens of each sequence, all of which are seen. tree [B, n, E] bool: which of the E
-    tokens behind them (the new ones last) each new token sees; they lie right behind the committed ones.
+    C is num_slots, or the longest length + E. lengths: of each sequence in committed tokens, all seen.
+    tree [B, n, E] bool: which of the E tokens behind them (the new ones last) each new token sees; they lie
+    right behind the committed ones.
     """
     num_rows, num_new, num_behind = tree.shape
     longest, device = max(lengths), tree.device
-    mask = torch.ones(num_rows, 1, num_new, longest + num_behind, dtype=torch.bool, device=device)
+    end = longest + num_behind
+    num_slots = num_slots or end
+    mask = torch.ones(num_rows, 1, num_new, num_slots, dtype=torch.bool, device=device)
     if min(lengths) == longest:
-        mask[:, 0, :, longest:] = tree
+        mask[:, 0, :, longest:end] = tree
+        mask[:, 0, :, end:] = False
         return mask
     base = torch.tensor(list(lengths)).to(device, non_blocking=True)[:, None, None]
-    mask[:, 0] = torch.arange(longest + num_behind, device=device) < base
+    mask[:, 0] = torch.arange(num_slots, device=device) < base
     place = (base + torch.arange(num_behind, device=device)).expand(tree.shape)
     mask[:, 0].scatter_(2, place, tree)
     return mask

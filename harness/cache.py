@@ -31,6 +31,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._rows: slice | None = None
         self._start: int | None = None
         self._slots: tuple[Tensor, Tensor] | None = None
+        self._whole = False
         self._end = 0
         self._needed = 0
 
@@ -40,15 +41,20 @@ class SlotCache(Cache):  # type: ignore[misc]
             self._keys, self._values = [], []
         self.lengths = [0] * num_rows
 
-    def aim(self, rows: slice, count: int, device: torch.device, ahead: int = 0) -> None:
+    def aim(self, rows: slice, count: int, device: torch.device, ahead: int = 0, whole: bool = False) -> None:
         """The next forward writes `count` tokens behind the committed ones of `rows`.
 
-        ahead: uncommitted tokens that earlier forwards wrote there and that stay readable.
+        ahead: uncommitted tokens that earlier forwards wrote there and that stay readable. whole: all rows
+        are written, and attention reads every allocated slot, of which the mask alone says what counts: all
+        forwards over as many tokens are one program (until more slots are allocated).
         """
         lengths = [length + ahead for length in self.lengths[rows]]
-        self._rows, self._end = rows, max(lengths) + count
+        self._rows, self._end, self._whole = rows, max(lengths) + count, whole
         self._needed = max(self._end, max(self.lengths))
-        if len(set(lengths)) == 1:
+        if whole:
+            for buffers in (self._keys, self._values):
+                buffers[:] = [self._grown(buffer) for buffer in buffers]
+        if len(set(lengths)) == 1 and not whole:
             # One length: a contiguous block, no index tensors.
             self._start, self._slots = lengths[0], None
         else:
@@ -62,6 +68,13 @@ class SlotCache(Cache):  # type: ignore[misc]
         if layer_idx == len(self._keys):
             self._keys.append(self._allocate(key_states))
             self._values.append(self._allocate(value_states))
+        if self._whole:
+            assert self._slots is not None
+            row, slot = self._slots
+            keys, values = self._keys[layer_idx], self._values[layer_idx]
+            keys[row, :, slot] = key_states.transpose(1, 2)
+            values[row, :, slot] = value_states.transpose(1, 2)
+            return keys, values
         return (
             self._write(self._keys, layer_idx, key_states),
             self._write(self._values, layer_idx, value_states),
@@ -103,6 +116,18 @@ class SlotCache(Cache):  # type: ignore[misc]
         """The longest committed length."""
         return max(self.lengths, default=0)
 
+    def mark_dynamic(self) -> None:
+        """Tell torch.compile which sizes change: the slots, and the tokens of the next forward if several."""
+        for buffer in (*self._keys, *self._values):
+            torch._dynamo.mark_dynamic(buffer, 2)
+        if self._slots is not None and self._slots[1].shape[1] > 1:
+            torch._dynamo.mark_dynamic(self._slots[1], 1)
+
+    @property
+    def num_slots(self) -> int:
+        """Allocated for each sequence."""
+        return self._keys[0].shape[2] if self._keys else 0
+
     @property
     def num_bytes(self) -> int:
         """Allocated."""
@@ -114,13 +139,17 @@ class SlotCache(Cache):  # type: ignore[misc]
         # Zeros, not garbage: masked slots are multiplied by zero weights, and 0 * NaN is NaN.
         return states.new_zeros(shape)
 
+    def _grown(self, buffer: Tensor) -> Tensor:
+        """The buffer, or a larger copy where it has too few slots."""
+        if buffer.shape[2] >= self._needed:
+            return buffer
+        grown = self._allocate(buffer)
+        grown[:, :, : buffer.shape[2]] = buffer
+        return grown
+
     def _write(self, buffers: list[Tensor], layer: int, states: Tensor) -> Tensor:
         assert self._rows is not None
-        buffer = buffers[layer]
-        if buffer.shape[2] < self._needed:
-            grown = self._allocate(states)
-            grown[:, :, : buffer.shape[2]] = buffer
-            buffers[layer] = buffer = grown
+        buffer = buffers[layer] = self._grown(buffers[layer])
         if self._slots is None:
             buffer[self._rows, :, self._start : self._end] = states
         else:

@@ -104,7 +104,7 @@ class Experiment:
             rungs=[rung.name for rung in self.rungs],
             config=provenance.redact(self._config()),
             overrides=provenance.redact(self.plan.overrides),
-            target={**weights.card, "linear": self.session.target.linear},
+            target={**weights.card, "linear": self.session.target.linear, "step": self.session.target.step},
             prompts=prompts,
             provenance={
                 "device": device,
@@ -300,7 +300,7 @@ def make_cell(plan: Plan, params: DecodingParams) -> Cell:
         temperature=params.temperature,
         batch_size=plan.measure.batch_size,
         profile=plan.measure.profile,
-        baseline="eager",
+        baseline="strong" if plan.target.compile else "eager",
         acceptor=plan.acceptor.name,
     )
 

@@ -134,7 +134,7 @@ def _cells(config: DictConfig) -> list[Cell]:
             temperature=_number(node.get("temperature", 0)),
             batch_size=int(_number(config.measure.get("batch_size", 1))),
             profile=str(config.measure.profile),
-            baseline="eager",
+            baseline="strong" if config.target.get("compile") else "eager",
             acceptor=str(config.acceptor["_target_"]).rpartition(".")[2].lower(),
         )
         for name, node in (config.decodings or {}).items()

@@ -1,4 +1,4 @@
-"""Rungs of the baseline ladder: other people's loops over the same weights, run as their users run them."""
+"""Rungs of the baseline ladder: other loops over the same weights, run as their users run them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from pydantic import Field
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from harness.config import configurable
+from harness.accept import Coupled
+from harness.config import build, configurable
 from harness.decoding import Chooser, DecodingParams
+from harness.drafter import Drafter
 from harness.engine import Generation, LocalEngine, Request
 from harness.measure import synchronize
 
@@ -97,6 +99,21 @@ class _TransformersRung(Rung):
             stop="end" if ended else "cap" if full else "context",
             total_ns=total_ns if engine.timed else 0,
         )
+
+
+@configurable
+class EagerLoop(Rung):
+    """Our own loop without a draft, its steps neither static nor compiled."""
+
+    name: ClassVar[str] = "vanilla (eager)"
+
+    def generate(self, engine: LocalEngine, request: Request, params: DecodingParams) -> Generation:
+        """See `Rung`."""
+        vanilla: Drafter = build({"_target_": "methods.vanilla.Vanilla"}, "vanilla")
+        vanilla.bind(engine.target)
+        with engine.target.dynamic():
+            made = engine.generate([request], vanilla, params, Coupled())[0]
+        return Generation(output_ids=made.output_ids, stop=made.stop, total_ns=made.total_ns)
 
 
 @configurable

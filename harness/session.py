@@ -29,12 +29,15 @@ class Session:
         self.conversations = plan.task.load()
         self.warmup = plan.task.warmup() if plan.measure.num_warmup else []
         self.weights: LoadedWeights = plan.target.load(console.note)
-        self.target = Target(self.weights.model, plan.target.attention, plan.target.linear)
+        spec = plan.target
+        self.target = Target(self.weights.model, spec.attention, spec.linear, spec.cache, spec.compile)
         self.players = [Player(name=name, drafter=drafter) for name, drafter in plan.arms.items()]
         for player in self.players:
             assert player.drafter is not None
             with _naming(player.name):
                 player.drafter.bind(self.target)
+        # One program serves all arms: it records what any of them asks for.
+        self.target.watch([tap for player in self.players if player.drafter for tap in player.drafter.taps])
         self._checked = False
         self.rungs = [Player(name=rung.name, rung=rung) for rung in plan.rungs.values()]
         self.verify_ns: list[int] = []

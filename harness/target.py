@@ -6,7 +6,8 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from harness import attention
 from harness.cache import SlotCache
+from harness.compiled import CompiledForward
 from harness.config import ConfigError
 from harness.draft import Draft
 from harness.drafter import Tap
@@ -25,10 +27,19 @@ _PREFILL_CHUNK = 2048
 class Target:
     """A stock transformers causal LM behind a slot cache; also the `TargetView` that drafters see."""
 
-    def __init__(self, model: Any, kernel: str = "grouped", linear: str = "plain"):
+    def __init__(
+        self,
+        model: Any,
+        kernel: str = "grouped",
+        linear: str = "plain",
+        cache: str = "dynamic",
+        compiled: bool = False,
+    ):
         """`model`: a causal LM with full attention in every layer. `kernel`: grouped, sdpa or eager.
 
         linear: `plain` as torch multiplies, `packed` (see `harness.linear`), `auto`: packed where it can be.
+        cache: of a verify step; `dynamic` reads the slots in use, `static` all that are allocated, so that
+        every step is the same program. compiled: that program is compiled (see `harness.compiled`).
         """
         if kernel not in ("grouped", "sdpa", "eager"):
             raise ConfigError(
@@ -43,13 +54,20 @@ class Target:
             raise ConfigError(
                 "target.linear=packed: needs float32 weights on a CPU and oneDNN; type target.linear=plain"
             )
-        self._packs = linear != "plain" and can_pack(model)
+        if compiled and (cache != "static" or linear == "packed"):
+            raise ConfigError(
+                "target.compile=true: compiles a static step and packs linear layers itself; type"
+                " target.cache=static target.linear=auto"
+            )
+        self._static = cache == "static"
+        self._compiled = CompiledForward(model) if compiled else None
+        self._packs = linear != "plain" and not compiled and can_pack(model)
         if self._packs:
             self._packed = pack(model)
         self.cache = SlotCache()
         self._taps: tuple[Tap, ...] = ()
-        self._hooks: list[Any] = []
-        self._seen: dict[int, Tensor] = {}
+        self._hooks: dict[tuple[int, str], Any] = {}
+        self._seen: dict[tuple[int, str], Tensor] = {}
         self.use_kernel()
 
     def use_kernel(self, name: str | None = None) -> None:
@@ -63,8 +81,13 @@ class Target:
 
     @property
     def linear(self) -> str:
-        """How linear layers multiply: plain or packed."""
-        return "packed" if self._packs else "plain"
+        """How linear layers multiply: plain, packed, or as the compiler has it."""
+        return "compiled" if self._compiled else "packed" if self._packs else "plain"
+
+    @property
+    def step(self) -> str:
+        """How a verify step runs: dynamic, static or compiled."""
+        return "compiled" if self._compiled else "static" if self._static else "dynamic"
 
     def prepare(self, module: torch.nn.Module) -> None:
         """See `TargetView`."""
@@ -103,21 +126,27 @@ class Target:
         return logits
 
     def watch(self, taps: Sequence[Tap]) -> None:
-        """From now on every forward records the hidden states at `taps`, and only there."""
+        """From now on every forward records the hidden states at `taps`.
+
+        Where the step is compiled, earlier taps stay: without them it would be another program.
+        """
         if tuple(taps) == self._taps:
             return
-        for hook in self._hooks:
-            hook.remove()
-        self._taps, self._hooks, self._seen = tuple(taps), [], {}
+        self._taps, wanted = tuple(taps), {_place(tap) for tap in taps}
+        if not self._compiled:
+            for place in self._hooks.keys() - wanted:
+                self._hooks.pop(place).remove()
+                self._seen.pop(place, None)
         blocks = self.model.get_decoder().layers
-        for place, tap in enumerate(self._taps):
-            if not -len(blocks) <= tap.layer < len(blocks) or tap.point not in ("input", "output", "normed"):
+        for place in sorted(wanted - self._hooks.keys()):
+            layer, point = place
+            if not -len(blocks) <= layer < len(blocks) or point not in ("input", "output", "normed"):
                 raise ConfigError(
-                    f"tap {tap.point} of block {tap.layer}: the target has {len(blocks)} blocks, "
+                    f"tap {point} of block {layer}: the target has {len(blocks)} blocks, "
                     "points are input, output and normed"
                 )
-            module = self.model.get_decoder() if tap.point == "normed" else blocks[tap.layer]
-            self._hooks.append(self._hook(module, place, tap.point))
+            module = self.model.get_decoder() if point == "normed" else blocks[layer]
+            self._hooks[place] = self._hook(module, place, point)
 
     @torch.no_grad()
     def trace(self, ids: Tensor, taps: Sequence[Tap]) -> tuple[Tensor, list[Tensor]]:
@@ -127,7 +156,7 @@ class Target:
         try:
             self.use_kernel("sdpa")
             logits: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
-            return logits, [self._seen[place] for place in range(len(taps))]
+            return logits, self._states()
         finally:
             self.use_kernel()
             self.watch(watched)
@@ -152,10 +181,20 @@ class Target:
                 attention_mask=mask[None, None],
                 use_cache=False,
             )
-            return [self._seen[place][0] for place in range(len(taps))]
+            return [state[0] for state in self._states()]
         finally:
             self.use_kernel()
             self.watch(watched)
+
+    @contextmanager
+    def dynamic(self) -> Iterator[None]:
+        """Within it steps are dynamic ones, not compiled, whatever was chosen."""
+        kept = self._static, self._compiled
+        self._static, self._compiled = False, None
+        try:
+            yield
+        finally:
+            self._static, self._compiled = kept
 
     def begin(self, num_rows: int) -> None:
         """Forget every sequence; `num_rows` empty ones follow."""
@@ -178,8 +217,8 @@ class Target:
             logits = self._forward(chunk, positions, mask, slice(row, row + 1), last_only=True)
             self.cache.lengths[row] += count
             start += count
-            for place, piece in enumerate(pieces):
-                piece.append(self._seen[place][0])
+            for piece, state in zip(pieces, self._states(), strict=True):
+                piece.append(state[0])
         return logits[0, -1], [torch.cat(piece) for piece in pieces]
 
     @torch.no_grad()
@@ -189,7 +228,13 @@ class Target:
         ids = torch.cat([pending[:, None], draft.tokens], dim=1)
         base = torch.tensor(lengths).to(self.device, non_blocking=True)[:, None]
         positions = base if draft.width == 0 else torch.cat([base, base + draft.depths], dim=1)
-        return self._forward(ids, positions, self._mask(draft), slice(0, len(lengths)))
+        if not self._static:
+            return self._forward(ids, positions, self._mask(draft), slice(0, len(lengths)))
+        self.cache.aim(slice(0, len(lengths)), ids.shape[1], self.device, whole=True)
+        mask = attention.tree_mask(lengths, self._tree(draft), self.cache.num_slots)
+        if self._compiled:
+            return self._compiled(ids, positions, self._as_added(mask), self.cache)
+        return self._run(ids, positions, mask)
 
     def taken(self, path: Tensor, length: Sequence[int]) -> list[Tensor]:
         """Per tap, the states [B, m, H] of the pending token and the accepted path; m = 1 + the longest path.
@@ -197,8 +242,7 @@ class Target:
         Of sequence b the first 1 + length[b] count.
         """
         rows = torch.nn.functional.pad(path[:, : max(length)] + 1, (1, 0))
-        states = (self._seen[place] for place in range(len(self._taps)))
-        return [state.gather(1, _wide(rows, state)) for state in states]
+        return [state.gather(1, _wide(rows, state)) for state in self._states()]
 
     def commit(self, path: Tensor | None, length: list[int]) -> None:
         """Keep the cache rows of the pending token and the accepted path, drop the rest of the draft."""
@@ -211,15 +255,14 @@ class Target:
     def _forward(
         self, ids: Tensor, positions: Tensor, mask: Tensor | None, rows: slice, last_only: bool = False
     ) -> Tensor:
-        if mask is not None and self.kernel == "eager":
-            # The eager kernels of transformers add the mask.
-            least = torch.finfo(self.dtype).min
-            mask = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(~mask, least)
         self.cache.aim(rows, ids.shape[1], self.device)
+        return self._run(ids, positions, mask, last_only)
+
+    def _run(self, ids: Tensor, positions: Tensor, mask: Tensor | None, last_only: bool = False) -> Tensor:
         output = self.model(
             input_ids=ids,
             position_ids=positions,
-            attention_mask=mask,
+            attention_mask=None if mask is None else self._as_added(mask),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1 if last_only else 0,
@@ -227,19 +270,34 @@ class Target:
         logits: Tensor = output.logits
         return logits
 
+    def _as_added(self, mask: Tensor) -> Tensor:
+        """The mask as the kernel takes it: the eager kernels of transformers add it."""
+        if self.kernel != "eager":
+            return mask
+        least = torch.finfo(self.dtype).min
+        return torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(~mask, least)
+
     def _mask(self, draft: Draft) -> Tensor | None:
         """[B, 1, 1+n, C] bool: a row sees what is committed, the pending token, its ancestors and itself."""
         lengths = self.cache.lengths
         even = len(set(lengths)) == 1
         if draft.width == 0 and even and self.kernel == attention.GROUPED:
             return None
+        return attention.tree_mask(lengths, self._tree(draft))
+
+    def _tree(self, draft: Draft) -> Tensor:
+        """[B, 1+n, 1+n] bool: which of the new tokens each of them sees."""
         new = 1 + draft.width
-        tree = torch.ones(len(lengths), new, new, dtype=torch.bool, device=self.device).tril()
+        tree = torch.ones(len(self.cache.lengths), new, new, dtype=torch.bool, device=self.device).tril()
         if draft.width:
             tree[:, 1:, 1:] = draft.ancestors
-        return attention.tree_mask(lengths, tree)
+        return tree
 
-    def _hook(self, module: Any, place: int, point: str) -> Any:
+    def _states(self) -> list[Tensor]:
+        """What the last forward left at the taps, [B, n, H] each."""
+        return [self._seen[_place(tap)] for tap in self._taps]
+
+    def _hook(self, module: Any, place: tuple[int, str], point: str) -> Any:
         def before(_: Any, args: tuple[Tensor, ...]) -> None:
             self._seen[place] = args[0]
 
@@ -252,6 +310,10 @@ class Target:
             if point == "input"
             else module.register_forward_hook(after)
         )
+
+
+def _place(tap: Tap) -> tuple[int, str]:
+    return tap.layer, tap.point
 
 
 def _wide(rows: Tensor, states: Tensor) -> Tensor:

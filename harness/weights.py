@@ -49,7 +49,9 @@ class TargetSpec:
     name: in tables; the last part of `path` where empty. path: hub id or folder. revision: of the hub.
     dtype: `auto` is what the checkpoint says. device: `auto` is the first CUDA device, else the CPU.
     device_map: transformers', over several devices. linear: `packed` lays float32 weights on a CPU out for
-    oneDNN (see `harness.linear`), `plain` leaves them, `auto` packs where it can.
+    oneDNN (see `harness.linear`), `plain` leaves them, `auto` packs where it can. cache: what a verify step
+    reads, the slots in use (`dynamic`) or all that are allocated (`static`), so that every step is the same
+    program. compile: compile that program (see `harness.compiled`).
     attention: `grouped` is the harness's kernel, put in after loading; the others are transformers'.
     template: NAME of harness/templates/NAME.jinja or a file; None is the model's own. system_prompt: put
     before a conversation that has none. thinking: the template's `enable_thinking`, None where it has none.
@@ -66,6 +68,8 @@ class TargetSpec:
     device: str = "auto"
     device_map: str | dict[str, int | str] | None = None
     linear: Literal["auto", "packed", "plain"] = "auto"
+    cache: Literal["dynamic", "static"] = "dynamic"
+    compile: bool = False
     attention: Literal["grouped", "sdpa", "eager"] = "grouped"
     template: str | None = None
     system_prompt: str | None = None

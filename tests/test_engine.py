@@ -33,10 +33,11 @@ def vanilla(loop: LocalEngine, params: DecodingParams) -> list[list[int]]:
 @BOTH
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("kernel", ["grouped", "sdpa", "eager"])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
 def test_random_trees_in_a_ragged_batch_emit_what_vanilla_emits(
-    params: DecodingParams, family: str, kernel: str
+    params: DecodingParams, family: str, kernel: str, cache: str
 ) -> None:
-    loop = LocalEngine(Target(tiny_model(family), kernel), {END}, 512)
+    loop = LocalEngine(Target(tiny_model(family), kernel, cache=cache), {END}, 512)
     expected = vanilla(loop, params)
     drafter = RandomTrees(oracle=[output[1:] for output in expected])
     drafter.bind(loop.target)
@@ -295,3 +296,17 @@ def test_packed_layers_share_their_weights_copy_to_plain_ones_and_pass_gradients
     asked = rows.clone().requires_grad_()
     model(asked).sum().backward()
     assert asked.grad is not None
+
+
+def test_a_compiled_step_emits_what_the_plain_one_emits_and_serves_all_arms() -> None:
+    """Trees and single tokens, another batch size, more slots than were allocated at first."""
+    expected = vanilla(engine(), GREEDY)
+    model = copy.deepcopy(tiny_model("llama"))
+    loop = LocalEngine(Target(model, cache="static", compiled=True), {END}, 512)
+    drafter = RandomTrees(oracle=[output[1:] for output in expected])
+    drafter.bind(loop.target)
+    loop.target.watch(drafter.taps)
+    assert vanilla(loop, GREEDY) == expected
+    made = loop.generate(requests(), drafter, GREEDY, Coupled())
+    assert [one.output_ids for one in made] == expected
+    assert sum(sum(one.accepted) for one in made) > 20
