@@ -116,11 +116,18 @@ class SlotCache(Cache):  # type: ignore[misc]
         """The longest committed length."""
         return max(self.lengths, default=0)
 
-    def mark_dynamic(self) -> None:
-        """Tell torch.compile which sizes change: the slots, and the tokens of the next forward if several."""
+    def mark(self, dynamic: bool) -> None:
+        """Tell torch.compile about the buffers, before a forward that reads all slots.
+
+        dynamic: the number of slots changes, and that of the new tokens if there are several; else each is a
+        program of its own, and a captured graph may count on where the buffers lie.
+        """
         for buffer in (*self._keys, *self._values):
-            torch._dynamo.mark_dynamic(buffer, 2)
-        if self._slots is not None and self._slots[1].shape[1] > 1:
+            if dynamic:
+                torch._dynamo.mark_dynamic(buffer, 2)
+            else:
+                torch._dynamo.mark_static_address(buffer)
+        if dynamic and self._slots is not None and self._slots[1].shape[1] > 1:
             torch._dynamo.mark_dynamic(self._slots[1], 1)
 
     @property

@@ -2,8 +2,9 @@
 
 Compiled layer by layer, the recompile limit is met silently and the other layers stay as they are; so the
 graph is whole, and meeting the limit fails. Compiling takes minutes the first time; inductor keeps what it
-made on disk, so that the next process needs a fraction. Sizes that change from round to round (drafted
-tokens, slots of the cache) are symbols of the program: there is one for one token, one for several, by batch.
+made on disk, so that the next process needs a fraction.
+On a CPU, sizes that change from round to round (drafted tokens, slots of the cache) are symbols: there is one
+program for one token and one for several, by batch. On CUDA every width has its own, captured as a graph.
 
 Shapes: B sequences, n new tokens, C allocated slots, V vocabulary.
 """
@@ -20,6 +21,9 @@ from torch import Tensor
 from harness.cache import SlotCache
 from harness.config import ConfigError
 
+_MOST_PROGRAMS = 64
+"""Widths times batch sizes times slots of the cache."""
+
 
 class CompiledForward:
     """Calls a model as `forward` does; compiles at the first call with one token, and with several."""
@@ -35,19 +39,26 @@ class CompiledForward:
                 "target.compile=true: on a CPU needs a C++ compiler (g++, clang++); type target.compile=false"
             )
         torch._dynamo.config.fail_on_recompile_limit_hit = True
+        torch._dynamo.config.recompile_limit = _MOST_PROGRAMS
         model.requires_grad_(False)
         self._model = model
-        # Frozen weights are laid out for the matrix library once, when compiling.
-        options: dict[str, str | int | bool | Callable[..., Any]] = {"freezing": device.type == "cpu"}
-        self._program = torch.compile(self._run, fullgraph=True, options=options)
+        self._on_cpu = device.type == "cpu"
+        # Frozen weights are laid out for the CPU's matrix library once, when compiling.
+        options: dict[str, str | int | bool | Callable[..., Any]] = {
+            "freezing": self._on_cpu,
+            "triton.cudagraphs": not self._on_cpu,
+        }
+        dynamic = None if self._on_cpu else False
+        self._program = torch.compile(self._run, fullgraph=True, dynamic=dynamic, options=options)
 
     def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache) -> Tensor:
         """Logits [B, n, V] of ids and positions [B, n]; mask [B, 1, n, C] over the whole cache."""
-        if ids.shape[1] > 1:
-            for tensor, axis in ((ids, 1), (positions, 1), (mask, 2)):
-                torch._dynamo.mark_dynamic(tensor, axis)
-        torch._dynamo.mark_dynamic(mask, 3)
-        cache.mark_dynamic()
+        if self._on_cpu:
+            if ids.shape[1] > 1:
+                for tensor, axis in ((ids, 1), (positions, 1), (mask, 2)):
+                    torch._dynamo.mark_dynamic(tensor, axis)
+            torch._dynamo.mark_dynamic(mask, 3)
+        cache.mark(dynamic=self._on_cpu)
         logits: Tensor = self._program(ids, positions, mask, cache)
         return logits
 
