@@ -167,7 +167,12 @@ def test_the_scale_of_the_features_is_folded_into_what_is_deployed() -> None:
 @pytest.mark.parametrize("architecture", ["eagle", "eagle3"])
 def test_a_share_of_the_rows_has_the_mean_loss_of_all(architecture: Any) -> None:
     target = Target(model_of("llama"))
-    row = row_of(target, drafter_for(target, architecture).taps, [[place * 7 % VOCAB for place in range(40)], [place * 5 % VOCAB for place in range(30)]], 3)
+    row = row_of(
+        target,
+        drafter_for(target, architecture).taps,
+        [[place * 7 % VOCAB for place in range(40)], [place * 5 % VOCAB for place in range(30)]],
+        3,
+    )
 
     def mean_loss(share: float, num_draws: int) -> float:
         torch.manual_seed(1)
