@@ -132,7 +132,7 @@ function drawSection(section, rows, count) {
   }
   const limit = section.limit?.(groups.flat());
   const labels = groups.flat().map(named);
-  const panels = groups.slice(0, count).map((group) => panel(section, group, { limit, labels });
+  const panels = groups.slice(0, count).map((group) => panel(section, group, { limit, labels }));
   const rest = groups.length - panels.length;
   const more = el("button", { type: "button", class: "more", onclick: () => drawSection(section, rows, Infinity) }, `Show ${rest} more`);
   place.replaceChildren(section.legend ? section.legend(groups.flat()) : "", el("div", { class: "grid" }, panels), rest > 0 ? more : "");
