@@ -60,7 +60,7 @@ def place(where: Row | Cell) -> dict[str, str]:
 
 def _row(row: Row) -> dict[str, Any]:
     told: dict[str, Any] = {name: getattr(row, name) for name in (*_NAMES, *_NUMBERS)}
-    return plain(
+    known: dict[str, Any] = plain(
         {
             "at": place(row),
             "method": row.method,
@@ -73,10 +73,11 @@ def _row(row: Row) -> dict[str, Any]:
             "ties": dataclasses.asdict(row.ties) if row.ties else None,
         }
     )
+    return known
 
 
 def _pair(pair: Pair) -> dict[str, Any]:
-    return plain(
+    known: dict[str, Any] = plain(
         {
             "at": place(pair.row),
             "variant": pair.row.variant,
@@ -88,6 +89,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
             "broken": pair.broken,
         }
     )
+    return known
 
 
 def _run(run: Run) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from harness.page.answers import answers
 from harness.page.content import content
@@ -43,19 +42,20 @@ def document(rows: Sequence[Row], pairs: Sequence[Pair], runs: Sequence[Run], no
     """The page as HTML. rows, pairs, notes: of `runs`, as the tables have them."""
     scripts = [(_FOLDER / name).read_text(encoding="utf-8").strip() + "\n" for name in _SCRIPTS]
     assert not any("</script" in script.lower() for script in scripts), "a script would end its element"
-    return _template().render(
-        style=Markup((_FOLDER / "assets/page.css").read_text(encoding="utf-8")),
-        scripts=[Markup(script) for script in scripts],
+    text: str = _template().render(
+        style=(_FOLDER / "assets/page.css").read_text(encoding="utf-8"),
+        scripts=scripts,
         hashes=" ".join(_hash(script) for script in scripts),
         content=script_json(content(rows, pairs, runs, notes)),
         answers=script_json(answers(runs)),
     )
+    return text
 
 
-def script_json(data: Any) -> Markup:
+def script_json(data: Any) -> str:
     """JSON that can stand in a script element whatever its strings hold."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Markup(text.translate(_UNSAFE))
+    return text.translate(_UNSAFE)
 
 
 def _template() -> Any:

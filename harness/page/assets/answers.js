@@ -50,7 +50,7 @@ function drawExplorer() {
     drawAnswer(answer),
     el("ul", { class: "key" }, el("li", {}, el("span", { class: "round r1 sample" }, "ab", el("i", {}, "c")), "one round: drafted tokens kept, then the target's own"),
       el("li", {}, el("span", { class: "round r2 sample has-tree" }, "ab"), "its tree was kept")),
-    el("div", { id: "round", "aria-live": "polite" }));
+    el("div", { id: "round" }));
   const withTrees = answer.trees.map((tree) => tree.round);
   const rich = answer.trees.reduce((best, tree) => (!best || tree.kept.length > best.kept.length ? tree : best), null);
   drawRound(answer, CHOICE.round ?? rich?.round ?? 0, withTrees);

@@ -72,8 +72,10 @@ const withEnds = (text, ends) => [text, ends && el("small", {}, ` ${interval(end
 const badge = (verdict) => (verdict ? el("span", { class: `badge ${verdict}` }, verdict) : UNKNOWN);
 
 function showMarks(row) {
-  const marks = row.marks.split(", ").filter((mark) => mark && mark !== row.at.profile);
-  return el("span", { class: "chips" }, marks.map((mark) => el("span", { class: "chip" }, mark)));
+  const [told, ...failures] = row.marks.split("FAILED: ");
+  const marks = told.split(", ").filter((mark) => mark && mark !== row.at.profile);
+  return el("span", { class: "chips" }, marks.map((mark) => el("span", { class: "chip" }, mark)),
+    failures.map((failure) => el("span", { class: "badge failed", title: failure }, shorten(failure, 60))));
 }
 
 /** The number, its interval, and a bar of it on the scale of the whole table. */
