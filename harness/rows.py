@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from harness import metrics, stats
-from harness.comparable import SETTING
-from harness.groups import BASELINE, Group, arms_of, groups, matched, paired, records_of, totals
-from harness.headroom import oracle_saving_ns
+from harness.comparable import SETTING, variants
 from harness.metrics import Ledger, Ties
-from harness.records import LAPS_PER_ROUND, Failure, GenerationRecord, Run, VerdictKind
+from harness.records import LAPS_PER_ROUND, Cell, Failure, GenerationRecord, Run, VerdictKind
 from harness.stats import Difference, Interval, Totals
 
-__all__ = ["BASELINE", "Pair", "Row", "json_rows", "pairwise", "summarise", "to_json"]
-
+BASELINE = "vanilla"
 Ends = tuple[float, float] | None
 _JSON_KEYS = (
     *("target", "task", "method", "temperature", "batch_size", "profile", "baseline"),
@@ -38,8 +36,6 @@ class Row:
     reading the bytes of plain decoding allows. num_prompts: conversations (the clusters); num_tokens: of all
     repeats. mean_output_tokens: of a generation. split: shares of decode time; probe_share: of it, what
     reading the clock costs. variant: letter of a footnote where runs that differ are shown together.
-    speedup_free_drafter: if drafting took no time; speedup_oracle_length: if every round had verified only
-    what it kept (see `harness.headroom`); speedup_free_oracle: both.
     failures: what stopped a run of the row; partial: one did not end. lossless: False for an acceptor that
     does not claim it.
     """
@@ -74,8 +70,6 @@ class Row:
     speedup_geometric: float = math.nan
     speedup_mean_of_rates: float = math.nan
     speedup_free_drafter: float = math.nan
-    speedup_oracle_length: float = math.nan
-    speedup_free_oracle: float = math.nan
     aa_floor: float = math.nan
     roof_fraction: float = math.nan
     mean_output_tokens: float = math.nan
@@ -138,13 +132,38 @@ class Pair(NamedTuple):
     broken: bool
 
 
+@dataclass(frozen=True)
+class _Group:
+    """The comparable runs of a cell; replicates of one measurement, perhaps with different arms."""
+
+    cell: Cell
+    variant: str
+    runs: list[Run]
+
+    def methods(self) -> dict[str, Literal["arm", "rung"]]:
+        """Vanilla first, then the arms and the rungs as their runs name them."""
+        arms = dict.fromkeys(name for run in self.runs for name in _arms(run))
+        rungs = dict.fromkeys(name for run in self.runs for name in run.manifest.rungs)
+        ordered = sorted(arms, key=lambda name: name != BASELINE)
+        return {**dict.fromkeys(ordered, "arm"), **dict.fromkeys(rungs, "rung")}
+
+    def with_method(self, method: str) -> list[Run]:
+        """The runs in which it was measured: only their vanilla was interleaved with it."""
+        return [run for run in self.runs if any(r.arm == method for r in run.records)]
+
+
+def _arms(run: Run) -> Iterable[str]:
+    """Arms of the manifest; of a cell that failed before it had one, what was asked for."""
+    return run.manifest.arms or run.manifest.config.get("methods") or ["(all methods)"]
+
+
 def summarise(runs: Run | Sequence[Run]) -> list[Row]:
     """The rows of one run or of many. Replicates of a cell are pooled, runs that do not compare never are.
 
     Sorted by target, batch size, task, temperature; within a cell vanilla, arms, rungs. What failed is a row
     without numbers until the same command has measured it.
     """
-    return [_row(group, method) for group in groups(runs) for method in group.methods()]
+    return [_row(group, method) for group in _groups(runs) for method in group.methods()]
 
 
 def pairwise(runs: Run | Sequence[Run]) -> list[Pair]:
@@ -153,12 +172,12 @@ def pairwise(runs: Run | Sequence[Run]) -> list[Pair]:
     Each is taken relative to the vanilla of its own runs; where both were in the same runs that cancels.
     """
     pairs = []
-    for group in groups(runs):
+    for group in _groups(runs):
         rows = [row for name in group.methods() if not math.isnan((row := _row(group, name)).speedup)]
         floor = next((row.aa_floor for row in rows), math.nan)
         for i, under in enumerate(rows):
             for over in rows[i + 1 :]:
-                ratio, difference = stats.compare(*paired(group, over.method, under.method), floor)
+                ratio, difference = stats.compare(*_paired(group, over.method, under.method), floor)
                 broken = "broken" in (over.verdict, under.verdict)
                 pairs.append(Pair(over, over.method, under.method, ratio, difference, broken))
     return pairs
@@ -182,10 +201,28 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _row(group: Group, method: str) -> Row:
+def _groups(runs: Run | Sequence[Run]) -> list[_Group]:
+    many = (
+        [runs]
+        if isinstance(runs, Run)
+        else sorted(runs, key=lambda run: (run.manifest.created, run.manifest.run_id))
+    )
+    letters, _ = variants(many)
+    groups: dict[tuple[Cell, str], list[Run]] = defaultdict(list)
+    for run in many:
+        if run.manifest.run_id in letters:
+            groups[run.manifest.cell, letters[run.manifest.run_id]].append(run)
+    # Tables go from T = 0 up; the names of decodings do not sort that way.
+    ordered = sorted(
+        groups, key=lambda key: (key[0].target, key[0].batch_size, key[0].task, *key[0][3:], key)
+    )
+    return [_Group(*key, groups[key]) for key in ordered]
+
+
+def _row(group: _Group, method: str) -> Row:
     runs = group.with_method(method)
-    asking = runs or [run for run in group.runs if method in arms_of(run) or method in run.manifest.rungs]
-    records, vanilla = records_of(runs, method), records_of(runs, BASELINE)
+    asking = runs or [run for run in group.runs if method in _arms(run) or method in run.manifest.rungs]
+    records, vanilla = _records(runs, method), _records(runs, BASELINE)
     nulls = [null for run in runs for null in run.nulls]
     decoding = asking[0].manifest.config.get("decoding") or {}
     known: dict[str, Any] = {
@@ -215,6 +252,10 @@ def _row(group: Group, method: str) -> Row:
     )
 
 
+def _records(runs: Iterable[Run], method: str) -> list[GenerationRecord]:
+    return [record for run in runs for record in run.records if record.arm == method]
+
+
 def _acceptance(records: Sequence[GenerationRecord]) -> dict[str, Any]:
     """Fields about rounds; a rung tells none."""
     if not any(record.emitted for record in records):
@@ -227,7 +268,7 @@ def _acceptance(records: Sequence[GenerationRecord]) -> dict[str, Any]:
 
 
 def _timing(
-    group: Group, method: str, records: list[GenerationRecord], vanilla: list[GenerationRecord]
+    group: _Group, method: str, records: list[GenerationRecord], vanilla: list[GenerationRecord]
 ) -> dict[str, Any]:
     """Fields about time; none where the clock did not count."""
     if not metrics.is_timed(records):
@@ -245,11 +286,12 @@ def _timing(
     floor = _against_itself(vanilla)
     speedup = Interval(1.0, floor.low, floor.high)
     if method != BASELINE:
-        speedup = stats.bootstrap(*paired(group, method, BASELINE))
+        speedup = stats.bootstrap(*_paired(group, method, BASELINE))
     rungs = [name for name, kind in group.methods().items() if kind == "rung" and group.with_method(name)]
-    against = {name: stats.bootstrap(*paired(group, method, name)) for name in rungs}
-    ours, theirs = matched(records, vanilla)
-    over, under = totals(ours), totals(theirs)
+    against = {name: stats.bootstrap(*_paired(group, method, name)) for name in rungs}
+    ours, theirs = _matched(records, vanilla)
+    free = sum(len(r.output_ids) for r in ours) / sum(r.total_ns - sum(r.draft_ns) for r in ours) * 1e9
+    over, under = _totals(ours), _totals(theirs)
     return {
         **found,
         "speedup": speedup.value,
@@ -259,28 +301,12 @@ def _timing(
         "speedup_decode_only": metrics.decode_tokens_per_s(ours) / metrics.decode_tokens_per_s(theirs),
         "speedup_geometric": stats.geometric_mean(over.amount / over.cost / (under.amount / under.cost)),
         "speedup_mean_of_rates": metrics.mean_of_rates(ours) / metrics.mean_of_rates(theirs),
-        **_headroom(group, ours, theirs),
+        "speedup_free_drafter": free / metrics.tokens_per_s(theirs),
         "aa_floor": floor.half_width,
     }
 
 
-def _headroom(
-    group: Group, ours: Sequence[GenerationRecord], theirs: Sequence[GenerationRecord]
-) -> dict[str, float]:
-    """Speedups with a free drafter, with an oracle draft length, with both."""
-    costs = next((probe.verify_ns for run in group.runs for probe in run.probes if probe.verify_ns), [])
-    spent = sum(r.total_ns for r in ours)
-    num_tokens = sum(len(r.output_ids) for r in ours)
-    draft, oracle = metrics.draft_ns(ours), oracle_saving_ns(ours, theirs, costs)
-    per_ns = metrics.tokens_per_s(theirs) * 1e-9
-    return {
-        "speedup_free_drafter": num_tokens / (spent - draft) / per_ns,
-        "speedup_oracle_length": num_tokens / (spent - oracle) / per_ns,
-        "speedup_free_oracle": num_tokens / (spent - draft - oracle) / per_ns,
-    }
-
-
-def _roof(group: Group, records: Sequence[GenerationRecord]) -> float:
+def _roof(group: _Group, records: Sequence[GenerationRecord]) -> float:
     """Most tokens per second of plain decoding of these contexts; nan where nothing was probed."""
     probes = [probe.read_bandwidth for run in group.runs for probe in run.probes]
     card = next((run.manifest.target for run in group.runs if run.manifest.target), {})
@@ -291,7 +317,7 @@ def _roof(group: Group, records: Sequence[GenerationRecord]) -> float:
     return metrics.roof_tokens_per_s(card["step_bytes"], cache, context, batch_size, bandwidth)
 
 
-def _probe_share(group: Group, records: Sequence[GenerationRecord]) -> float:
+def _probe_share(group: _Group, records: Sequence[GenerationRecord]) -> float:
     """Share of decode time that goes into reading the clock; nan where its cost was not probed."""
     costs = [probe.lap_ns for run in group.runs for probe in run.probes]
     # A batch's sequences share its rounds.
@@ -306,5 +332,40 @@ def _against_itself(vanilla: list[GenerationRecord]) -> Interval:
     first, later = ([r for r in vanilla if (r.repeat == 0) == is_first] for is_first in (True, False))
     if not first or not later:
         return Interval(math.nan, math.nan, math.nan)
-    over, under = matched(first, later)
-    return stats.bootstrap([totals(over)], [totals(under)])
+    over, under = _matched(first, later)
+    return stats.bootstrap([_totals(over)], [_totals(under)])
+
+
+def _paired(group: _Group, over: str, under: str) -> tuple[list[Totals], list[Totals]]:
+    """What `stats.bootstrap` needs for the ratio of two methods' speedups, on the prompts that both had."""
+    sides = []
+    for method in (over, under):
+        runs = group.with_method(method)
+        sides.append((_records(runs, method), _records(runs, BASELINE)))
+    ids = [[run.manifest.run_id for run in group.with_method(method)] for method in (over, under)]
+    if ids[0] == ids[1] or BASELINE in (over, under):
+        # In the same runs vanilla cancels; and vanilla as a side means that of the other side's runs.
+        runs = group.with_method(under if over == BASELINE else over)
+        ours, theirs = _matched(_records(runs, over), _records(runs, under))
+        return [_totals(ours)], [_totals(theirs)]
+    parts = [part for side in sides for part in side]
+    common = set.intersection(*({metrics.place(r) for r in part} for part in parts))
+    a, a_vanilla, b, b_vanilla = (_totals([r for r in part if metrics.place(r) in common]) for part in parts)
+    return [a, b_vanilla], [b, a_vanilla]
+
+
+def _matched(
+    ours: Sequence[GenerationRecord], theirs: Sequence[GenerationRecord]
+) -> tuple[list[GenerationRecord], list[GenerationRecord]]:
+    """Those of places that both have."""
+    common = {metrics.place(r) for r in ours} & {metrics.place(r) for r in theirs}
+    first, second = ([r for r in side if metrics.place(r) in common] for side in (ours, theirs))
+    return first, second
+
+
+def _totals(records: Sequence[GenerationRecord]) -> Totals:
+    """Tokens and seconds of each conversation, by name."""
+    clusters = metrics.by_conversation(records)
+    tokens = [sum(len(r.output_ids) for r in group) for group in clusters.values()]
+    seconds = [sum(r.total_ns for r in group) * 1e-9 for group in clusters.values()]
+    return Totals(np.array(tokens, float), np.array(seconds, float))

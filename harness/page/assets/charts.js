@@ -9,7 +9,7 @@ const GAINS = [
   ["measured", (row) => row.speedup, "circle", "var(--c1)"],
   ["free drafter", (row) => row.speedup_free_drafter, "square", "var(--c6)"],
   ["oracle length", (row) => row.speedup_oracle_length, "triangle", "var(--c4)"],
-  ["both", (row) => row.speedup_free_oracle, "star", "var(--c3)"],
+  ["both", (row) => row.speedup_free_and_oracle, "star", "var(--c3)"],
 ];
 
 /** One colour a method, the same in every chart. */

@@ -84,7 +84,7 @@ const SECTIONS = [
   },
   {
     where: "#headroom .panels", has: (row) => row.kind === "arm" && row.method !== DATA.baseline && known(row.speedup_free_drafter),
-    groups: byCell, empty: "No drafter was timed.", legend: () => key(GAINS.map(([name, , shape, fill]) => [name, fill, shape])),
+    groups: byCell, empty: "No drafter was timed.", legend: (rows) => key(GAINS.filter(([, value]) => rows.some((row) => known(value(row)))).map(([name, , shape, fill]) => [name, fill, shape])),
     limit: (rows) => most(rows.flatMap((row) => GAINS.map(([, value]) => value(row))), 1.2),
     draw: gains,
     headers: ["method", ...GAINS.map(([name]) => name)], numbers: (row) => [named(row), ...GAINS.map(([, value]) => times(value(row)))],
