@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from harness.records import Failure
+from harness.records import Cell, Failure
 from harness.rows import BASELINE, Row
 
 UNKNOWN = "-"
 _LONGEST_MESSAGE = 160
 
-Axis = tuple[str, Callable[[Row], str]]
+Axis = tuple[str, Callable[[Row | Cell], str]]
 AXES: tuple[Axis, ...] = (
     ("target", lambda row: row.target),
     ("task", lambda row: row.task),

@@ -35,7 +35,8 @@ class Request:
 class Generation:
     """What a loop made of one request; the fields are those of `records.GenerationRecord`.
 
-    drafts: per round, the batch's draft and this sequence's row in it, kept for the verdict only.
+    drafts: per round, the batch's draft and this sequence's row in it; paths: the drafted tokens that were
+    kept, before trimming. Both for the verdict and for those who want to look at the trees.
     """
 
     output_ids: list[int] = field(default_factory=list)
@@ -51,6 +52,7 @@ class Generation:
     prefill_ns: int = 0
     total_ns: int = 0
     drafts: list[tuple[Draft, int]] = field(default_factory=list, repr=False)
+    paths: list[list[int]] = field(default_factory=list, repr=False)
 
 
 class Engine(Protocol):
@@ -234,6 +236,7 @@ class _Batch:
             generation.accepted.append(decision.length[b])
             generation.emitted.append(emitted)
             generation.drafts.append((draft, b))
+            generation.paths.append(decision.path_tokens[b])
         return any(self.generations[row].stop is None for row in self.running)
 
     def outcome(self, draft: Draft, logits: Tensor, accepted: Accepted, decision: Decision) -> Outcome:

@@ -21,6 +21,7 @@ from harness.config import ConfigError
 from harness.cost import cheapest_widths
 from harness.decoding import DecodingParams
 from harness.engine import LocalEngine
+from harness.exhibits import MAX_CONVERSATIONS, exhibit, piece_reader
 from harness.measure import lap_cost_ns, read_bandwidth
 from harness.plan import BASELINE_ARM, Plan
 from harness.playing import Block, Played, Player, Stage
@@ -69,6 +70,7 @@ class Experiment:
             decode=session.decode,
         )
         self.judge = Judge(session.target, params)
+        self._piece = piece_reader(weights.tokenizer)
         self.rungs = session.rungs if measure.rung_repeats_at(params.greedy) else []
         self.prompts = {
             conversation.id: self.stage.prompt(conversation, []) for conversation in session.conversations
@@ -259,6 +261,7 @@ class Experiment:
             verdict = self._verdict(one, reference[one.place])
             run.write_record(self._record(one, verdict, block))
         self._null(run, played, reference)
+        self._exhibit(run, played)
         run.finish_block(_name(block))
 
     def _record(self, one: Played, verdict: Verdict | None, block: Block) -> GenerationRecord:
@@ -274,6 +277,13 @@ class Experiment:
             return Verdict("unpaired")
         width = one.player.rung.width if one.player.rung else 1
         return self.judge.compare(one.request, vanilla.generation, one.generation, width)
+
+    def _exhibit(self, run: OpenRun, played: list[Played]) -> None:
+        """Keep what people may want to look at, of the first conversations."""
+        chosen = {conversation.id for conversation in self.session.conversations[:MAX_CONVERSATIONS]}
+        for one in played:
+            if one.conversation.id in chosen and one.player.drafter and one.sample == one.repeat == 0:
+                run.write_exhibit(exhibit(one, self._piece, self.session.decode))
 
     def _null(self, run: OpenRun, played: list[Played], reference: dict[Any, Played]) -> None:
         """Replay vanilla's tokens at the widest verify shape of the block, for the first conversations."""

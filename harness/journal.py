@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import ConfigError
-from harness.records import Failure, GenerationRecord, NullReplay, Probe
+from harness.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe
 
 _CRC_BYTES = len(b'{"crc":"00000000",')
 
@@ -33,6 +33,7 @@ class Block:
     name: str
     records: list[GenerationRecord] = field(default_factory=list)
     nulls: list[NullReplay] = field(default_factory=list)
+    exhibits: list[Exhibit] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
 
@@ -73,6 +74,8 @@ class Journal:
                 self._current().records.append(GenerationRecord.from_json(data))
             case "null":
                 self._current().nulls.append(NullReplay(**data))
+            case "exhibit":
+                self._current().exhibits.append(Exhibit.from_json(data))
             case "failure":
                 (self._block.failures if self._block else self.loose).append(Failure(**data))
             case "probe":
@@ -89,6 +92,10 @@ class Journal:
     def nulls(self) -> list[NullReplay]:
         """Of finished blocks, in the order of measuring."""
         return [null for block in self.blocks.values() for null in block.nulls]
+
+    def exhibits(self) -> list[Exhibit]:
+        """Of finished blocks, in the order of measuring."""
+        return [exhibit for block in self.blocks.values() for exhibit in block.exhibits]
 
     def failures(self) -> list[Failure]:
         """Of finished blocks, and all of the last attempt."""

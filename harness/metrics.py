@@ -19,6 +19,7 @@ Place = tuple[str, int, int]
 
 STAGES = ("draft", "verify", "accept", "commit", "other")
 _LOOP_NGRAM = 8
+_MAX_STRETCHES = 16
 _SEVERITY: tuple[VerdictKind, ...] = ("unpaired", "identical", "tie", "stop-rule", "lossy", "broken")
 
 
@@ -117,6 +118,24 @@ def acceptance_by_position(records: Records) -> tuple[tuple[float, ...], tuple[f
     return tuple(joint), tuple(conditional)
 
 
+def tau_along(records: Records) -> tuple[int, tuple[float, ...]]:
+    """Tokens a round along the output: stride, and untrimmed tau of the rounds that began in each stretch.
+
+    The stride, in output tokens, is a power of two, 4 or more, that makes 16 stretches or fewer.
+    """
+    longest = max((len(r.output_ids) for r in records), default=0)
+    stride = 4
+    while longest > stride * _MAX_STRETCHES:
+        stride *= 2
+    rounds: dict[int, list[int]] = defaultdict(list)
+    for record in records:
+        begin = 1
+        for accepted, emitted in zip(record.accepted, record.emitted, strict=True):
+            rounds[begin // stride].append(accepted + 1)
+            begin += emitted
+    return stride, tuple(_mean(rounds[stretch]) for stretch in range(max(rounds, default=-1) + 1))
+
+
 def n_alpha(records: Records) -> tuple[float, ...]:
     """0-alpha, 1-alpha, ...: how often the token that n guessed features went into is kept, in a chain.
 
@@ -134,7 +153,7 @@ class Ledger:
 
     num_drafted: nodes. num_verified: tokens that went through the target (drafted and pending).
     num_wasted: drafted and not accepted. coverage: rounds with a draft over rounds.
-    The others: see the functions of their names.
+    along_stride, along: see `tau_along`. The others: see the functions of their names.
     """
 
     num_rounds: int
@@ -152,12 +171,15 @@ class Ledger:
     conditional: tuple[float, ...]
     n_alpha: tuple[float, ...]
     histogram: tuple[int, ...]
+    along_stride: int
+    along: tuple[float, ...]
 
 
 def ledger(records: Records) -> Ledger:
     """Everything about acceptance at once."""
     num_rounds, num_drafted = _num_rounds(records), sum(sum(r.drafted) for r in records)
     joint, conditional = acceptance_by_position(records)
+    along_stride, along = tau_along(records)
     return Ledger(
         num_rounds=num_rounds,
         num_drafted=num_drafted,
@@ -174,6 +196,8 @@ def ledger(records: Records) -> Ledger:
         conditional=conditional,
         n_alpha=n_alpha(records),
         histogram=histogram(records),
+        along_stride=along_stride,
+        along=along,
     )
 
 

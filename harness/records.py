@@ -6,7 +6,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 had no exhibits; all else is the same."""
 
 VerdictKind = Literal["identical", "tie", "stop-rule", "broken", "unpaired", "lossy"]
 """`unpaired`: not comparable token by token, as the prompt already differs from vanilla's (an earlier turn
@@ -86,6 +88,54 @@ class GenerationRecord:
         return cls(**{**data, "verdict": Verdict(**verdict) if verdict else None})
 
 
+class DraftTree(NamedTuple):
+    """The draft of one round, whole. Lists are one entry a node; parents come before children.
+
+    round: index into the lists of the generation's record. parents: index of a node, -1 for the pending
+    token. kept: nodes on the accepted path, from the root, before trimming. confidence: the drafter's own
+    estimates that a node is kept, empty where it gave none.
+    """
+
+    round: int
+    tokens: list[int]
+    parents: list[int]
+    kept: list[int]
+    confidence: list[float] = []  # noqa: RUF012 - a NamedTuple's default, read only
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exhibit:
+    """What a run keeps of one generation of an arm so that people can look at it; no number comes from it.
+
+    Bounded, whatever is measured: of a run its first 4 conversations, all their turns, first sample and first
+    repeat; of a generation up to 12 rounds, spread evenly over those that drafted something, and none whose
+    draft has more than 256 nodes; the texts of its first 1,024 tokens; 2,000 characters of the prompt.
+
+    prompt: what was said last. pieces: text of every token id that the answer or a tree shows. The record of
+    the same arm, conversation and turn (sample 0, repeat 0) has the ids and the rounds.
+    """
+
+    arm: str
+    conversation: str
+    turn: int
+    prompt: str
+    pieces: dict[int, str]
+    trees: list[DraftTree]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of JSON types; `from_json` is its inverse."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data["pieces"] = {str(token): text for token, text in self.pieces.items()}
+        data["trees"] = [tree._asdict() for tree in self.trees]
+        return data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Exhibit:
+        """Read what `to_json` wrote."""
+        pieces = {int(token): text for token, text in data["pieces"].items()}
+        return cls(**{**data, "pieces": pieces, "trees": [DraftTree(**tree) for tree in data["trees"]]})
+
+
 class NullReplay(NamedTuple):
     """Vanilla's own tokens fed again in verify-shaped forwards: how often rounding alone changes a token."""
 
@@ -133,6 +183,7 @@ class Run:
     manifest: RunManifest
     records: list[GenerationRecord]
     nulls: list[NullReplay] = field(default_factory=list)
+    exhibits: list[Exhibit] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     finished: bool = False

@@ -1,14 +1,14 @@
-"""Reporting: from the store to tables and figures on the disk, without torch, the same bytes every time."""
+"""Reporting: from the store to tables, figures and a page, without torch, the same bytes every time."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from harness import figures, tables
+from harness import figures, page, tables
 from harness.comparable import refuse_mixed, variants
 from harness.config import ConfigError
 from harness.records import Run
@@ -17,6 +17,9 @@ from harness.rows import Row, pairwise, summarise
 from harness.store import load_runs
 
 GOOD, FAILED, WRONG = 0, 1, 2
+TABLES = ("md", "tex", "csv", "figures")
+"""What is written where no format is asked for."""
+FORMATS = (*TABLES, "html")
 _MAX_LISTED = 10
 
 
@@ -26,7 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         rows = build(
-            given.results, given.out or given.results / "tables", console, given.only, given.allow_mixed
+            given.results,
+            given.out or given.results / "tables",
+            console,
+            given.only,
+            given.allow_mixed,
+            given.format,
         )
     except (ConfigError, OSError) as error:
         console.error(error)
@@ -40,9 +48,14 @@ def is_bad(row: Row) -> bool:
 
 
 def build(
-    results: Path, out: Path, console: Console, only: str | None = None, allow_mixed: bool = False
+    results: Path,
+    out: Path,
+    console: Console,
+    only: str | None = None,
+    allow_mixed: bool = False,
+    formats: Sequence[str] = TABLES,
 ) -> list[Row]:
-    """Write report.md, report.tex, rows.csv, pairs.csv and figures/ into `out`; the rows they show.
+    """Write the report into `out` in each of `formats`, names of `FORMATS`; the rows it shows.
 
     only: pattern of run ids. allow_mixed: runs that do not compare stand side by side with footnotes.
 
@@ -55,16 +68,18 @@ def build(
     _, notes = variants(runs)
     rows, pairs = summarise(runs), pairwise(runs)
     out.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "report.md": tables.markdown(rows, pairs, notes),
-        "report.tex": tables.latex(rows, notes),
-        "rows.csv": tables.csv(rows),
-        "pairs.csv": tables.pairs_csv(pairs),
+    makers: dict[str, Callable[[], dict[str, str]]] = {
+        "md": lambda: {"report.md": tables.markdown(rows, pairs, notes)},
+        "tex": lambda: {"report.tex": tables.latex(rows, notes)},
+        "csv": lambda: {"rows.csv": tables.csv(rows), "pairs.csv": tables.pairs_csv(pairs)},
+        "html": lambda: {"report.html": page.document(rows, pairs, runs, notes)},
+        "figures": dict,
     }
-    for name, text in texts.items():
-        (out / name).write_text(text, encoding="utf-8", newline="\n")
-        console.note(f"wrote {out / name}")
-    for path in _redraw(rows, out / "figures"):
+    for chosen in dict.fromkeys(formats):
+        for name, text in makers[chosen]().items():
+            (out / name).write_text(text, encoding="utf-8", newline="\n")
+            console.note(f"wrote {out / name}")
+    for path in _redraw(rows, out / "figures") if "figures" in formats else ():
         console.note(f"wrote {path}")
     return rows
 
@@ -101,7 +116,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     command = commands.add_parser(
-        "build", help="write tables and figures of all stored runs", allow_abbrev=False
+        "build", help="write tables, figures or the HTML report of all stored runs", allow_abbrev=False
+    )
+    command.add_argument(
+        "--format",
+        nargs="+",
+        choices=FORMATS,
+        default=TABLES,
+        help=f"html is one page that opens without a network; {' '.join(TABLES)} unless given",
     )
     command.add_argument("--results", type=Path, default=Path("results"), help="folder that holds runs/")
     command.add_argument("--out", type=Path, help="folder to write into (default: RESULTS/tables)")

@@ -21,8 +21,9 @@ from harness.config import ConfigError
 from harness.journal import CorruptJournal, encode, read_journal
 from harness.provenance import digest, now, redact, slug
 from harness.records import (
-    SCHEMA_VERSION,
+    READABLE_VERSIONS,
     Cell,
+    Exhibit,
     Failure,
     GenerationRecord,
     NullReplay,
@@ -110,6 +111,10 @@ class OpenRun:
     def write_null(self, null: NullReplay) -> None:
         """Keep one null replay of the current block."""
         self._write("null", null._asdict())
+
+    def write_exhibit(self, exhibit: Exhibit) -> None:
+        """Keep what the current block has to show of one generation."""
+        self._write("exhibit", exhibit.to_json())
 
     def write_probe(self, probe: Probe) -> None:
         """Keep what the machine could do when this process began."""
@@ -246,6 +251,7 @@ def load_run(folder: Path) -> Run:
         manifest=manifest,
         records=journal.records(),
         nulls=journal.nulls(),
+        exhibits=journal.exhibits(),
         probes=journal.probes,
         failures=journal.failures(),
         finished=journal.finished,
@@ -279,9 +285,10 @@ def _read_manifest(path: Path) -> RunManifest:
             f"{path}: is not JSON ({error}). Restore it, or move the folder away."
         ) from error
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in READABLE_VERSIONS:
         raise ConfigError(
-            f"{path}: has schema version {version}, this harness reads {SCHEMA_VERSION}."
+            f"{path}: has schema version {version}, this harness reads"
+            f" {' and '.join(map(str, READABLE_VERSIONS))}."
             " Read it with the harness that wrote it, or measure again."
         )
     try:

@@ -7,12 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.records import Cell, Failure, GenerationRecord, NullReplay, Probe, Run, RunManifest, Verdict
+from harness.records import (
+    Cell,
+    DraftTree,
+    Exhibit,
+    Failure,
+    GenerationRecord,
+    NullReplay,
+    Probe,
+    Run,
+    RunManifest,
+    Verdict,
+)
 from harness.store import ResultStore
 
 IDENTICAL = Verdict("identical")
 CELL = Cell("tiny", "smoke", "greedy", 0.0, 1, "full", "eager", "coupled")
 ROUND_NS = 10_000_000
+_OF_RUN = ("nulls", "exhibits", "probes", "failures", "finished")
 
 
 def make_record(
@@ -62,6 +74,28 @@ def make_rung(
     return make_record(arm, conversation, **{**given, **changes})
 
 
+def make_exhibit(record: GenerationRecord, prompt: str = "Tell me.", piece: str = "t{} ") -> Exhibit:
+    """Of a record: the trees of its first rounds; what was kept is a path, all else a child of the root."""
+    trees = []
+    for number, (num_nodes, length) in enumerate(zip(record.drafted, record.accepted, strict=True)):
+        start = 1 + sum(record.emitted[:number])
+        # Trimming may have cut the path's end off the answer.
+        path = [*record.output_ids[start : start + length], *range(800, 900)][:length]
+        tokens = [*path, *range(900, 900 + num_nodes - length)]
+        parents = [*range(-1, length - 1), *[-1] * (num_nodes - length)]
+        if num_nodes:
+            trees.append(DraftTree(number, tokens, parents, list(range(length)), [0.5] * num_nodes))
+    shown = {*record.output_ids, *(token for tree in trees for token in tree.tokens)}
+    return Exhibit(
+        arm=record.arm,
+        conversation=record.conversation,
+        turn=record.turn,
+        prompt=prompt,
+        pieces={token: piece.format(token) for token in sorted(shown)},
+        trees=trees[:12],
+    )
+
+
 def make_run(records: Sequence[GenerationRecord], run_id: str = "tiny.smoke.greedy.0", **changes: Any) -> Run:
     """A finished run of these records; changes go to the cell, the run and the manifest by their names.
 
@@ -70,7 +104,7 @@ def make_run(records: Sequence[GenerationRecord], run_id: str = "tiny.smoke.gree
     cell = CELL._replace(**{key: changes.pop(key) for key in Cell._fields if key in changes})
     arms = dict.fromkeys(record.arm for record in records if record.kind == "arm")
     rungs = dict.fromkeys(record.arm for record in records if record.kind == "rung")
-    of_run = {key: changes.pop(key) for key in ("nulls", "probes", "failures", "finished") if key in changes}
+    of_run = {key: changes.pop(key) for key in _OF_RUN if key in changes}
     manifest: dict[str, Any] = {
         "run_id": run_id,
         "cell": cell,
@@ -134,7 +168,12 @@ def sample_run(run_id: str = "tiny.smoke.greedy.0", **changes: Any) -> Run:
         if one.arm == "vanilla" and one.repeat == 0
     ]
     nulls = [NullReplay("c00", 4000, 1), NullReplay("c01", 4000, 1)]
-    given: dict[str, Any] = {"nulls": nulls, "probes": [Probe(2e9, 50.0)]}
+    shown = [one for one in records if one.conversation in ("c00", "c01") and one.repeat == 0]
+    given: dict[str, Any] = {
+        "nulls": nulls,
+        "probes": [Probe(2e9, 50.0, [1000, 1100, 1200, 1300, 1400])],
+        "exhibits": [make_exhibit(one) for one in shown],
+    }
     return make_run([*records, *slower], run_id, **{**given, **changes})
 
 
@@ -200,6 +239,8 @@ def write_runs(runs: Sequence[Run], results: Path) -> None:
                     opened.write_record(record)
                 for null in run.nulls:
                     opened.write_null(null)
+                for exhibit in run.exhibits:
+                    opened.write_exhibit(exhibit)
                 opened.finish_block("all")
             for failure in run.failures:
                 opened.write_failure(failure)

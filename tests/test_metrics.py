@@ -203,3 +203,12 @@ def test_joint_acceptance_falls_and_sums_to_vllms_length(records: list[Generatio
 def test_the_order_of_the_records_changes_nothing(records: list[GenerationRecord]) -> None:
     # Comparing texts, as nan is not equal to itself.
     assert repr(metrics.ledger(records)) == repr(metrics.ledger(records[::-1]))
+
+
+def test_along_the_output_rounds_count_where_they_begin_and_before_trimming() -> None:
+    # Rounds begin at output tokens 1, 5 and 6; the last is trimmed from three tokens to two.
+    record = make_record(accepted=[3, 0, 2], drafted=[4, 4, 4], emitted=[4, 1, 2])
+    assert metrics.tau_along([record]) == (4, (4.0, 2.0))
+    assert metrics.tau_along([]) == (4, ())
+    long = make_record("vanilla", accepted=[0] * 511, drafted=[0] * 511)
+    assert metrics.tau_along([long]) == (32, (1.0,) * 16)

@@ -1,0 +1,86 @@
+"""Exhibits: what a run keeps of some generations so that people can look at them; bounds in `Exhibit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from harness.draft import Draft
+from harness.playing import Played
+from harness.records import DraftTree, Exhibit
+
+MAX_CONVERSATIONS = 4
+MAX_TREES = 12
+MAX_NODES = 256
+MAX_TOKENS = 1024
+MAX_PROMPT_CHARS = 2000
+_TORN = "\N{REPLACEMENT CHARACTER}"
+
+Piece = Callable[[int], str]
+"""The text of one token id."""
+
+
+def exhibit(played: Played, piece: Piece, decode: Callable[[Sequence[int]], str]) -> Exhibit:
+    """What is kept of `played`, which an arm of our loop made. decode: ids of a prompt to its text."""
+    made, conversation = played.generation, played.conversation
+    trees = [
+        draft_tree(number, *made.drafts[number], made.paths[number]) for number in chosen_rounds(made.drafted)
+    ]
+    # A prompt that was given as ids has no other text.
+    said = conversation.turns[played.turn] if conversation.turns else decode(played.request.prompt)
+    shown = dict.fromkeys(made.output_ids[:MAX_TOKENS])
+    shown |= dict.fromkeys(token for tree in trees for token in tree.tokens)
+    return Exhibit(
+        arm=played.player.name,
+        conversation=conversation.id,
+        turn=played.turn,
+        prompt=said if len(said) <= MAX_PROMPT_CHARS else f"{said[: MAX_PROMPT_CHARS - 1]}…",
+        pieces={token: piece(token) for token in shown},
+        trees=trees,
+    )
+
+
+def chosen_rounds(drafted: Sequence[int]) -> list[int]:
+    """Rounds whose trees are kept, given the nodes of each: the first, the last, and evenly between."""
+    rounds = [number for number, num_nodes in enumerate(drafted) if 0 < num_nodes <= MAX_NODES]
+    if len(rounds) <= MAX_TREES:
+        return rounds
+    return [rounds[i * (len(rounds) - 1) // (MAX_TREES - 1)] for i in range(MAX_TREES)]
+
+
+def draft_tree(number: int, draft: Draft, row: int, path: Sequence[int]) -> DraftTree:
+    """Row `row` of `draft`, the draft of round `number`, of which the tokens of `path` were kept."""
+    size = int(draft.size[row])
+    tokens, parents = draft.tokens[row, :size].tolist(), draft.parents[row, :size].tolist()
+    places = {place: node for node, place in enumerate(zip(parents, tokens, strict=True))}
+    kept: list[int] = []
+    for token in path:
+        kept.append(places[kept[-1] if kept else -1, token])
+    confidence = [] if draft.confidence is None else draft.confidence[row, :size].tolist()
+    return DraftTree(number, tokens, parents, kept, [round(value, 4) for value in confidence])
+
+
+def piece_reader(tokenizer: Any) -> Piece:
+    """The texts of single tokens: a leading space is kept, and part of a character shows its bytes."""
+
+    @cache
+    def piece(token: int) -> str:
+        raw = str(tokenizer.convert_ids_to_tokens(token))
+        text: str = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if not text or _TORN in text:
+            return _bytes(raw)
+        # SentencePiece drops the space of the first word it decodes.
+        return f" {text}" if raw.startswith("▁") and not text.startswith(" ") else text
+
+    return piece
+
+
+def _bytes(raw: str) -> str:
+    r"""The bytes of a token of a byte-level vocabulary, as in \xe2\x80; what is none is shown as it is."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    known = {sign: number for number, sign in bytes_to_unicode().items()}
+    if not all(sign in known for sign in raw):
+        return raw
+    return "".join(chr(known[sign]) if 32 <= known[sign] < 127 else rf"\x{known[sign]:02x}" for sign in raw)
