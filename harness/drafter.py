@@ -6,7 +6,7 @@ Shapes: B sequences still running, n drafted nodes, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -130,6 +130,14 @@ class Drafter(ABC):
         Raises:
             ConfigError: weights that do not fit the target, or are read by the wrong convention.
         """
+
+    def rehearse(self, num_rows: int, context: int) -> Callable[[int], None] | None:
+        """Of a drafter with a model of its own: what runs one forward of it, to be timed for a cost table.
+
+        The callable takes the number of new tokens of each of `num_rows` sequences, behind `context` cached
+        ones; calling it again does the same again. None: it has no model. Forgets every sequence.
+        """
+        return None
 
     def card(self) -> dict[str, Any]:
         """What was loaded, after `bind`: source, hash, origin, conventions; JSON types, for the manifest."""

@@ -75,7 +75,7 @@ class LocalEngine:
     ) -> None:
         """`max_context`: tokens of prompt and output together. Untimed: every `_ns` is 0.
 
-        widths: for a draft of n nodes, the width to pad it to (see `cost.cheapest_widths`).
+        widths: for a draft of n nodes, the width to pad it to (see `profiling.cheapest_widths`).
         """
         self.target = target
         self.end_token_ids = frozenset(end_token_ids)

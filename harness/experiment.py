@@ -17,12 +17,12 @@ import torch
 from harness import provenance
 from harness.accept import Acceptor
 from harness.config import ConfigError
-from harness.cost import cheapest_widths
 from harness.decoding import DecodingParams
 from harness.engine import LocalEngine
 from harness.measure import lap_cost_ns, read_bandwidth
 from harness.plan import BASELINE_ARM, Plan
 from harness.playing import Block, Played, Player, Stage
+from harness.profiling import cheapest_widths
 from harness.records import Cell, Failure, GenerationRecord, Probe, RunManifest, Verdict
 from harness.session import Session
 from harness.store import OpenRun, ResultStore
@@ -164,6 +164,8 @@ class Experiment:
 
     def _config(self) -> dict[str, Any]:
         config = {key: value for key, value in self.plan.config.items() if key not in _OUTPUT_OPTIONS}
+        if card := self.acceptor.card():
+            config["acceptor"] = {**config["acceptor"], "card": card}
         return {**config, "decoding": self.plan.config["decodings"][self.params.name]}
 
     def _blocks(self) -> Iterator[Block]:
@@ -246,8 +248,9 @@ class Experiment:
         return one.record(verdict, len(block), self.plan.measure.timed)
 
     def _verdict(self, one: Played, vanilla: Played) -> Verdict:
-        if not self.acceptor.lossless and one.player.drafter is not None:
-            return Verdict("lossy")
+        # Vanilla drafts nothing, so no acceptor can change it.
+        if not self.acceptor.lossless and one.player.drafter and one.player.name != BASELINE_ARM:
+            return Verdict("forced" if self.acceptor.forced else "lossy")
         same_prompt = list(one.request.prompt) == list(vanilla.request.prompt)
         # Whatever the acceptor, vanilla draws again what it drew: its repeats have the same random stream.
         coupled = self.acceptor.coupled or self.params.greedy or one.player.name == BASELINE_ARM

@@ -155,16 +155,20 @@ def _colours(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _method_axis(panel: Axes, rows: Sequence[Row]) -> None:
-    """Methods from the top down; a broken or lossy one says so."""
+    """Methods from the top down; a broken, lossy or forced one says so."""
     names = []
     for row in rows:
-        told = " (broken)" if row.verdict == "broken" else "" if row.lossless else " (lossy)"
+        told = _fault(row)
         names.append(cells.method(row) + told)
     panel.set_yticks(range(len(rows)), names)
     panel.set_ylim(len(rows) - 0.4, -0.6)
     panel.tick_params(axis="y", length=0)
     panel.grid(axis="x", color=_FAINT, linewidth=0.6)
     panel.set_axisbelow(True)
+
+
+def _fault(row: Row) -> str:
+    return f" ({row.verdict})" if row.verdict == "broken" or not row.lossless else ""
 
 
 def _bars(
@@ -234,7 +238,7 @@ def _by_position(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> N
     for i, row in enumerate(rows):
         assert row.ledger is not None
         shares = row.ledger.conditional
-        told = " (broken)" if row.verdict == "broken" else "" if row.lossless else " (lossy)"
+        told = _fault(row)
         panel.plot(
             range(1, len(shares) + 1),
             shares,

@@ -19,7 +19,15 @@ Place = tuple[str, int, int]
 
 STAGES = ("draft", "verify", "accept", "commit", "other")
 _LOOP_NGRAM = 8
-_SEVERITY: tuple[VerdictKind, ...] = ("unpaired", "identical", "tie", "stop-rule", "lossy", "broken")
+_SEVERITY: tuple[VerdictKind, ...] = (
+    "unpaired",
+    "identical",
+    "tie",
+    "stop-rule",
+    "lossy",
+    "forced",
+    "broken",
+)
 
 
 def place(record: GenerationRecord) -> Place:

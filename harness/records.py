@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 SCHEMA_VERSION = 1
 
-VerdictKind = Literal["identical", "tie", "stop-rule", "broken", "unpaired", "lossy"]
+VerdictKind = Literal["identical", "tie", "stop-rule", "broken", "unpaired", "lossy", "forced"]
 """`unpaired`: not comparable token by token, as the prompt already differs from vanilla's (an earlier turn
 diverged and was judged there), or as the acceptor keeps the law but not the noise (p/q). `lossy`: the
-acceptor does not claim to be lossless."""
+acceptor does not claim to be lossless. `forced`: what stays was told beforehand, the text means nothing."""
 
 
 class Verdict(NamedTuple):
@@ -114,7 +114,7 @@ class Probe(NamedTuple):
 
     read_bandwidth: bytes per second, streaming a written buffer with all threads or the whole device.
     lap_ns: cost of one clock reading of the time split. verify_ns: nanoseconds of a forward over
-    the pending token and n drafted ones, for n = 0, 1, ... (see `harness.cost`).
+    the pending token and n drafted ones, for n = 0, 1, ... (see `harness.profiling`).
     """
 
     read_bandwidth: float

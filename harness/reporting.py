@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from harness import figures, tables
+from harness import figures, replay, tables
 from harness.comparable import refuse_mixed, variants
 from harness.config import ConfigError
+from harness.cost_table import load_tables
 from harness.records import Run
 from harness.reporters import Console
 from harness.rows import Row, pairwise, summarise
@@ -25,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     console = Console()
     try:
+        if given.command == "replay":
+            replay.run_command(given, console)
+            return GOOD
         rows = build(
             given.results, given.out or given.results / "tables", console, given.only, given.allow_mixed
         )
@@ -53,7 +57,7 @@ def build(
     if not allow_mixed:
         refuse_mixed(runs)
     _, notes = variants(runs)
-    rows, pairs = summarise(runs), pairwise(runs)
+    rows, pairs = summarise(runs, load_tables(results)), pairwise(runs)
     out.mkdir(parents=True, exist_ok=True)
     texts = {
         "report.md": tables.markdown(rows, pairs, notes),
@@ -109,4 +113,5 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--allow-mixed", action="store_true", help="footnote runs that differ; do not refuse"
     )
+    replay.add_command(commands)
     return parser

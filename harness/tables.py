@@ -30,7 +30,10 @@ prefill included. tau: tokens emitted a round, bonus token included, trimmed; va
 own repeats; what lies inside it, or has 1 in its interval, is `not distinguishable`. % of roof: tokens/s
 over what plain decoding could reach if it only read its bytes. `indicative`: under 12 conversations.
 `quick`: fewer prompts, tokens or repeats than the protocol asks for. ~~Struck out~~: the output is not
-vanilla's and rounding does not explain it. Free drafter: the speedup if drafting took no time. Looped
+vanilla's and rounding does not explain it. `forced`: how many tokens a round keeps was given, not found: the
+time is real, the text means nothing. Free drafter: the speedup if drafting took no time;
+oracle length: if every round drafted just what it kept; predicted: by a cost table (`python -m harness.cost`)
+and the ledger alone, prefill as measured. Looped
 text: share of 8-grams that stood in the same output before. n-alpha: of chains, how often the token is kept
 that n guessed features went into, if all before it were."""
 
@@ -84,9 +87,21 @@ def _ladder(rows: Sequence[Row]) -> Table:
         ("geometric mean", lambda row: cells.times(row.speedup_geometric)),
         ("mean of rates", lambda row: cells.times(row.speedup_mean_of_rates)),
         ("free drafter", lambda row: cells.times(row.speedup_free_drafter)),
+        *_cost_columns(rows),
         ("loop overhead", lambda row: cells.percent(row.loop_overhead)),
     ]
     return _table([row for row in rows if not math.isnan(row.tokens_per_s)], columns)
+
+
+def _cost_columns(rows: Sequence[Row]) -> list[Column]:
+    """What takes a cost table to tell, where there is one."""
+    if all(math.isnan(row.speedup_oracle_length) for row in rows):
+        return []
+    return [
+        ("oracle length", lambda row: cells.times(row.speedup_oracle_length)),
+        ("free and oracle", lambda row: cells.times(row.speedup_free_and_oracle)),
+        ("predicted", lambda row: cells.times(row.speedup_predicted)),
+    ]
 
 
 def _acceptance(rows: Sequence[Row]) -> Table:

@@ -13,7 +13,7 @@ and static trees of likeliest (not sampled) children.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -133,6 +133,24 @@ class Eagle(TrainableDrafter):
                 f" {num_right / num_rows:.0%} of the target's tokens, but fed their {flipped[given]}s"
                 f" {num_right_otherwise / num_rows:.0%}; type aux_convention={flipped[given]} for this method"
             )
+
+    def rehearse(self, num_rows: int, context: int) -> Callable[[int], None]:
+        """See `Drafter`: the head over siblings, from their embedding to their best children."""
+        self.reset(num_rows)
+        network, device = self.network, self._target.device
+        width = network.shape.feature_size
+        growth = Growth(self._target, network, self._cache)
+        features = torch.ones(num_rows, context, width, dtype=network.fc.weight.dtype, device=device)
+        growth.feed(
+            features, torch.ones(num_rows, context, dtype=torch.int64, device=device), [context] * num_rows
+        )
+
+        def call(num_tokens: int) -> None:
+            tokens = torch.ones(num_rows, num_tokens, dtype=torch.int64, device=device)
+            growth.rewind()
+            growth.expand(tokens, torch.full_like(tokens, -1), self.tree.num_children)
+
+        return call
 
     def reset(self, num_rows: int) -> None:
         """See `Drafter`."""

@@ -56,6 +56,10 @@ class Growth:
         self._seen = torch.zeros(num_rows, 1, 0, dtype=torch.bool, device=tokens.device)
         return outputs
 
+    def rewind(self) -> None:
+        """Forget the nodes that were expanded; what was fed stays."""
+        self._outputs, self._seen = self._outputs[:, :1], self._seen[:, :1, :0]
+
     @property
     def state(self) -> Tensor:
         """See the class."""
