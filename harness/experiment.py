@@ -17,6 +17,7 @@ import torch
 from harness import provenance
 from harness.accept import Acceptor
 from harness.config import ConfigError
+from harness.conversation import Conversation
 from harness.decoding import DecodingParams
 from harness.engine import LocalEngine
 from harness.measure import lap_cost_ns, read_bandwidth
@@ -59,6 +60,7 @@ class Experiment:
             weights.max_context,
             timed=measure.timed,
             widths=cheapest_widths(session.verify_ns),
+            batch_size=measure.batch_size,
         )
         self.stage = Stage(
             engine=engine,
@@ -169,7 +171,7 @@ class Experiment:
         return {**config, "decoding": self.plan.config["decodings"][self.params.name]}
 
     def _blocks(self) -> Iterator[Block]:
-        size = self.plan.measure.batch_size
+        size = self.plan.measure.block_size
         conversations = self.session.conversations
         for start in range(0, len(conversations), size):
             yield tuple(conversations[start : start + size])
@@ -188,7 +190,12 @@ class Experiment:
             for player in (*self.session.players, *self.rungs):
                 self._where = f"warm-up: {player.name}, {conversation.id}"
                 self.console.note(self._where)
-                stage.play(player, (conversation,))
+                stage.play(player, self._copies(conversation))
+
+    def _copies(self, conversation: Conversation) -> Block:
+        """As many of it as run at the same time, so that a full batch has been seen."""
+        numbers = range(self.plan.measure.batch_size)
+        return tuple(replace(conversation, id=f"{conversation.id} {number}") for number in numbers)
 
     def _trials(self, block: Block) -> list[Trial]:
         """Every pass over a block, in an order drawn for that block."""
@@ -245,7 +252,8 @@ class Experiment:
         run.finish_block(_name(block))
 
     def _record(self, one: Played, verdict: Verdict | None, block: Block) -> GenerationRecord:
-        return one.record(verdict, len(block), self.plan.measure.timed)
+        measure = self.plan.measure
+        return one.record(verdict, min(len(block), measure.batch_size), measure.timed)
 
     def _verdict(self, one: Played, vanilla: Played) -> Verdict:
         # Vanilla drafts nothing, so no acceptor can change it.

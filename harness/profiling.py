@@ -100,8 +100,8 @@ class Profile:
                 spreads += list((high - low) / np.median(spent[..., 0], axis=1))
                 note(f"batch {batch}, context {context}: one token {forward[i, j, 0] * 1000:.2f} ms")
         axes = {"batch": self.batches, "context": self.contexts, "tokens": self.tokens}
-        grids = (Grid(axes=axes, values=repaired(part)) for part in (forward, settle))
-        return *grids, float(np.median(spreads))
+        forwards, settles = (Grid(axes=axes, values=repaired(part)) for part in (forward, settle))
+        return forwards, settles, float(np.median(spreads))
 
     def _cells(self, target: Target, batch: int) -> NDArray[np.int64]:
         """Nanoseconds [tokens, repeats, 2] of forwards and of settling them, behind the cache as it is."""

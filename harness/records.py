@@ -37,6 +37,8 @@ class GenerationRecord:
 
     accepted: drafted tokens kept, before trimming at the end token and the cap.
     emitted: accepted + 1 after trimming.
+    total_ns: its share of its batch's time, so that shares add up. latency_ns: from when it entered the batch
+    to its last token, waiting for others included.
     drafted: nodes of the draft. depth: its deepest level (drafted == depth for a chain).
     stop: "end" (an end token), "cap" (max_new_tokens) or "context" (the target's limit).
     """
@@ -65,6 +67,7 @@ class GenerationRecord:
     commit_ns: list[int] = field(default_factory=list)
     prefill_ns: int = 0
     total_ns: int = 0
+    latency_ns: int = 0
     peak_memory_bytes: int | None = None
     verdict: Verdict | None = None
 

@@ -76,7 +76,7 @@ def build(
 def _redraw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """The figures of these rows; those of an earlier report, which they may contradict, go."""
     written = figures.draw(rows, folder)
-    kinds = "|".join(figures.KINDS)
+    kinds = "|".join((*figures.KINDS, figures.BATCHES))
     for path in folder.glob("*") if folder.is_dir() else ():
         if path not in written and re.fullmatch(rf".+-({kinds})\.(png|svg)", path.name):
             path.unlink()

@@ -22,7 +22,7 @@ BASELINE = "vanilla"
 Ends = tuple[float, float] | None
 _JSON_KEYS = (
     *("target", "task", "method", "temperature", "batch_size", "profile", "baseline", "acceptor"),
-    *("tau", "tau_ci", "tokens_per_s", "speedup", "speedup_ci", "speedup_vs"),
+    *("tau", "tau_ci", "tokens_per_s", "latency_s", "speedup", "speedup_ci", "speedup_vs"),
     *("verdict", "roof_fraction", "num_prompts", "num_tokens", "variant"),
 )
 _MAX_PROBE_SHARE = 0.01
@@ -35,13 +35,13 @@ class Row:
     Speedups are ratios of (sum of tokens / sum of seconds) to vanilla's on the same prompts. `_ci`: ends of
     95 % intervals. speedup_ci of vanilla is that of its first repeats against its others, aa_floor its
     half-width. speedup_vs: the same against each rung that was run. roof_fraction: tokens_per_s over what
-    reading the bytes of plain decoding allows. num_prompts: conversations (the clusters); num_tokens: of all
-    repeats. speedup_free_drafter, _oracle_length, _free_and_oracle, _predicted: see `headroom`; all but the
-    first need a cost table of the run's machine and target. mean_output_tokens: of a generation. split:
-    shares of decode time; probe_share: of it, what reading the clock costs. variant: letter of a footnote
-    where runs that differ are shown together.
-    failures: what stopped a run of the row; partial: one did not end. lossless: False for an acceptor that
-    does not claim it.
+    reading the bytes of plain decoding allows. latency_s, latency_per_token_s: as one sequence sees it.
+    num_prompts: conversations (the clusters); num_tokens: of all repeats. speedup_free_drafter,
+    _oracle_length, _free_and_oracle, _predicted: see `headroom`; all but the first need a cost table of the
+    run's machine and target. mean_output_tokens: of a generation. split: shares of decode time; probe_share:
+    of it, what reading the clock costs. variant: letter of a footnote where runs that differ are shown
+    together. failures: what stopped a run of the row; partial: one did not end. lossless: False for an
+    acceptor that does not claim it.
     """
 
     target: str
@@ -66,6 +66,8 @@ class Row:
     tau: float = math.nan
     tau_ci: Ends = None
     tokens_per_s: float = math.nan
+    latency_s: float = math.nan
+    latency_per_token_s: float = math.nan
     speedup: float = math.nan
     speedup_ci: Ends = None
     speedup_vs: dict[str, float] = field(default_factory=dict)
@@ -284,6 +286,8 @@ def _timing(
     rate = metrics.tokens_per_s(records)
     found: dict[str, Any] = {
         "tokens_per_s": rate,
+        "latency_s": metrics.latency_s(records),
+        "latency_per_token_s": metrics.latency_per_token_s(records),
         "roof_fraction": rate / _roof(group, records),
         "split": metrics.time_split(records),
         "loop_overhead": metrics.loop_overhead(records),

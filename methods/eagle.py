@@ -165,9 +165,24 @@ class Eagle(TrainableDrafter):
             for committed, pending in zip(outcome.committed, outcome.pending, strict=True)
         ]
         device, dtype = self._target.device, self.network.fc.weight.dtype
-        self._tokens = torch.tensor(following).to(device, non_blocking=True)
-        self._features = torch.cat([states.to(device, dtype) for states in outcome.taps], dim=-1)
-        self._counts = counts
+        tokens = torch.tensor(following).to(device, non_blocking=True)
+        features = torch.cat([states.to(device, dtype) for states in outcome.taps], dim=-1)
+        if outcome.rows is None:
+            self._tokens, self._features, self._counts = tokens, features, counts
+            return
+        for place, row in enumerate(outcome.rows):
+            self._begin(row, features[place, : counts[place]], tokens[place, : counts[place]])
+
+    def _begin(self, row: int, features: Tensor, tokens: Tensor) -> None:
+        """A new sequence in this row: its pairs [P, F] and [P].
+
+        All but the last are fed at once: waiting for the next draft, they would widen every other row.
+        """
+        self._cache.lengths[row] = 0
+        if len(tokens) > 1:
+            growth = Growth(self._target, self.network, self._cache, row)
+            growth.feed(features[None, :-1], tokens[None, :-1], [len(tokens) - 1])
+        self._features[row, 0], self._tokens[row, 0], self._counts[row] = features[-1], tokens[-1], 1
 
     def propose(self, room: Sequence[int]) -> Draft:
         """See `Drafter`."""
