@@ -61,6 +61,7 @@ class Forced(Acceptor):
 
     def __post_init__(self) -> None:
         self._lengths: list[int] = []
+        self._ends = torch.empty(0)
         self._hash = ""
 
     @property
@@ -75,7 +76,7 @@ class Forced(Acceptor):
             ConfigError: there is none, it is malformed, or `arm` does not choose one.
         """
         if self.trace is not None:
-            self._lengths = read_trace(self.trace, self.arm)
+            self._lengths, self._ends = read_trace(self.trace, self.arm), torch.empty(0)
             self._hash = hashlib.sha256(json.dumps(self._lengths).encode()).hexdigest()[:16]
 
     def card(self) -> dict[str, Any]:
@@ -111,7 +112,10 @@ class Forced(Acceptor):
             number = ((done + 1 - phase) / self.tau).ceil()
             planned = (phase + number * self.tau).floor().long() - done
             return planned.clamp(min=1)
-        ends = torch.tensor(self._lengths, device=start.device).add_(1).cumsum(0)
+        if not len(self._ends) or self._ends.device != start.device:
+            # Once: a copy from the host in every round would be a wait that other acceptors do not have.
+            self._ends = torch.tensor(self._lengths, device=start.device).add_(1).cumsum(0)
+        ends = self._ends
         begins = torch.nn.functional.pad(ends[:-1], (1, 0))
         place = (begins[(phase * len(ends)).long()] + done) % ends[-1]
         planned = ends[torch.searchsorted(ends, place, right=True)] - place

@@ -74,7 +74,7 @@ def test_rows_have_it_where_a_table_is_of_their_machine_and_target() -> None:
     assert vanilla.speedup_predicted == pytest.approx(1.0)
     assert ngram.speedup_free_and_oracle > ngram.speedup_oracle_length > ngram.speedup
     assert math.isfinite(ngram.speedup_predicted)
-    assert "oracle length" in tables.markdown([vanilla, ngram])
+    assert "| oracle length |" in tables.markdown([vanilla, ngram])
     plain = summarise(run, [TABLE])
     assert math.isnan(plain[1].speedup_oracle_length)
     assert "| oracle length |" not in tables.markdown(plain)
