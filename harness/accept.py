@@ -7,7 +7,7 @@ token, row 1+i follows node i.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -39,11 +39,24 @@ class Acceptor(ABC):
     """Whether the output keeps the target's law. False is carried into every table."""
     coupled: ClassVar[bool] = True
     """Whether the output must equal vanilla's token for token; if not, only the law is the same."""
+    forced: ClassVar[bool] = False
+    """Whether what stays has nothing to do with what is right. True is carried into every table."""
 
     @property
     def name(self) -> str:
         """As the tables call it."""
         return type(self).__name__.lower()
+
+    def load(self) -> None:  # noqa: B027 - a hook
+        """Read what it needs, before anything is measured.
+
+        Raises:
+            ConfigError: it is not there, or malformed.
+        """
+
+    def card(self) -> dict[str, Any]:
+        """What was loaded, after `load`; JSON types, for the manifest."""
+        return {}
 
     @abstractmethod
     def accept(self, logits: Tensor, draft: Draft, chooser: Chooser, start: Tensor) -> Accepted:
@@ -68,16 +81,21 @@ class Coupled(Acceptor):
 def sweep(logits: Tensor, draft: Draft, chooser: Chooser, start: Tensor) -> Accepted:
     """All rows at once and no look by the host: a node stands if it and all its ancestors match."""
     rows = torch.arange(len(start), device=logits.device)
-    levels = draft.width if draft.num_levels is None else draft.num_levels
-    index = start[:, None] + torch.arange(levels + 1, device=logits.device)
-    level = None if draft.is_chain else torch.nn.functional.pad(draft.depths, (1, 0))
-    choice = chooser.choose(logits, index, level)
+    choice = choices(logits, draft, chooser, start)
     matches = (draft.tokens == choice.gather(1, draft.parents + 1)) & draft.real
     stands = (matches[:, None, :] | ~draft.ancestors).all(-1) & draft.real
     count = stands.sum(-1)
     path = stands.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
     last = torch.nn.functional.pad(path + 1, (1, 0))[rows, count]
     return Accepted(count, path, choice[rows, last])
+
+
+def choices(logits: Tensor, draft: Draft, chooser: Chooser, start: Tensor) -> Tensor:
+    """[B, 1+n] the token after the pending one and after every node, as plain decoding would draw it."""
+    levels = draft.width if draft.num_levels is None else draft.num_levels
+    index = start[:, None] + torch.arange(levels + 1, device=logits.device)
+    level = None if draft.is_chain else torch.nn.functional.pad(draft.depths, (1, 0))
+    return chooser.choose(logits, index, level)
 
 
 def walk(logits: Tensor, draft: Draft, chooser: Chooser, start: Tensor) -> Accepted:

@@ -122,6 +122,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
     """Print the table and the JSON line; the exit status. Nothing was measured by a wrong command line."""
     from harness import rows, tables
+    from harness.cost_table import load_tables
 
     status: int = max(outcome["status"] for outcome in outcomes)
     folders = list(dict.fromkeys(folder for outcome in outcomes for folder in outcome["run_dirs"]))
@@ -134,7 +135,8 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
         except Exception as error:
             errors.append(f"{folder}: left out of the table: {error}")
     try:
-        found = rows.summarise(runs)
+        results = dict.fromkeys(Path(folder).parents[1] for folder in folders)
+        found = rows.summarise(runs, [table for place in results for table in load_tables(place)])
         if found:
             console.table(*tables.console_table(found))
         for note in variants(runs)[1]:

@@ -101,6 +101,16 @@ class Chooser:
         """Only these sequences go on, in this order."""
         self._keys = self._keys[torch.tensor(rows, device=self._keys.device)]
 
+    def replace(self, row: int, key: int) -> None:
+        """Another sequence takes the place of one."""
+        self._keys = self._keys.clone()
+        self._keys[row] = key
+
+    def phase(self, seed: int) -> Tensor:
+        """[B] float64 in [0, 1): a number that is each sequence's own, whatever is drawn."""
+        mixed = _mix64(self._keys ^ _mix64(torch.full_like(self._keys, seed)))
+        return (mixed & ((1 << 52) - 1)).double() * 2.0**-52
+
     def generator(self, row: int, position: int) -> np.random.Generator:
         """A counter-based generator of its own for one sequence and output position (p/q acceptance)."""
         key = int(self._keys[row]) & ((1 << 64) - 1)

@@ -6,7 +6,7 @@ Shapes: B sequences still running, n drafted nodes, V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -76,7 +76,7 @@ class TargetView(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a round, or of the prefill, for the B sequences that run.
+    """What became of a round, or of a prefill, for the B sequences that it is about.
 
     committed: tokens that entered the target's cache, per sequence: the prompt at prefill, else the
         old pending token and then the accepted path, in order.
@@ -85,6 +85,8 @@ class Outcome:
         and rows past a sequence's own length hold anything. There is none for the pending token.
     draft: what was verified (None at prefill). logits [B, 1+n, V]: the target's raw logits after the
         old pending token and after every drafted node, rejected ones included (None at prefill).
+    rows: which of the running sequences it is about; None is all of them, in order. Only a prefill has rows:
+        new sequences have taken the places of finished ones, of which nothing may be left.
     """
 
     committed: list[list[int]]
@@ -92,6 +94,7 @@ class Outcome:
     taps: list[Tensor] = field(default_factory=list)
     draft: Draft | None = None
     logits: Tensor | None = None
+    rows: Sequence[int] | None = None
 
 
 @configurable
@@ -99,7 +102,8 @@ class Drafter(ABC):
     """Base of all methods.
 
     The loop calls `bind` once, then per batch of prompts `reset`, `observe` (prefill), and in turns
-    `propose` and `observe`; `keep` when sequences finish. Everything here is charged to the method.
+    `propose` and `observe`; `keep` when sequences finish, and `observe` with `Outcome.rows` where
+    new ones take the places of finished ones. Everything here is charged to the method.
     """
 
     samples: ClassVar[bool] = True
@@ -130,6 +134,14 @@ class Drafter(ABC):
         Raises:
             ConfigError: weights that do not fit the target, or are read by the wrong convention.
         """
+
+    def rehearse(self, num_rows: int, context: int) -> Callable[[int], None] | None:
+        """Of a drafter with a model of its own: what runs one forward of it, to be timed for a cost table.
+
+        The callable takes the number of new tokens of each of `num_rows` sequences, behind `context` cached
+        ones; calling it again does the same again. None: it has no model. Forgets every sequence.
+        """
+        return None
 
     def card(self) -> dict[str, Any]:
         """What was loaded, after `bind`: source, hash, origin, conventions; JSON types, for the manifest."""
@@ -235,7 +247,10 @@ class SequenceDrafter(Drafter):
 
     def observe(self, outcome: Outcome) -> None:
         """See `Drafter`."""
-        for row, (committed, pending) in enumerate(zip(outcome.committed, outcome.pending, strict=True)):
+        rows = range(len(self._contexts)) if outcome.rows is None else outcome.rows
+        for row, committed, pending in zip(rows, outcome.committed, outcome.pending, strict=True):
+            if outcome.rows is not None:
+                self._contexts[row], self._states[row] = [], self.start_one()
             context = self._contexts[row]
             # The old pending token heads `committed` and is in the context already, but at prefill.
             fresh = [*(committed[1:] if context else committed), pending]

@@ -18,13 +18,14 @@ import torch
 from harness import provenance
 from harness.accept import Acceptor
 from harness.config import ConfigError
-from harness.cost import cheapest_widths
+from harness.conversation import Conversation
 from harness.decoding import DecodingParams
 from harness.engine import LocalEngine
 from harness.exhibits import MAX_CONVERSATIONS, exhibit, piece_reader
 from harness.measure import lap_cost_ns, read_bandwidth
 from harness.plan import BASELINE_ARM, Plan
 from harness.playing import Block, Played, Player, Stage
+from harness.profiling import cheapest_widths
 from harness.records import Cell, Failure, GenerationRecord, Probe, RunManifest, Verdict
 from harness.session import Session
 from harness.store import OpenRun, ResultStore
@@ -61,6 +62,7 @@ class Experiment:
             weights.max_context,
             timed=measure.timed,
             widths=cheapest_widths(session.verify_ns),
+            batch_size=measure.batch_size,
         )
         self.stage = Stage(
             engine=engine,
@@ -167,10 +169,12 @@ class Experiment:
 
     def _config(self) -> dict[str, Any]:
         config = {key: value for key, value in self.plan.config.items() if key not in _OUTPUT_OPTIONS}
+        if card := self.acceptor.card():
+            config["acceptor"] = {**config["acceptor"], "card": card}
         return {**config, "decoding": self.plan.config["decodings"][self.params.name]}
 
     def _blocks(self) -> Iterator[Block]:
-        size = self.plan.measure.batch_size
+        size = self.plan.measure.block_size
         conversations = self.session.conversations
         for start in range(0, len(conversations), size):
             yield tuple(conversations[start : start + size])
@@ -184,17 +188,14 @@ class Experiment:
         """Run every player on prompts outside the test set; seconds a token of each."""
         short = replace(self.params, max_new_tokens=min(self.params.max_new_tokens, _WARMUP_TOKENS))
         stage = replace(self.stage, params=short)
-        measure = self.plan.measure
-        prompts = self.session.warmup[: measure.num_warmup]
         spent: dict[str, float] = {}
         num_tokens: dict[str, int] = {}
-        for start in range(0, len(prompts), measure.batch_size):
-            block = tuple(prompts[start : start + measure.batch_size])
+        for conversation in self.session.warmup[: self.plan.measure.num_warmup]:
             for player in (*self.session.players, *self.rungs):
-                self._where = f"warm-up: {player.name}, {_name(block)}"
+                self._where = f"warm-up: {player.name}, {conversation.id}"
                 self.console.note(self._where)
                 begin = time.monotonic()
-                played = stage.play(player, block)
+                played = stage.play(player, self._copies(conversation))
                 spent[player.name] = spent.get(player.name, 0.0) + time.monotonic() - begin
                 made = sum(len(one.generation.output_ids) for one in played)
                 num_tokens[player.name] = num_tokens.get(player.name, 0) + made
@@ -208,6 +209,11 @@ class Experiment:
         a_token = [sum(pace[trial.player.name] for trial in self._trials(block)) for block in blocks]
         cap = self.params.max_new_tokens
         return cap * sum(turns * seconds for turns, seconds in zip(num_turns, a_token, strict=True))
+
+    def _copies(self, conversation: Conversation) -> Block:
+        """As many of it as run at the same time, so that a full batch has been seen."""
+        numbers = range(self.plan.measure.batch_size)
+        return tuple(replace(conversation, id=f"{conversation.id} {number}") for number in numbers)
 
     def _trials(self, block: Block) -> list[Trial]:
         """Every pass over a block, in an order drawn for that block."""
@@ -265,11 +271,13 @@ class Experiment:
         run.finish_block(_name(block))
 
     def _record(self, one: Played, verdict: Verdict | None, block: Block) -> GenerationRecord:
-        return one.record(verdict, len(block), self.plan.measure.timed)
+        measure = self.plan.measure
+        return one.record(verdict, min(len(block), measure.batch_size), measure.timed)
 
     def _verdict(self, one: Played, vanilla: Played) -> Verdict:
-        if not self.acceptor.lossless and one.player.drafter is not None:
-            return Verdict("lossy")
+        # Vanilla drafts nothing, so no acceptor can change it.
+        if not self.acceptor.lossless and one.player.drafter and one.player.name != BASELINE_ARM:
+            return Verdict("forced" if self.acceptor.forced else "lossy")
         same_prompt = list(one.request.prompt) == list(vanilla.request.prompt)
         # Whatever the acceptor, vanilla draws again what it drew: its repeats have the same random stream.
         coupled = self.acceptor.coupled or self.params.greedy or one.player.name == BASELINE_ARM

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import cells
+from harness.batches import break_even_of, by_batch, curves
 from harness.metrics import STAGES
 from harness.provenance import slug
 from harness.rows import BASELINE, Row
@@ -52,7 +53,8 @@ _STYLE: dict[str, Any] = {
 def draw(rows: Sequence[Row], folder: Path, prefix: str = "") -> list[Path]:
     """Write every figure that `rows` have numbers for, as PNG and SVG; the files, in order.
 
-    One set a target, decoding and other setting; its tasks are the panels. Without times
+    One set a target, decoding and other setting; its tasks are the panels. Where batches differ, one more
+    figure has them as its axis. Without times
     (`measure=acceptance`) there is no figure of speed.
     """
     groups: dict[tuple[Any, ...], list[Row]] = {}
@@ -66,6 +68,13 @@ def draw(rows: Sequence[Row], folder: Path, prefix: str = "") -> list[Path]:
             shown = [row for row in group if has(row)]
             if shown:
                 written += _figure(shown, folder, f"{name}-{kind}", kind, paint)
+    together: dict[tuple[Any, ...], list[Row]] = {}
+    for group in by_batch(rows):
+        if any(break_even_of(curve) for curve in curves(group).values()):
+            together.setdefault((group[0].target, 0, *group[0].cell[3:]), []).extend(group)
+    for key, group in together.items():
+        name = f"{prefix}{_name(key, list(together))}-{BATCHES}"
+        written += _figure(group, folder, name, BATCHES, _by_batch)
     return written
 
 
@@ -93,7 +102,7 @@ def _figure(rows: Sequence[Row], folder: Path, name: str, kind: str, paint: Draw
     across = min(len(tasks), _MAX_ACROSS)
     down = math.ceil(len(tasks) / across)
     most = max(sum(row.task == task for row in rows) for task in tasks)
-    is_lines = kind == "acceptance-by-position"
+    is_lines = kind in _Y_LABELS
     height = 2.9 if is_lines else 0.75 + 0.3 * most
     width = 6.4 if across == 1 else 3.7 * across
     # `rc_context` restores what the caller had; pyplot, with its list of open figures, is not needed.
@@ -109,12 +118,16 @@ def _figure(rows: Sequence[Row], folder: Path, name: str, kind: str, paint: Draw
             panel.set_title(task)
         for panel in panels.flat[len(tasks) :]:
             panel.set_visible(False)
-        _label(figure, panels, kind, len(tasks), _title(rows[0]))
+        _label(figure, panels, kind, len(tasks), _title(rows[0], kind))
         return _save(figure, folder, name)
 
 
-def _title(row: Row) -> str:
-    marks = [f"batch size {row.batch_size}", *["quick"] * (row.profile == "quick"), row.variant]
+def _title(row: Row, kind: str) -> str:
+    marks = [
+        *[f"batch size {row.batch_size}"] * (kind != BATCHES),
+        *["quick"] * (row.profile == "quick"),
+        row.variant,
+    ]
     return ", ".join([row.target, f"T = {row.temperature:g} ({row.decoding})", *filter(None, marks)])
 
 
@@ -125,8 +138,8 @@ def _label(figure: Figure, panels: Any, kind: str, num_panels: int, title: str) 
             # The lowest panel of its column carries the axis, though the row below it may hold others.
             panel.tick_params(labelbottom=True)
             panel.set_xlabel(_X_LABELS[kind])
-        if kind == "acceptance-by-position" and i % across == 0:
-            panel.set_ylabel("share kept, given that all before were")
+        if kind in _Y_LABELS and i % across == 0:
+            panel.set_ylabel(_Y_LABELS[kind])
     figure.suptitle(title, x=0.01, ha="left", fontsize=9.5, color="#555555")
     known: dict[str, Any] = {}
     for panel in panels.flat[:num_panels]:
@@ -155,16 +168,20 @@ def _colours(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def _method_axis(panel: Axes, rows: Sequence[Row]) -> None:
-    """Methods from the top down; a broken or lossy one says so."""
+    """Methods from the top down; a broken, lossy or forced one says so."""
     names = []
     for row in rows:
-        told = " (broken)" if row.verdict == "broken" else "" if row.lossless else " (lossy)"
+        told = _fault(row)
         names.append(cells.method(row) + told)
     panel.set_yticks(range(len(rows)), names)
     panel.set_ylim(len(rows) - 0.4, -0.6)
     panel.tick_params(axis="y", length=0)
     panel.grid(axis="x", color=_FAINT, linewidth=0.6)
     panel.set_axisbelow(True)
+
+
+def _fault(row: Row) -> str:
+    return f" ({row.verdict})" if row.verdict == "broken" or not row.lossless else ""
 
 
 def _bars(
@@ -234,7 +251,7 @@ def _by_position(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> N
     for i, row in enumerate(rows):
         assert row.ledger is not None
         shares = row.ledger.conditional
-        told = " (broken)" if row.verdict == "broken" else "" if row.lossless else " (lossy)"
+        told = _fault(row)
         panel.plot(
             range(1, len(shares) + 1),
             shares,
@@ -248,6 +265,41 @@ def _by_position(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> N
         )
     panel.set_ylim(0, 1)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.grid(axis="y", color=_FAINT, linewidth=0.6)
+
+
+def _by_batch(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+    batches = sorted({row.batch_size for row in rows})
+    for i, (method, curve) in enumerate(curves(rows).items()):
+        timed = [row for row in curve if math.isfinite(row.speedup)]
+        if method == BASELINE or not timed:
+            continue
+        heights = [row.speedup for row in timed]
+        ends = [row.speedup_ci or (row.speedup, row.speedup) for row in timed]
+        told = next((_fault(row) for row in timed if _fault(row)), "")
+        panel.errorbar(
+            [row.batch_size for row in timed],
+            heights,
+            yerr=[
+                [max(value - low, 0.0) for value, (low, _) in zip(heights, ends, strict=True)],
+                [max(high - value, 0.0) for value, (_, high) in zip(heights, ends, strict=True)],
+            ],
+            color=colours[method],
+            linestyle="--" if told else "-",
+            marker=_MARKERS[i % len(_MARKERS)],
+            markersize=4.5,
+            linewidth=1.5,
+            capsize=2.5,
+            label=cells.method(timed[0]) + told,
+        )
+    panel.axhline(1.0, color=_INK, linewidth=0.9, linestyle=(0, (4, 2)))
+    panel.set_xscale("log", base=2)
+    panel.xaxis.set_major_locator(FixedLocator(batches))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_major_formatter(ScalarFormatter())
+    panel.set_ylim(bottom=0)
     panel.grid(axis="y", color=_FAINT, linewidth=0.6)
 
 
@@ -270,7 +322,14 @@ _X_LABELS = {
     "tau": "tokens a round (tau), 95 % interval",
     "acceptance-by-position": "position in the draft",
     "time-split": "% of decode time",
+    "batches": "sequences at the same time",
 }
+_Y_LABELS = {
+    "acceptance-by-position": "share kept, given that all before were",
+    "batches": "speedup over vanilla",
+}
+"""Of figures with lines."""
+BATCHES = "batches"
 KINDS: dict[str, tuple[Callable[[Row], bool], Draw]] = {
     "speedup": (lambda row: math.isfinite(row.speedup), _speedup),
     "tau": (lambda row: math.isfinite(row.tau), _tau),

@@ -7,7 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness.config import ConfigError
+from harness.config import ConfigError, build
+from harness.cost_table import load_tables
 from harness.experiment import Experiment, failure
 from harness.figures import draw
 from harness.plan import Plan, make_plan
@@ -79,7 +80,7 @@ class Job:
         """Figures and the tracker's files of a finished run; those that are there already stay."""
         with spared(self._console, "the report"):
             run = load_run(folder)
-            rows = summarise(run)
+            rows = summarise(run, load_tables(plan.results))
             figures = sorted((folder / "figures").glob("*"))
             if not figures:
                 with spared(self._console, "drawing"):
@@ -135,10 +136,18 @@ def _cells(config: DictConfig) -> list[Cell]:
             batch_size=int(_number(config.measure.get("batch_size", 1))),
             profile=str(config.measure.profile),
             baseline="strong" if config.target.get("compile") else "eager",
-            acceptor=str(config.acceptor["_target_"]).rpartition(".")[2].lower(),
+            acceptor=_acceptor(config),
         )
         for name, node in (config.decodings or {}).items()
     ]
+
+
+def _acceptor(config: DictConfig) -> str:
+    """Its name; its class's where it cannot be built, which may be the very fault."""
+    try:
+        return str(build(config.acceptor, "acceptor").name)
+    except ConfigError:
+        return str(config.acceptor["_target_"]).rpartition(".")[2].lower()
 
 
 def _number(value: Any) -> float:

@@ -27,10 +27,12 @@ _ESCAPES = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
 }
-_BROKEN, _LOSSY, _FAILED, _PARTIAL, _FEW = r"\dagger", r"\ddagger", r"\ast", r"\circ", r"\diamond"
+_BROKEN, _LOSSY, _FORCED = r"\dagger", r"\ddagger", r"\sharp"
+_FAILED, _PARTIAL, _FEW = r"\ast", r"\circ", r"\diamond"
 _MEANINGS = (
     (_BROKEN, "broken: the output is not vanilla's and rounding does not explain it; not a result"),
     (_LOSSY, "lossy: the acceptor does not claim vanilla's output; never printed bold"),
+    (_FORCED, "forced: how many tokens are kept was given, not found; the work of a round, not a method"),
     (_FAILED, "failed: "),
     (_PARTIAL, "partial: a run of this row did not end"),
     (_FEW, "indicative: under 12 conversations"),
@@ -159,7 +161,8 @@ def _signs(row: Row) -> list[str]:
         return [_FAILED]
     told = (
         (_BROKEN, row.verdict == "broken"),
-        (_LOSSY, not row.lossless),
+        (_LOSSY, row.verdict == "lossy"),
+        (_FORCED, row.verdict == "forced"),
         (_PARTIAL, row.partial),
         (_FEW, row.indicative),
     )

@@ -19,6 +19,8 @@ from harness.config import configurable
 class Measure:
     """How much is measured. `full` is what the protocol asks for; `quick` and `acceptance` mark their rows.
 
+    batch_size: sequences that run at the same time. waves: above 1, a block of interleaved arms is that many
+    times as many conversations, which enter as others leave; a block's end, where places stay empty, counts.
     profile `acceptance` runs one untimed pass in batches of `batch_size`: tau and verdicts, no clock.
     repeats: timed repetitions of vanilla and every arm at temperature 0; sampled_repeats: above, a seed.
     rung_repeats, sampled_rung_repeats: the same for the rungs of the ladder; 0 leaves them out.
@@ -36,6 +38,7 @@ class Measure:
     num_warmup: int = Field(default=2, ge=0)
     num_null: int | None = Field(default=None, ge=0)
     batch_size: int = Field(default=1, ge=1)
+    waves: int = Field(default=4, ge=1)
     order_seed: int = 0
     bandwidth_gib: float | None = Field(default=None, gt=0)
 
@@ -43,6 +46,11 @@ class Measure:
     def timed(self) -> bool:
         """Whether the clock counts."""
         return self.profile != "acceptance"
+
+    @property
+    def block_size(self) -> int:
+        """Conversations that an arm is given together."""
+        return self.batch_size * self.waves if self.batch_size > 1 else 1
 
     def repeats_at(self, greedy: bool) -> int:
         """Repetitions of an arm."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median
 
 from harness.records import GenerationRecord, NullReplay, VerdictKind
 from harness.stats import clopper_pearson
@@ -20,7 +20,15 @@ Place = tuple[str, int, int]
 STAGES = ("draft", "verify", "accept", "commit", "other")
 _LOOP_NGRAM = 8
 _MAX_STRETCHES = 16
-_SEVERITY: tuple[VerdictKind, ...] = ("unpaired", "identical", "tie", "stop-rule", "lossy", "broken")
+_SEVERITY: tuple[VerdictKind, ...] = (
+    "unpaired",
+    "identical",
+    "tie",
+    "stop-rule",
+    "lossy",
+    "forced",
+    "broken",
+)
 
 
 def place(record: GenerationRecord) -> Place:
@@ -211,6 +219,20 @@ def tokens_per_s(records: Records) -> float:
     if not is_timed(records):
         return float("nan")
     return _ratio(sum(len(r.output_ids) for r in records), sum(r.total_ns for r in records) * 1e-9)
+
+
+def latency_s(records: Records) -> float:
+    """Median seconds of a sequence from entering the batch to its last token."""
+    known = [r.latency_ns for r in records if r.latency_ns > 0]
+    return median(known) * 1e-9 if known and is_timed(records) else float("nan")
+
+
+def latency_per_token_s(records: Records) -> float:
+    """Seconds between tokens as one sequence sees them, its prefill included, pooled."""
+    known = [r for r in records if r.latency_ns > 0]
+    if not is_timed(records):
+        return float("nan")
+    return _ratio(sum(r.latency_ns for r in known) * 1e-9, sum(len(r.output_ids) for r in known))
 
 
 def decode_tokens_per_s(records: Records) -> float:

@@ -98,6 +98,7 @@ class _TransformersRung(Rung):
             output_ids=ids,
             stop="end" if ended else "cap" if full else "context",
             total_ns=total_ns if engine.timed else 0,
+            latency_ns=total_ns if engine.timed else 0,
         )
 
 

@@ -60,6 +60,11 @@ def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
         )
     acceptor = build(cfg.acceptor, "acceptor")
     for params in decodings.values():
+        if acceptor.forced and not params.ignore_end_token:
+            raise ConfigError(
+                f"decodings.{params.name}.ignore_end_token=false: with forced acceptance an end token comes"
+                " by chance, and lengths would not compare; leave it to accept=forced, which sets it"
+            )
         if params.name == "greedy" and not params.greedy:
             raise ConfigError(
                 f"decodings.greedy.temperature={params.temperature:g}: it would be called greedy, and has no"

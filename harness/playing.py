@@ -1,6 +1,6 @@
 """Playing conversations: an arm or a rung answers the turns of a block, each turn a prompt of its own.
 
-A block is up to `batch_size` conversations that are decoded together.
+A block is some conversations that are decoded together, `batch_size` at a time: as one ends, the next enters.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ class Played:
             commit_ns=made.commit_ns,
             prefill_ns=made.prefill_ns,
             total_ns=made.total_ns,
+            latency_ns=made.latency_ns,
             peak_memory_bytes=self.peak_memory_bytes,
             verdict=verdict,
         )

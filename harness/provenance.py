@@ -20,7 +20,7 @@ from harness.records import Cell
 REDACTED = "<redacted>"
 
 _OUTPUT_OPTIONS = frozenset({"tracker", "results", "hydra", "replicate"})
-_DEVICE_IDENTITY = ("type", "name", "num_devices", "driver", "cpu", "num_cores", "num_threads")
+DEVICE_IDENTITY = ("type", "name", "num_devices", "driver", "cpu", "num_cores", "num_threads")
 _SOURCE_PACKAGES = ("harness", "methods", "conf")
 _SOURCE_SUFFIXES = frozenset({".py", ".yaml", ".jsonl", ".jinja"})
 _PACKAGES = (
@@ -71,7 +71,7 @@ def identity(config: Mapping[str, Any], replicate: int, device: Mapping[str, Any
         "replicate": replicate,
         "source": source_hash(),
         "packages": {name: packages().get(name) for name in ("torch", "transformers")},
-        "device": {key: device.get(key) for key in _DEVICE_IDENTITY},
+        "device": {key: device.get(key) for key in DEVICE_IDENTITY},
     }
 
 

@@ -10,10 +10,10 @@ SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 """Version 1 had no exhibits; all else is the same."""
 
-VerdictKind = Literal["identical", "tie", "stop-rule", "broken", "unpaired", "lossy"]
+VerdictKind = Literal["identical", "tie", "stop-rule", "broken", "unpaired", "lossy", "forced"]
 """`unpaired`: not comparable token by token, as the prompt already differs from vanilla's (an earlier turn
 diverged and was judged there), or as the acceptor keeps the law but not the noise (p/q). `lossy`: the
-acceptor does not claim to be lossless."""
+acceptor does not claim to be lossless. `forced`: what stays was told beforehand, the text means nothing."""
 
 
 class Verdict(NamedTuple):
@@ -39,6 +39,8 @@ class GenerationRecord:
 
     accepted: drafted tokens kept, before trimming at the end token and the cap.
     emitted: accepted + 1 after trimming.
+    total_ns: its share of its batch's time, so that shares add up. latency_ns: from when it entered the batch
+    to its last token, waiting for others included.
     drafted: nodes of the draft. depth: its deepest level (drafted == depth for a chain).
     stop: "end" (an end token), "cap" (max_new_tokens) or "context" (the target's limit).
     """
@@ -67,6 +69,7 @@ class GenerationRecord:
     commit_ns: list[int] = field(default_factory=list)
     prefill_ns: int = 0
     total_ns: int = 0
+    latency_ns: int = 0
     peak_memory_bytes: int | None = None
     verdict: Verdict | None = None
 
@@ -164,7 +167,7 @@ class Probe(NamedTuple):
 
     read_bandwidth: bytes per second, streaming a written buffer with all threads or the whole device.
     lap_ns: cost of one clock reading of the time split. verify_ns: nanoseconds of a forward over
-    the pending token and n drafted ones, for n = 0, 1, ... (see `harness.cost`).
+    the pending token and n drafted ones, for n = 0, 1, ... (see `harness.profiling`).
     """
 
     read_bandwidth: float

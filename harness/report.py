@@ -1,4 +1,4 @@
-"""Report: `python -m harness.report build` writes tables and figures from the stored runs."""
+"""Report: `python -m harness.report build` makes tables and figures of stored runs; `replay` asks what if."""
 
 from __future__ import annotations
 

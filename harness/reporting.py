@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from harness import figures, page, tables
+from harness import figures, page, replay, tables
 from harness.comparable import refuse_mixed, variants
 from harness.config import ConfigError
+from harness.cost_table import load_tables
 from harness.records import Run
 from harness.reporters import Console
 from harness.rows import Row, pairwise, summarise
@@ -28,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     console = Console()
     try:
+        if given.command == "replay":
+            replay.run_command(given, console)
+            return GOOD
         rows = build(
             given.results,
             given.out or given.results / "tables",
@@ -66,7 +70,7 @@ def build(
     if not allow_mixed:
         refuse_mixed(runs)
     _, notes = variants(runs)
-    rows, pairs = summarise(runs), pairwise(runs)
+    rows, pairs = summarise(runs, load_tables(results)), pairwise(runs)
     out.mkdir(parents=True, exist_ok=True)
     makers: dict[str, Callable[[], dict[str, str]]] = {
         "md": lambda: {"report.md": tables.markdown(rows, pairs, notes)},
@@ -87,7 +91,7 @@ def build(
 def _redraw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """The figures of these rows; those of an earlier report, which they may contradict, go."""
     written = figures.draw(rows, folder)
-    kinds = "|".join(figures.KINDS)
+    kinds = "|".join((*figures.KINDS, figures.BATCHES))
     for path in folder.glob("*") if folder.is_dir() else ():
         if path not in written and re.fullmatch(rf".+-({kinds})\.(png|svg)", path.name):
             path.unlink()
@@ -131,4 +135,5 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--allow-mixed", action="store_true", help="footnote runs that differ; do not refuse"
     )
+    replay.add_command(commands)
     return parser

@@ -12,6 +12,8 @@ import numpy as np
 
 from harness import metrics, stats
 from harness.comparable import SETTING, variants
+from harness.cost_table import CostTable
+from harness.headroom import headroom, settings_of, table_of
 from harness.metrics import Ledger, Ties
 from harness.records import LAPS_PER_ROUND, Cell, Failure, GenerationRecord, Run, VerdictKind
 from harness.stats import Difference, Interval, Totals
@@ -19,8 +21,8 @@ from harness.stats import Difference, Interval, Totals
 BASELINE = "vanilla"
 Ends = tuple[float, float] | None
 _JSON_KEYS = (
-    *("target", "task", "method", "temperature", "batch_size", "profile", "baseline"),
-    *("tau", "tau_ci", "tokens_per_s", "speedup", "speedup_ci", "speedup_vs"),
+    *("target", "task", "method", "temperature", "batch_size", "profile", "baseline", "acceptor"),
+    *("tau", "tau_ci", "tokens_per_s", "latency_s", "speedup", "speedup_ci", "speedup_vs"),
     *("verdict", "roof_fraction", "num_prompts", "num_tokens", "variant"),
 )
 _MAX_PROBE_SHARE = 0.01
@@ -33,11 +35,13 @@ class Row:
     Speedups are ratios of (sum of tokens / sum of seconds) to vanilla's on the same prompts. `_ci`: ends of
     95 % intervals. speedup_ci of vanilla is that of its first repeats against its others, aa_floor its
     half-width. speedup_vs: the same against each rung that was run. roof_fraction: tokens_per_s over what
-    reading the bytes of plain decoding allows. num_prompts: conversations (the clusters); num_tokens: of all
-    repeats. mean_output_tokens: of a generation. split: shares of decode time; probe_share: of it, what
-    reading the clock costs. variant: letter of a footnote where runs that differ are shown together.
-    failures: what stopped a run of the row; partial: one did not end. lossless: False for an acceptor that
-    does not claim it.
+    reading the bytes of plain decoding allows. latency_s, latency_per_token_s: as one sequence sees it.
+    num_prompts: conversations (the clusters); num_tokens: of all repeats. speedup_free_drafter,
+    _oracle_length, _free_and_oracle, _predicted: see `headroom`; all but the first need a cost table of the
+    run's machine and target. mean_output_tokens: of a generation. split: shares of decode time; probe_share:
+    of it, what reading the clock costs. variant: letter of a footnote where runs that differ are shown
+    together. failures: what stopped a run of the row; partial: one did not end. lossless: False for an
+    acceptor that does not claim it.
     """
 
     target: str
@@ -62,6 +66,8 @@ class Row:
     tau: float = math.nan
     tau_ci: Ends = None
     tokens_per_s: float = math.nan
+    latency_s: float = math.nan
+    latency_per_token_s: float = math.nan
     speedup: float = math.nan
     speedup_ci: Ends = None
     speedup_vs: dict[str, float] = field(default_factory=dict)
@@ -70,6 +76,9 @@ class Row:
     speedup_geometric: float = math.nan
     speedup_mean_of_rates: float = math.nan
     speedup_free_drafter: float = math.nan
+    speedup_oracle_length: float = math.nan
+    speedup_free_and_oracle: float = math.nan
+    speedup_predicted: float = math.nan
     aa_floor: float = math.nan
     roof_fraction: float = math.nan
     mean_output_tokens: float = math.nan
@@ -99,7 +108,7 @@ class Row:
     @property
     def lossless(self) -> bool:
         """False for an acceptor that does not claim it."""
-        return self.verdict != "lossy"
+        return self.verdict not in ("lossy", "forced")
 
     @property
     def difference(self) -> Difference | None:
@@ -139,6 +148,7 @@ class _Group:
     cell: Cell
     variant: str
     runs: list[Run]
+    table: CostTable | None = None
 
     def methods(self) -> dict[str, Literal["arm", "rung"]]:
         """Vanilla first, then the arms and the rungs as their runs name them."""
@@ -157,13 +167,13 @@ def _arms(run: Run) -> Iterable[str]:
     return run.manifest.arms or run.manifest.config.get("methods") or ["(all methods)"]
 
 
-def summarise(runs: Run | Sequence[Run]) -> list[Row]:
+def summarise(runs: Run | Sequence[Run], costs: Sequence[CostTable] = ()) -> list[Row]:
     """The rows of one run or of many. Replicates of a cell are pooled, runs that do not compare never are.
 
     Sorted by target, batch size, task, temperature; within a cell vanilla, arms, rungs. What failed is a row
-    without numbers until the same command has measured it.
+    without numbers until the same command has measured it. costs: tables, of which a run's own is used.
     """
-    return [_row(group, method) for group in _groups(runs) for method in group.methods()]
+    return [_row(group, method) for group in _groups(runs, costs) for method in group.methods()]
 
 
 def pairwise(runs: Run | Sequence[Run]) -> list[Pair]:
@@ -201,7 +211,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _groups(runs: Run | Sequence[Run]) -> list[_Group]:
+def _groups(runs: Run | Sequence[Run], costs: Sequence[CostTable] = ()) -> list[_Group]:
     many = (
         [runs]
         if isinstance(runs, Run)
@@ -216,7 +226,7 @@ def _groups(runs: Run | Sequence[Run]) -> list[_Group]:
     ordered = sorted(
         groups, key=lambda key: (key[0].target, key[0].batch_size, key[0].task, *key[0][3:], key)
     )
-    return [_Group(*key, groups[key]) for key in ordered]
+    return [_Group(*key, groups[key], table_of(groups[key][0].manifest, costs)) for key in ordered]
 
 
 def _row(group: _Group, method: str) -> Row:
@@ -276,6 +286,8 @@ def _timing(
     rate = metrics.tokens_per_s(records)
     found: dict[str, Any] = {
         "tokens_per_s": rate,
+        "latency_s": metrics.latency_s(records),
+        "latency_per_token_s": metrics.latency_per_token_s(records),
         "roof_fraction": rate / _roof(group, records),
         "split": metrics.time_split(records),
         "loop_overhead": metrics.loop_overhead(records),
@@ -290,8 +302,12 @@ def _timing(
     rungs = [name for name, kind in group.methods().items() if kind == "rung" and group.with_method(name)]
     against = {name: stats.bootstrap(*_paired(group, method, name)) for name in rungs}
     ours, theirs = _matched(records, vanilla)
-    free = sum(len(r.output_ids) for r in ours) / sum(r.total_ns - sum(r.draft_ns) for r in ours) * 1e9
     over, under = _totals(ours), _totals(theirs)
+    mine, base = (
+        headroom(side, group.table, name, settings_of(group.with_method(method)[0].manifest, name))
+        for side, name in ((ours, method), (theirs, BASELINE))
+    )
+    rate = metrics.tokens_per_s(theirs)
     return {
         **found,
         "speedup": speedup.value,
@@ -301,7 +317,10 @@ def _timing(
         "speedup_decode_only": metrics.decode_tokens_per_s(ours) / metrics.decode_tokens_per_s(theirs),
         "speedup_geometric": stats.geometric_mean(over.amount / over.cost / (under.amount / under.cost)),
         "speedup_mean_of_rates": metrics.mean_of_rates(ours) / metrics.mean_of_rates(theirs),
-        "speedup_free_drafter": free / metrics.tokens_per_s(theirs),
+        "speedup_free_drafter": mine.free_drafter / rate,
+        "speedup_oracle_length": mine.oracle_length / rate,
+        "speedup_free_and_oracle": mine.both / rate,
+        "speedup_predicted": mine.predicted / base.predicted,
         "aa_floor": floor.half_width,
     }
 

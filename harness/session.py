@@ -8,9 +8,9 @@ from typing import Any
 
 from harness.config import ConfigError
 from harness.conversation import Message
-from harness.cost import verify_ns
 from harness.plan import Plan
 from harness.playing import Player
+from harness.profiling import verify_ns
 from harness.reporters import Console
 from harness.target import Target
 from harness.weights import LoadedWeights, render
@@ -23,9 +23,10 @@ class Session:
         """Load everything and introduce the drafters to the target.
 
         Raises:
-            ConfigError: weights, prompts or a drafter that do not fit; nothing is measured.
+            ConfigError: weights, prompts, a trace or a drafter that do not fit; nothing is measured.
         """
         self.plan, self.console = plan, console
+        plan.acceptor.load()
         self.conversations = plan.task.load()
         self.warmup = plan.task.warmup() if plan.measure.num_warmup else []
         self.weights: LoadedWeights = plan.target.load(console.note)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from harness import cells
+from harness.batches import break_even_of, by_batch, curves
 from harness.latex import latex
 from harness.rows import Pair, Row
 
@@ -30,9 +31,14 @@ prefill included. tau: tokens emitted a round, bonus token included, trimmed; va
 own repeats; what lies inside it, or has 1 in its interval, is `not distinguishable`. % of roof: tokens/s
 over what plain decoding could reach if it only read its bytes. `indicative`: under 12 conversations.
 `quick`: fewer prompts, tokens or repeats than the protocol asks for. ~~Struck out~~: the output is not
-vanilla's and rounding does not explain it. Free drafter: the speedup if drafting took no time. Looped
+vanilla's and rounding does not explain it. `forced`: how many tokens a round keeps was given, not found: the
+time is real, the text means nothing. Free drafter: the speedup if drafting took no time;
+oracle length: if every round drafted just what it kept; predicted: by a cost table (`python -m harness.cost`)
+and the ledger alone, prefill as measured. Looped
 text: share of 8-grams that stood in the same output before. n-alpha: of chains, how often the token is kept
-that n guessed features went into, if all before it were."""
+that n guessed features went into, if all before it were. s / sequence: median from entering the batch to the
+last token; ms / token: as one sequence sees it. Break-even batch: where the speedup over vanilla at the same
+batch falls to 1, by a straight line over the logarithm of the batch."""
 
 
 def console_table(rows: Sequence[Row]) -> Table:
@@ -84,9 +90,21 @@ def _ladder(rows: Sequence[Row]) -> Table:
         ("geometric mean", lambda row: cells.times(row.speedup_geometric)),
         ("mean of rates", lambda row: cells.times(row.speedup_mean_of_rates)),
         ("free drafter", lambda row: cells.times(row.speedup_free_drafter)),
+        *_cost_columns(rows),
         ("loop overhead", lambda row: cells.percent(row.loop_overhead)),
     ]
     return _table([row for row in rows if not math.isnan(row.tokens_per_s)], columns)
+
+
+def _cost_columns(rows: Sequence[Row]) -> list[Column]:
+    """What takes a cost table to tell, where there is one."""
+    if all(math.isnan(row.speedup_oracle_length) for row in rows):
+        return []
+    return [
+        ("oracle length", lambda row: cells.times(row.speedup_oracle_length)),
+        ("free and oracle", lambda row: cells.times(row.speedup_free_and_oracle)),
+        ("predicted", lambda row: cells.times(row.speedup_predicted)),
+    ]
 
 
 def _acceptance(rows: Sequence[Row]) -> Table:
@@ -136,6 +154,32 @@ def _output(rows: Sequence[Row]) -> Table:
     return _table([row for row in rows if not row.failed], columns)
 
 
+def batches_table(group: Sequence[Row]) -> Table:
+    """Of rows that differ in method and batch: each method by batch, and where it ceases to pay."""
+    columns: list[Column] = [
+        ("method", cells.method),
+        ("batch", lambda row: str(row.batch_size)),
+        ("tokens/s", lambda row: cells.number(row.tokens_per_s, 1)),
+        ("speedup", cells.speedup),
+        ("tau", cells.tau),
+        ("s / sequence", lambda row: cells.number(row.latency_s)),
+        ("ms / token", lambda row: cells.number(1000 * row.latency_per_token_s, 1)),
+        ("verdict", lambda row: row.verdict or cells.UNKNOWN),
+    ]
+    headers: list[str] = []
+    body: list[list[str]] = []
+    for curve in curves(group).values():
+        headers, lines = _table(curve, columns)
+        end = break_even_of(curve)
+        told = end.told if end else cells.UNKNOWN
+        body += [[*line, told if i == 0 else ""] for i, line in enumerate(lines)]
+    return [*headers, "break-even batch"], body
+
+
+def _batches_heading(row: Row) -> str:
+    return f"{row.target}, {row.task}, T = {row.temperature:g} ({row.decoding}), {row.acceptor}: by batch"
+
+
 def pairs_table(pairs: Sequence[Pair]) -> Table:
     """Every pair of methods of a cell: which is faster, and whether that may be said."""
     axes = cells.varying([pair.row for pair in pairs])
@@ -165,6 +209,8 @@ def markdown(rows: Sequence[Row], pairs: Sequence[Pair] = (), notes: Sequence[st
         ):
             if table[1]:
                 parts += [f"### {title}", "", *_markdown_table(table)]
+    for group in by_batch(rows):
+        parts += [f"## {_escape(_batches_heading(group[0]))}", "", *_markdown_table(batches_table(group))]
     if notes:
         parts += ["## Notes", "", *(f"* {_escape(note)}" for note in notes), ""]
     return "\n".join(parts)

@@ -202,11 +202,11 @@ class Target:
 
     @torch.no_grad()
     def prefill(self, row: int, prompt: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """Feed a prompt to sequence `row`: logits [V] after its last token, and per tap states [P, H]."""
+        """Feed a prompt to sequence `row`, which begins anew: logits [V] after it, per tap states [P, H]."""
         ids = torch.tensor([list(prompt)], dtype=torch.int64).to(self.device)
         chunks = torch.split(ids, _PREFILL_CHUNK, dim=1)
         pieces: list[list[Tensor]] = [[] for _ in self._taps]
-        start = 0
+        start = self.cache.lengths[row] = 0
         for chunk in chunks:
             count = chunk.shape[1]
             mask = None

@@ -1,4 +1,4 @@
-"""A tiny random target with a byte tokenizer: made in memory, for tests and smoke runs."""
+"""A random target with a byte tokenizer: made in memory, tiny for tests or of a real shape."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from harness.config import ConfigError, configurable
 from harness.weights import LoadedWeights, Progress, TargetSpec
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_MOST_TOKENS = 320
 _TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -20,28 +21,30 @@ _TEMPLATE = (
 
 @configurable
 class TinyTarget(TargetSpec):
-    """A model of a few thousand weights drawn from `seed`; needs no file and no network.
+    """A model of weights drawn from `seed`, a few thousand unless told otherwise; needs no file, no network.
 
-    vocab_size: 256 bytes, three special tokens, and extra ones up to this number.
+    vocab_size: of the model. The tokenizer has 256 bytes, three special tokens, and extra ones up to 320;
+    tokens above are written as nothing. intermediate_size: of the MLP; None is twice hidden_size.
     spread: standard deviation of the weights. transformers' 0.02 gives flat logits and greedy output that
     repeats one token; at the default a few n-grams come again, and from 0.3 on next to none.
     """
 
     name: str = "tiny"
     architecture: Literal["llama", "qwen2", "qwen3", "mixtral"] = "llama"
-    num_layers: int = Field(default=2, ge=1, le=8)
-    hidden_size: int = Field(default=64, ge=8, le=512)
+    num_layers: int = Field(default=2, ge=1, le=256)
+    hidden_size: int = Field(default=64, ge=8, le=65536)
+    intermediate_size: int | None = Field(default=None, ge=8)
     num_heads: int = Field(default=4, ge=1)
     num_kv_heads: int = Field(default=2, ge=1)
     head_dim: int = Field(default=16, ge=2, multiple_of=2)
-    vocab_size: int = Field(default=259, ge=259, le=320)
+    vocab_size: int = Field(default=259, ge=259)
     tie_embeddings: bool = False
     spread: float = Field(default=0.2, gt=0, le=2)
     max_context: int | None = Field(default=2048, ge=2)
     weights: Literal["random"] = "random"
 
     def load(self, progress: Progress) -> LoadedWeights:
-        """Build the model (under a second).
+        """Build the model on its device in its dtype; no weight is read or converted.
 
         Raises:
             ConfigError: the heads do not group, or the device is not there.
@@ -51,7 +54,7 @@ class TinyTarget(TargetSpec):
                 f"target.num_kv_heads={self.num_kv_heads}: must divide target.num_heads={self.num_heads}."
             )
         progress(f"target {self.name}: random {self.architecture} weights, seed {self.seed}")
-        tokenizer = byte_tokenizer(self.vocab_size)
+        tokenizer = byte_tokenizer(min(self.vocab_size, _MOST_TOKENS))
         model = self.random_model(self._config(tokenizer), self.resolved_device())
         return self.describe(model, tokenizer, source=f"random (seed {self.seed})")
 
@@ -62,7 +65,7 @@ class TinyTarget(TargetSpec):
         return CONFIG_MAPPING[self.architecture](
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
-            intermediate_size=2 * self.hidden_size,
+            intermediate_size=self.intermediate_size or 2 * self.hidden_size,
             num_hidden_layers=self.num_layers,
             num_attention_heads=self.num_heads,
             num_key_value_heads=self.num_kv_heads,

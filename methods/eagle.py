@@ -13,7 +13,7 @@ and static trees of likeliest (not sampled) children.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,6 +135,24 @@ class Eagle(TrainableDrafter):
                 f" {num_right_otherwise / num_rows:.0%}; type aux_convention={flipped[given]} for this method"
             )
 
+    def rehearse(self, num_rows: int, context: int) -> Callable[[int], None]:
+        """See `Drafter`: the head over siblings, from their embedding to their best children."""
+        self.reset(num_rows)
+        network, device = self.network, self._target.device
+        width = network.shape.feature_size
+        growth = Growth(self._target, network, self._cache)
+        features = torch.ones(num_rows, context, width, dtype=network.fc.weight.dtype, device=device)
+        growth.feed(
+            features, torch.ones(num_rows, context, dtype=torch.int64, device=device), [context] * num_rows
+        )
+
+        def call(num_tokens: int) -> None:
+            tokens = torch.ones(num_rows, num_tokens, dtype=torch.int64, device=device)
+            growth.rewind()
+            growth.expand(tokens, torch.full_like(tokens, -1), self.tree.num_children)
+
+        return call
+
     def reset(self, num_rows: int) -> None:
         """See `Drafter`."""
         self._cache.clear(num_rows)
@@ -148,9 +166,24 @@ class Eagle(TrainableDrafter):
             for committed, pending in zip(outcome.committed, outcome.pending, strict=True)
         ]
         device, dtype = self._target.device, self.network.fc.weight.dtype
-        self._tokens = torch.tensor(following).to(device, non_blocking=True)
-        self._features = torch.cat([states.to(device, dtype) for states in outcome.taps], dim=-1)
-        self._counts = counts
+        tokens = torch.tensor(following).to(device, non_blocking=True)
+        features = torch.cat([states.to(device, dtype) for states in outcome.taps], dim=-1)
+        if outcome.rows is None:
+            self._tokens, self._features, self._counts = tokens, features, counts
+            return
+        for place, row in enumerate(outcome.rows):
+            self._begin(row, features[place, : counts[place]], tokens[place, : counts[place]])
+
+    def _begin(self, row: int, features: Tensor, tokens: Tensor) -> None:
+        """A new sequence in this row: its pairs [P, F] and [P].
+
+        All but the last are fed at once: waiting for the next draft, they would widen every other row.
+        """
+        self._cache.lengths[row] = 0
+        if len(tokens) > 1:
+            growth = Growth(self._target, self.network, self._cache, row)
+            growth.feed(features[None, :-1], tokens[None, :-1], [len(tokens) - 1])
+        self._features[row, 0], self._tokens[row, 0], self._counts[row] = features[-1], tokens[-1], 1
 
     def propose(self, room: Sequence[int]) -> Draft:
         """See `Drafter`."""

@@ -6,9 +6,9 @@ import time
 
 import torch
 
-from harness.cost import verify_ns
 from harness.linear import PackedLinear
 from harness.measure import read_bandwidth
+from harness.profiling import verify_ns
 from harness.target import Target
 from harness.wheel import WheelTarget
 

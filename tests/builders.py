@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from harness.cost_table import CostTable, Grid
 from harness.records import (
     Cell,
     DraftTree,
@@ -246,3 +249,30 @@ def write_runs(runs: Sequence[Run], results: Path) -> None:
                 opened.write_failure(failure)
             if run.finished:
                 opened.finish()
+
+
+class _LinearTable:
+    """A table that is linear in each axis, so that what lies between its cells is known."""
+
+    def seconds(self, batch: float, context: float, tokens: float) -> float:
+        return (1 + 0.1 * batch) * (1 + 0.001 * context) * (1 + 0.2 * tokens)
+
+    def __call__(self) -> CostTable:
+        axes = {"batch": (1, 2, 4), "context": (100, 500), "tokens": (1, 2, 4, 8)}
+        cells = [
+            [[self.seconds(b, c, t) for t in axes["tokens"]] for c in axes["context"]] for b in axes["batch"]
+        ]
+        return CostTable(
+            identity={
+                "device": {"cpu": "one"},
+                "target": {"dtype": "float32", "linear": "plain"},
+                "software": {"torch": "2"},
+            },
+            name="tiny",
+            forward=Grid(axes=axes, values=np.array(cells)),
+            settle=Grid(axes=axes, values=np.array(cells) / 100),
+            spread=0.01,
+        )
+
+
+make_table = _LinearTable()

@@ -70,6 +70,7 @@ class RandomTrees(Drafter):
         self._generator = torch.Generator().manual_seed(7)
         self._rows = list(range(num_rows))
         self._known = [0] * num_rows
+        self._count = num_rows
 
     def propose(self, room: Sequence[int]) -> Draft:
         tokens = torch.zeros(len(self._rows), self.width, dtype=torch.int64)
@@ -97,7 +98,14 @@ class RandomTrees(Drafter):
         draft.check(VOCAB)
         return draft
 
+    def take_in(self, outcome: Outcome) -> None:
+        """New sequences are numbered in the order in which they enter."""
+        for b in outcome.rows or ():
+            self._rows[b], self._known[b] = self._count, 0
+            self._count += 1
+
     def observe(self, outcome: Outcome) -> None:
+        self.take_in(outcome)
         for first, second in zip(*outcome.taps, strict=True):
             # The output of a block is the input of the next one.
             assert torch.equal(first, second)

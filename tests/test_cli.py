@@ -27,8 +27,9 @@ from methods.vanilla import Vanilla
 
 ROOT = Path(__file__).parents[1]
 KEYS = {
-    *("target", "task", "method", "temperature", "batch_size", "profile", "baseline", "tau", "tau_ci"),
-    *("tokens_per_s", "speedup", "speedup_ci", "speedup_vs", "verdict", "roof_fraction"),
+    *("target", "task", "method", "temperature", "batch_size", "profile", "baseline", "acceptor", "tau"),
+    "tau_ci",
+    *("tokens_per_s", "latency_s", "speedup", "speedup_ci", "speedup_vs", "verdict", "roof_fraction"),
     *("num_prompts", "num_tokens", "variant"),
 }
 TINY = [

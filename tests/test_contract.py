@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,21 @@ def test_batch_of_three_equals_three_singles(method: Path, family: str, decoding
     drafter.bind(loop.target)
     together = loop.generate(requests(), drafter, DECODINGS[decoding], Coupled())
     alone = fresh(method, family, decoding)
+    assert ids_of(together) == ids_of(alone)
+    assert [one.accepted for one in together] == [one.accepted for one in alone]
+
+
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_a_sequence_that_takes_the_place_of_another_is_the_same_as_alone(
+    method: Path, family: str, decoding: str
+) -> None:
+    drafter, loop = drafter_of(method), engine(family, batch_size=2)
+    drafter.bind(loop.target)
+    # Seven requests of different lengths in two places: each place is taken several times.
+    asked = [one for seed in range(3) for one in requests(seed)][:7]
+    params = replace(DECODINGS[decoding], max_new_tokens=17)
+    together = loop.generate(asked, drafter, params, Coupled())
+    alone = [loop.generate([one], drafter, params, Coupled())[0] for one in asked]
     assert ids_of(together) == ids_of(alone)
     assert [one.accepted for one in together] == [one.accepted for one in alone]
 

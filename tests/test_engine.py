@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from harness.config import ConfigError, configurable
 from harness.decoding import Chooser, DecodingParams
 from harness.draft import Draft
 from harness.drafter import HiddenTap, Outcome
-from harness.engine import LocalEngine, read, trim
+from harness.engine import LocalEngine, Request, read, trim
 from harness.linear import pack
 from harness.peers import Generate, PromptLookup
 from harness.records import Verdict
@@ -44,6 +46,66 @@ def test_random_trees_in_a_ragged_batch_emit_what_vanilla_emits(
     made = loop.generate(requests(), drafter, params, Coupled())
     assert [one.output_ids for one in made] == expected
     assert sum(sum(one.accepted) for one in made) > 20, "the oracle's tokens should be accepted"
+
+
+def many(num_seeds: int = 3) -> list[Request]:
+    return [one for seed in range(num_seeds) for one in requests(seed)]
+
+
+@BOTH
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_trees_of_sequences_that_enter_as_others_leave_emit_what_each_emits_alone(
+    params: DecodingParams, batch_size: int
+) -> None:
+    loop, plain = engine(batch_size=batch_size), Vanilla()
+    plain.bind(loop.target)
+    expected = [loop.generate([one], plain, params, Coupled())[0].output_ids for one in many()]
+    drafter = RandomTrees(oracle=[output[1:] for output in expected])
+    drafter.bind(loop.target)
+    made = loop.generate(many(), drafter, params, Coupled())
+    assert [one.output_ids for one in made] == expected
+    assert sum(sum(one.accepted) for one in made) > 40, "the oracle's tokens should be accepted"
+
+
+def test_a_place_is_never_empty_while_somebody_waits() -> None:
+    loop, drafter = engine(batch_size=2), Vanilla()
+    drafter.bind(loop.target)
+    lengths: list[int] = []
+    right = loop.target.verify
+
+    def verify(pending: torch.Tensor, draft: Draft) -> torch.Tensor:
+        lengths.append(len(pending))
+        return right(pending, draft)
+
+    loop.target.verify = verify  # type: ignore[method-assign]
+    made = loop.generate(many(), drafter, replace(SAMPLED, max_new_tokens=5), Coupled())
+    num_rounds = sum(len(one.emitted) for one in made)
+    # Nine sequences of four rounds in two places: the last one runs alone.
+    assert num_rounds == 36
+    assert lengths == [2] * 16 + [1] * 4
+
+
+def test_sequences_that_end_with_their_first_token_let_all_others_in() -> None:
+    loop, drafter = engine(batch_size=2), Vanilla()
+    drafter.bind(loop.target)
+    made = loop.generate(many(), drafter, replace(SAMPLED, max_new_tokens=1), Coupled())
+    assert [len(one.output_ids) for one in made] == [1] * 9
+    assert all(one.stop == "cap" and one.latency_ns > 0 for one in made)
+
+
+def test_shares_of_time_add_up_and_latency_counts_the_others_too() -> None:
+    loop, drafter = engine(batch_size=3), Vanilla()
+    drafter.bind(loop.target)
+    params = replace(SAMPLED, max_new_tokens=6)
+    begin = time.perf_counter_ns()
+    made = loop.generate(many(), drafter, params, Coupled())
+    whole = time.perf_counter_ns() - begin
+    assert sum(one.total_ns for one in made) <= whole
+    for one in made:
+        assert one.prefill_ns > 0
+        assert one.prefill_ns + sum(one.verify_ns) < one.total_ns < one.latency_ns < whole
+    alone = loop.generate([many()[0]], drafter, params, Coupled())[0]
+    assert 0 < alone.latency_ns <= alone.total_ns
 
 
 @BOTH
@@ -89,6 +151,7 @@ class Probe(RandomTrees):
         self.pending: list[list[tuple[int, int]]] = [[] for _ in range(num_rows)]
 
     def observe(self, outcome: Outcome) -> None:
+        self.take_in(outcome)
         states = torch.stack(outcome.taps)
         assert states.shape[2] == max(map(len, outcome.committed)), "no state but of committed tokens"
         for b, (row, committed) in enumerate(zip(self._rows, outcome.committed, strict=True)):

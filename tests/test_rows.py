@@ -26,8 +26,8 @@ from tests.builders import (
 )
 
 KEYS = [
-    *("target", "task", "method", "temperature", "batch_size", "profile", "baseline"),
-    *("tau", "tau_ci", "tokens_per_s", "speedup", "speedup_ci", "speedup_vs"),
+    *("target", "task", "method", "temperature", "batch_size", "profile", "baseline", "acceptor"),
+    *("tau", "tau_ci", "tokens_per_s", "latency_s", "speedup", "speedup_ci", "speedup_vs"),
     *("verdict", "roof_fraction", "num_prompts", "num_tokens", "variant"),
 ]
 

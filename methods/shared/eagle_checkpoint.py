@@ -24,6 +24,9 @@ _METHODS = {"eagle": ("EAGLE-1/2", "method=eagle2"), "eagle3": ("EAGLE-3", "meth
 _MAPS = ("d2t", "t2d", "hot_token_id")
 _SWITCHES = ("qkv_bias", "mlp_bias", "norm_before_residual", "norm_output", "fc_norm", "norm_before_fc")
 """Fields of `HeadShape` that a config.json calls the same."""
+_SHARPNESS = 32.0
+"""Of a random EAGLE-3 head's law: its best token gets most of the mass, as a trained head's does, so that
+trees grow as deep. A flat law gives two levels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +141,8 @@ def random_head(
         # torch.manual_seed would set the generators of all accelerators too.
         torch.default_generator.manual_seed(seed)
         tensors = Head(shape).state_dict()
+        if is_eagle3:
+            tensors["norm.weight"] *= _SHARPNESS
         if size < target.vocab_size:
             tensors["d2t"] = torch.randperm(target.vocab_size)[:size].sort().values - torch.arange(size)
     head = _filled(_blank(shape, "head=random"), tensors, dtype, device)

@@ -23,11 +23,12 @@ _CHUNK = 1024
 class Growth:
     """One round's `Grower`: the head run over pairs that stay in its cache, then over nodes that do not.
 
-    state [B, H], logits [B, V]: after the pending token (for whoever wants to look).
+    state [B, H], logits [B, V]: after the pending token (for whoever wants to look). row: of the cache, the
+    only sequence that is fed and grown; None is all.
     """
 
-    def __init__(self, target: TargetView, network: Head, cache: SlotCache) -> None:
-        self._target, self._network, self._cache = target, network, cache
+    def __init__(self, target: TargetView, network: Head, cache: SlotCache, row: int | None = None) -> None:
+        self._target, self._network, self._cache, self._row = target, network, cache, row
         self._root = self._outputs = self._seen = torch.empty(0)
 
     def begin(self, num_rows: int) -> None:
@@ -50,11 +51,17 @@ class Growth:
             tree = behind.expand(num_rows, -1, -1)
             pieces.append(self._run(tokens[:, here], states[:, here], offsets[None], tree))
         outputs = torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
-        self._cache.advance(counts)
+        fed = [0] * len(self._cache.lengths)
+        fed[self._rows] = counts
+        self._cache.advance(fed)
         last = torch.tensor(list(counts)).to(tokens.device, non_blocking=True) - 1
         self._outputs = outputs.gather(1, last[:, None, None].expand(-1, 1, outputs.shape[-1]))
         self._seen = torch.zeros(num_rows, 1, 0, dtype=torch.bool, device=tokens.device)
         return outputs
+
+    def rewind(self) -> None:
+        """Forget the nodes that were expanded; what was fed stays."""
+        self._outputs, self._seen = self._outputs[:, :1], self._seen[:, :1, :0]
 
     @property
     def state(self) -> Tensor:
@@ -84,6 +91,10 @@ class Growth:
         self._seen = torch.cat([wider, seen], dim=1)
         return self.proposals(outputs, num_children)
 
+    @property
+    def _rows(self) -> slice:
+        return slice(0, len(self._cache.lengths)) if self._row is None else slice(self._row, self._row + 1)
+
     def score(self, states: Tensor) -> Tensor:
         """Logits [..., V] over the draft vocabulary."""
         network = self._network
@@ -111,12 +122,12 @@ class Growth:
         pairs each sees, of e that are there already and of the new ones.
         """
         network, cache = self._network, self._cache
-        num_rows, num_new = tokens.shape
-        lengths = list(cache.lengths)
+        num_new = tokens.shape[1]
+        lengths = cache.lengths[self._rows]
         base = torch.tensor(lengths).to(tokens.device, non_blocking=True)[:, None]
         embed = network.embed_tokens or self._target.embed
         embedded = embed(tokens).to(states.dtype)
-        cache.aim(slice(0, num_rows), num_new, tokens.device, ahead=tree.shape[-1] - num_new)
+        cache.aim(self._rows, num_new, tokens.device, ahead=tree.shape[-1] - num_new)
         mask = tree_mask(lengths, tree)
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

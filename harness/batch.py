@@ -1,0 +1,310 @@
+"""A batch of the loop: which sequences run and wait, what came out of each, and what each is charged.
+
+Shapes: B sequences that run, n drafted nodes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from harness.accept import Accepted
+from harness.decoding import Chooser, DecodingParams
+from harness.draft import Draft
+from harness.drafter import Drafter, Outcome
+from harness.target import Target
+
+Stop = Literal["end", "cap", "context"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A prompt of token ids and the key of its random stream (see `decoding.stream_key`)."""
+
+    prompt: Sequence[int]
+    key: int
+
+
+@dataclass(kw_only=True)
+class Generation:
+    """What a loop made of one request; the fields are those of `records.GenerationRecord`.
+
+    drafts: per round, the batch's draft and this sequence's row in it; paths: the drafted tokens that were
+    kept, before trimming. Both for the verdict and for those who want to look at the trees.
+    """
+
+    output_ids: list[int] = field(default_factory=list)
+    stop: Stop | None = None
+    drafted: list[int] = field(default_factory=list)
+    depth: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    emitted: list[int] = field(default_factory=list)
+    draft_ns: list[int] = field(default_factory=list)
+    verify_ns: list[int] = field(default_factory=list)
+    accept_ns: list[int] = field(default_factory=list)
+    commit_ns: list[int] = field(default_factory=list)
+    prefill_ns: int = 0
+    total_ns: int = 0
+    latency_ns: int = 0
+    drafts: list[tuple[Draft, int]] = field(default_factory=list, repr=False)
+    paths: list[list[int]] = field(default_factory=list, repr=False)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An `Accepted` on the host, with the ids of the path. One entry a sequence."""
+
+    length: list[int]
+    token: list[int]
+    path_tokens: list[list[int]]
+    size: list[int]
+    depth: list[int]
+
+
+def read(accepted: Accepted, draft: Draft) -> Decision:
+    """The round's one look of the host at the device."""
+    columns = [accepted.length[:, None], accepted.token[:, None], draft.size[:, None]]
+    if draft.width:
+        # A chain's deepest level is its size.
+        deepest = draft.size if draft.is_chain else (draft.depths * draft.real).amax(-1)
+        columns += [deepest[:, None], draft.tokens.gather(1, accepted.path)]
+    else:
+        columns.append(draft.size[:, None])
+    rows = torch.cat(columns, dim=1).tolist()
+    return Decision(
+        length=[row[0] for row in rows],
+        token=[row[1] for row in rows],
+        size=[row[2] for row in rows],
+        depth=[row[3] for row in rows],
+        path_tokens=[row[4 : 4 + row[0]] for row in rows],
+    )
+
+
+def trim(tokens: Sequence[int], end_token_ids: Collection[int], limit: int) -> tuple[list[int], bool]:
+    """The first `limit` tokens, cut after the first end token; whether an end token was met."""
+    kept: list[int] = []
+    for token in tokens[:limit]:
+        kept.append(token)
+        if token in end_token_ids:
+            return kept, True
+    return kept, False
+
+
+class Batch:
+    """The sequences of one call: what runs, what waits, what came out."""
+
+    def __init__(
+        self,
+        target: Target,
+        requests: Sequence[Request],
+        drafter: Drafter,
+        params: DecodingParams,
+        *,
+        end_token_ids: Collection[int],
+        max_context: int,
+        most: int | None = None,
+    ) -> None:
+        """most: sequences that run at the same time; None is all.
+
+        running: per row of the batch, the number of its request.
+        """
+        self.target, self.drafter, self.params = target, drafter, params
+        self.requests = requests
+        self.generations = [Generation() for _ in requests]
+        self.running = list(range(len(requests)))[:most]
+        self._waiting = deque(range(len(self.running), len(requests)))
+        self.chooser = self._chooser(self.running)
+        self.pending = torch.empty(0)
+        self._last: list[int] = []
+        self._end = frozenset[int]() if params.ignore_end_token else frozenset(end_token_ids)
+        self._max_context = max_context
+        self._rounds: list[list[int]] = []
+        self._entered: list[list[int]] = []
+
+    def prefill(self) -> None:
+        """Feed the first prompts, draw the first token of each, show both to the drafter."""
+        self.target.begin(len(self.running))
+        self.drafter.reset(len(self.running))
+        self.pending, outcome = self._read_prompts(range(len(self.running)))
+        self._last = list(outcome.pending)
+        self._entered.append(list(self.running))
+        more = self._any_left()
+        if more:
+            self.drafter.observe(outcome)
+        if self.turn_over(more):
+            self._entered[0] += self._entered.pop()
+
+    def turn_over(self, more: bool) -> bool:
+        """Finished sequences leave, waiting ones take their rows; whether any was taken in.
+
+        more: whether there is anything to go on with.
+        """
+        if not more:
+            self.running = []
+            return False
+        taken: list[int] = []
+        while finished := self._finished():
+            surplus = finished[len(self._waiting) :]
+            if surplus:
+                self._keep([b for b in range(len(self.running)) if b not in surplus])
+            places = self._finished() if self.running else []
+            if not places:
+                break
+            # A sequence may end with its first token, and its row is free again.
+            taken += self._take_in(places)
+        if taken:
+            self._entered.append(taken)
+        return bool(taken)
+
+    def _take_in(self, places: list[int]) -> list[int]:
+        """Begin waiting requests in these rows; their numbers."""
+        numbers = [self._waiting.popleft() for _ in places]
+        for b, number in zip(places, numbers, strict=True):
+            self.running[b] = number
+            self.chooser.replace(b, self.requests[number].key)
+        first, outcome = self._read_prompts(places)
+        self.pending = self.pending.clone()
+        self.pending[places] = first
+        for b, token in zip(places, outcome.pending, strict=True):
+            self._last[b] = token
+        self.drafter.observe(replace(outcome, rows=places))
+        return numbers
+
+    def _read_prompts(self, places: Sequence[int]) -> tuple[Tensor, Outcome]:
+        """Feed the prompts of these rows: the first tokens of their outputs, and what the drafter sees."""
+        numbers = [self.running[b] for b in places]
+        logits, taps = [], []
+        for b, number in zip(places, numbers, strict=True):
+            last, states = self.target.prefill(b, self.requests[number].prompt)
+            logits.append(last)
+            taps.append(states)
+        position = torch.zeros(len(numbers), 1, dtype=torch.int64, device=self.target.device)
+        first = self._chooser(numbers).choose(torch.stack(logits)[:, None], position)[:, 0]
+        tokens: list[int] = first.tolist()
+        for number, token in zip(numbers, tokens, strict=True):
+            self._emit(number, [token])
+        states = [pad_sequence(list(tapped), batch_first=True) for tapped in zip(*taps, strict=True)]
+        prompts = [list(self.requests[number].prompt) for number in numbers]
+        return first, Outcome(committed=prompts, pending=tokens, taps=states)
+
+    def _chooser(self, numbers: Sequence[int]) -> Chooser:
+        keys = [self.requests[number].key for number in numbers]
+        return Chooser(self.params, keys, self.target.vocab_size, self.target.device)
+
+    def _finished(self) -> list[int]:
+        return [b for b, number in enumerate(self.running) if self.generations[number].stop is not None]
+
+    def _any_left(self) -> bool:
+        return bool(self._waiting) or len(self._finished()) < len(self.running)
+
+    def _keep(self, rows: list[int]) -> None:
+        """Go on with these rows only."""
+        self.running = [self.running[b] for b in rows]
+        if not rows:
+            return
+        self.pending = self.pending[rows]
+        self._last = [self._last[b] for b in rows]
+        self.target.keep(rows)
+        self.chooser.keep(rows)
+        self.drafter.keep(rows)
+
+    def room(self) -> list[int]:
+        """Per running sequence, drafted tokens that could still be emitted; the bonus takes a place too."""
+        return [max(self._left(row) - 1, 0) for row in self.running]
+
+    def positions(self) -> Tensor:
+        """[B] output position of the token after the pending one."""
+        lengths = [len(self.generations[row].output_ids) for row in self.running]
+        return torch.tensor(lengths).to(self.target.device, non_blocking=True)
+
+    def record(self, draft: Draft, decision: Decision) -> bool:
+        """Write the round down; whether there is anything to go on with."""
+        self._rounds.append(list(self.running))
+        for b, row in enumerate(self.running):
+            generation = self.generations[row]
+            emitted = self._emit(row, [*decision.path_tokens[b], decision.token[b]])
+            generation.drafted.append(decision.size[b])
+            generation.depth.append(decision.depth[b])
+            generation.accepted.append(decision.length[b])
+            generation.emitted.append(emitted)
+            generation.drafts.append((draft, b))
+            generation.paths.append(decision.path_tokens[b])
+        return self._any_left()
+
+    def outcome(self, draft: Draft, logits: Tensor, accepted: Accepted, decision: Decision) -> Outcome:
+        """What the drafter sees of the round; moves the pending token on."""
+        last, self._last = self._last, decision.token
+        self.pending = accepted.token
+        return Outcome(
+            committed=[[old, *path] for old, path in zip(last, decision.path_tokens, strict=True)],
+            pending=decision.token,
+            taps=self.target.taken(accepted.path, decision.length),
+            draft=draft,
+            logits=logits,
+        )
+
+    def charge(self, spans: list[tuple[str, int]], total_ns: int) -> None:
+        """Share the measured time out among generations and rounds."""
+        for generation in self.generations:
+            for stage in ("draft", "verify", "accept", "commit"):
+                getattr(generation, f"{stage}_ns").extend([0] * len(generation.emitted))
+        if not spans:
+            return
+        taken_in, rounds = iter(self._entered), iter(self._rounds)
+        seen: dict[int, int] = defaultdict(lambda: -1)
+        begun: dict[int, int] = {}
+        clock = 0
+        numbers: list[int] = []
+        for name, span_ns in spans:
+            if name == "prefill":
+                numbers = next(taken_in)
+                begun.update(dict.fromkeys(numbers, clock))
+            elif name == "draft":
+                numbers = next(rounds)
+                for number in numbers:
+                    seen[number] += 1
+            clock += span_ns
+            share = span_ns // len(numbers)
+            for number in numbers:
+                generation = self.generations[number]
+                generation.total_ns += share
+                if name == "prefill":
+                    generation.prefill_ns += share
+                elif name in ("draft", "observe"):
+                    # Seeing the outcome is the method's work as well.
+                    generation.draft_ns[seen[number]] += share
+                elif name != "other":
+                    getattr(generation, f"{name}_ns")[seen[number]] += share
+                if name in ("prefill", "other"):
+                    # What the drafter learns from a last round keeps no reader waiting.
+                    generation.latency_ns = clock - begun[number]
+        rest = total_ns - sum(generation.total_ns for generation in self.generations)
+        for generation in self.generations:
+            generation.total_ns += rest // len(self.generations)
+
+    def _emit(self, row: int, tokens: list[int]) -> int:
+        generation = self.generations[row]
+        cap_left = self.params.max_new_tokens - len(generation.output_ids)
+        kept, ended = trim(tokens, self._end, min(cap_left, self._context_left(row)))
+        generation.output_ids.extend(kept)
+        if ended:
+            generation.stop = "end"
+        elif len(generation.output_ids) >= self.params.max_new_tokens:
+            generation.stop = "cap"
+        elif self._context_left(row) <= 0:
+            generation.stop = "context"
+        return len(kept)
+
+    def _context_left(self, row: int) -> int:
+        used = len(self.requests[row].prompt) + len(self.generations[row].output_ids)
+        return self._max_context - used
+
+    def _left(self, row: int) -> int:
+        cap_left = self.params.max_new_tokens - len(self.generations[row].output_ids)
+        return min(cap_left, self._context_left(row))

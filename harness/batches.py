@@ -1,0 +1,64 @@
+"""Batches: how a method does as more sequences run at the same time, and where it ceases to pay."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+from harness.rows import BASELINE, Row
+
+
+class BreakEven(NamedTuple):
+    """Where a method's speedup over vanilla at the same batch falls to 1.
+
+    batch: that place, by straight lines over the logarithm of the batch between those measured; None where
+    the speedup is at least 1 at the largest (`above` it) or at none (`below` the smallest).
+    """
+
+    batch: float | None
+    told: str
+
+
+def break_even(points: Sequence[tuple[int, float]]) -> BreakEven:
+    """Of (batch, speedup) pairs: the last place where the speedup goes below 1."""
+    ordered = sorted(points)
+    for (low, before), (high, after) in reversed(list(pairwise(ordered))):
+        if before >= 1 > after:
+            share = (before - 1) / (before - after)
+            place = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+            return BreakEven(place, f"{place:.1f}")
+    if ordered[-1][1] >= 1:
+        return BreakEven(None, f"above {ordered[-1][0]}")
+    return BreakEven(None, f"below {ordered[0][0]}")
+
+
+def by_batch(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that differ in nothing but method and batch, by batch; only where batches differ."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        if row.kind == "arm" and not row.failed:
+            groups.setdefault(_setting(row), []).append(row)
+    found = [sorted(group, key=lambda row: row.batch_size) for group in groups.values()]
+    return [group for group in found if len({row.batch_size for row in group}) > 1]
+
+
+def _setting(row: Row) -> tuple[object, ...]:
+    place = row.target, row.task, row.temperature, row.decoding
+    return *place, row.profile, row.baseline, row.acceptor, row.variant
+
+
+def curves(group: Sequence[Row]) -> dict[str, list[Row]]:
+    """Of each method the rows by batch, vanilla first."""
+    methods = dict.fromkeys(row.method for row in group)
+    ordered = sorted(methods, key=lambda name: name != BASELINE)
+    return {name: [row for row in group if row.method == name] for name in ordered}
+
+
+def break_even_of(curve: Sequence[Row]) -> BreakEven | None:
+    """Of one method's rows; None for vanilla, without times, and where a row is broken."""
+    timed = [(row.batch_size, row.speedup) for row in curve if math.isfinite(row.speedup)]
+    if curve[0].method == BASELINE or len(timed) < 2 or any(row.verdict == "broken" for row in curve):
+        return None
+    return break_even(timed)

@@ -1,0 +1,67 @@
+"""One profiling run from its composed configuration to a cost table."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from harness import provenance
+from harness.config import ConfigError, build
+from harness.cost_table import COSTS, CostTable, identity
+from harness.engine import LocalEngine
+from harness.profiling import Profile
+from harness.reporters import Console
+from harness.target import Target
+from harness.weights import TargetSpec
+
+
+def run_costs(config: DictConfig) -> None:
+    """Profile, write the table, print the JSON line.
+
+    Raises:
+        ConfigError: what cannot be profiled, and what to type instead.
+    """
+    console = Console()
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    profile: Profile = build(config.costs, "costs")
+    drafters = {str(name): build(node, f"methods.{name}") for name, node in (config.methods or {}).items()}
+    spec: TargetSpec = build(config.target, "target")
+    weights = spec.load(console.note)
+    profile.check(weights.max_context)
+    target = Target(weights.model, spec.attention, spec.linear)
+    for name, drafter in drafters.items():
+        try:
+            drafter.bind(target)
+        except ConfigError as error:
+            raise ConfigError(f"methods.{name}.{error}") from error
+    forward, settle, spread = profile.target(target, console.note)
+    engine = LocalEngine(target, weights.end_token_ids, weights.max_context)
+    costs = {}
+    for name, drafter in drafters.items():
+        console.note(f"profiling {name}")
+        costs[name] = profile.drafter(engine, drafter, provenance.redact(settings["methods"][name]))
+    packages = provenance.packages()
+    device = provenance.device_facts(target.device)
+    table = CostTable(
+        identity=identity({**weights.card, "linear": target.linear}, device, packages),
+        name=spec.name,
+        forward=forward,
+        settle=settle,
+        spread=spread,
+        drafters=costs,
+        made={
+            "created": provenance.now(),
+            "git": provenance.git_state(),
+            "packages": packages,
+            "device": device,
+            "source": weights.card["source"],
+            "settings": settings["costs"],
+        },
+    )
+    place = table.save(Path(settings["results"]) / COSTS)
+    console.note(f"the table is in {place}; a cell's repeats spread over {spread:.1%} of it")
+    told = {"table": str(place), "target": spec.name, "drafters": sorted(costs), "spread": spread}
+    print(json.dumps(told), flush=True)

@@ -1,0 +1,284 @@
+"""Cost tables: seconds of a target's forward by (batch, context, tokens), and of drafters' rounds.
+
+`python -m harness.cost` makes them. `tokens` are those of one sequence in one forward: the pending token and
+the drafted ones. `context`: tokens of a sequence that are in the cache already.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from harness.config import ConfigError
+from harness.provenance import DEVICE_IDENTITY, digest, slug
+
+COSTS = "costs"
+"""Folder of the tables, below the results."""
+_VERSION = 1
+_SHAPE = (
+    *("architecture", "num_parameters", "num_layers", "vocab_size", "step_bytes", "cache_bytes_per_token"),
+    *("dtype", "attention", "linear", "cache", "quantisation", "num_experts", "experts_per_token"),
+)
+"""Of a target's card, what its seconds depend on; which weights they are does not matter."""
+_LEAST_STEP = 1e-6
+"""Each further token costs at least this share more, so that costs rise strictly."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Seconds at points of named axes (`batch`, `context`, perhaps `tokens`), linear between them.
+
+    Below the first context the first one's value holds; anywhere else outside is refused.
+    """
+
+    axes: dict[str, tuple[int, ...]]
+    values: Floats
+
+    def covers(self, **places: ArrayLike) -> bool:
+        """Whether `at` would answer."""
+        return not self._outside(places)
+
+    def at(self, **places: ArrayLike) -> Floats:
+        """Seconds at one place, or at many: arrays that broadcast.
+
+        Raises:
+            ConfigError: outside of what was measured.
+        """
+        if outside := self._outside(places):
+            name, given = outside
+            points = self.axes[name]
+            raise ConfigError(
+                f"cost table: {name} {given:g} is outside of what was measured, {points[0]} to {points[-1]};"
+                f" measure it with python -m harness.cost costs.{_SETTINGS[name]}=[...,{math.ceil(given)}]"
+            )
+        sides = []
+        for name, points in self.axes.items():
+            known = np.asarray(points, float)
+            place = np.clip(np.asarray(places[name], float), known[0], known[-1])
+            low = np.clip(np.searchsorted(known, place, side="right") - 1, 0, max(len(known) - 2, 0))
+            high = np.minimum(low + 1, len(known) - 1)
+            step = known[high] - known[low]
+            share = np.where(step > 0, (place - known[low]) / np.where(step > 0, step, 1), 0.0)
+            sides.append(((low, 1 - share), (high, share)))
+        total: Any = 0.0
+        for corner in product(*sides):
+            weight = math.prod((share for _, share in corner), start=np.float64(1))
+            total = total + weight * self.values[tuple(index for index, _ in corner)]
+        return np.asarray(total, float)
+
+    def _outside(self, places: Mapping[str, ArrayLike]) -> tuple[str, float] | None:
+        """The first axis on which a place is not covered, and that place."""
+        for name, points in self.axes.items():
+            given = np.asarray(places[name], float)
+            if not given.size:
+                continue
+            if given.max() > points[-1]:
+                return name, float(given.max())
+            if given.min() < points[0] and name != "context":
+                return name, float(given.min())
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of JSON types; `from_json` is its inverse."""
+        return {"axes": {name: list(points) for name, points in self.axes.items()}, "s": self.values.tolist()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Grid:
+        """Read what `to_json` wrote."""
+        axes = {name: tuple(points) for name, points in data["axes"].items()}
+        return cls(axes=axes, values=np.asarray(data["s"], float).reshape([len(p) for p in axes.values()]))
+
+
+_SETTINGS = {"batch": "batches", "context": "contexts", "tokens": "tokens"}
+"""Names of the axes in `conf/cost.yaml`."""
+
+
+def repaired(values: ArrayLike) -> Floats:
+    """Measured seconds [batch, context, ...] made monotone along every axis, strictly along the last.
+
+    Tile sizes and noise make real tables stepped or even inverted, which flips the sign of what a token
+    costs. The last axis: isotonic regression (Ayer et al. 1955); the others: running maximum.
+    """
+    fixed = np.apply_along_axis(isotonic, -1, np.asarray(values, float))
+    for axis in range(fixed.ndim - 1):
+        fixed = np.maximum.accumulate(fixed, axis=axis)
+    return np.asarray(fixed * (1 + _LEAST_STEP * np.arange(fixed.shape[-1])), float)
+
+
+def isotonic(values: Sequence[float] | Floats) -> Floats:
+    """The nondecreasing sequence nearest to `values` in least squares (pool adjacent violators)."""
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        mean, count = float(value), 1
+        while pools and pools[-1][0] > mean:
+            other, size = pools.pop()
+            mean, count = (mean * count + other * size) / (count + size), count + size
+        pools.append((mean, count))
+    return np.concatenate([np.full(count, mean) for mean, count in pools])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftingCost:
+    """What a drafter costs. settings: its configuration.
+
+    round: seconds of propose and observe together, by (batch, context). call: of one forward of its own model
+    over so many tokens of every sequence, by (batch, context, tokens); None where it has no model.
+    """
+
+    settings: dict[str, Any]
+    round: Grid
+    call: Grid | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostTable:
+    """Costs of one target on one device.
+
+    identity: see `identity`. forward: of `Target.verify`. settle: of acceptance, the host's look at it and
+    the commit. spread: median over cells of the interquartile range of a cell's repeats over its median.
+    made: when and with which code.
+    """
+
+    identity: dict[str, Any]
+    name: str
+    forward: Grid
+    settle: Grid
+    spread: float
+    drafters: dict[str, DraftingCost] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
+
+    def seconds(self, batch: ArrayLike, context: ArrayLike, tokens: ArrayLike) -> Floats:
+        """Of one forward over `tokens` tokens of each of `batch` sequences behind `context` cached ones.
+
+        Numbers or arrays that broadcast. Rises with each of the three; linear between what was measured.
+        Below the first context the first one's value holds.
+
+        Raises:
+            ConfigError: outside of what was measured.
+        """
+        return self.forward.at(batch=batch, context=context, tokens=tokens)
+
+    def curve(self, batch: float, context: float) -> Floats:
+        """`seconds` for 1, 2, ... tokens, as many as were measured: what tree policies weigh."""
+        return self.seconds(batch, context, np.arange(1, self.forward.axes["tokens"][-1] + 1))
+
+    def step_seconds(self, batch: ArrayLike, context: ArrayLike, tokens: ArrayLike) -> Floats:
+        """A round without its drafting: `seconds`, acceptance and commit."""
+        return self.seconds(batch, context, tokens) + self.settle.at(
+            batch=batch, context=context, tokens=tokens
+        )
+
+    def drafting(self, method: str, settings: Mapping[str, Any]) -> DraftingCost | None:
+        """Of a method with exactly these settings, where it was measured."""
+        found = self.drafters.get(method)
+        return found if found is not None and found.settings == dict(settings) else None
+
+    def expect(self, wanted: Mapping[str, Any]) -> CostTable:
+        """This table, if it was measured on what `wanted` (see `identity`) describes.
+
+        Raises:
+            ConfigError: another device, target or software; what differs, and what to type.
+        """
+        differing = [
+            f"{part}.{key} is {value!r} there and {wanted[part].get(key)!r} here"
+            for part, facts in self.identity.items()
+            for key, value in facts.items()
+            if wanted[part].get(key) != value
+        ]
+        if differing:
+            raise ConfigError(
+                f"cost table of {self.name}: measured on something else: {'; '.join(differing)}."
+                " Measure it here: python -m harness.cost target=NAME method=[NAME,...]"
+            )
+        return self
+
+    @property
+    def file(self) -> str:
+        """Its name: one table a device and target shape."""
+        return f"{slug(self.name)}-{digest(self.identity)[:10]}.json"
+
+    def save(self, folder: Path) -> Path:
+        """Write it into `folder`; drafters of an earlier table of the same identity stay."""
+        place = folder / self.file
+        known = load_table(place).drafters if place.is_file() else {}
+        drafters = {
+            name: {
+                "settings": cost.settings,
+                "round": cost.round.to_json(),
+                "call": cost.call and cost.call.to_json(),
+            }
+            for name, cost in {**known, **self.drafters}.items()
+        }
+        document = {
+            "version": _VERSION,
+            "name": self.name,
+            "identity": self.identity,
+            "made": self.made,
+            "spread": self.spread,
+            "forward": self.forward.to_json(),
+            "settle": self.settle.to_json(),
+            "drafters": drafters,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        part = place.with_suffix(".part")
+        part.write_text(json.dumps(document) + "\n", encoding="utf-8")
+        part.replace(place)
+        return place
+
+
+def load_table(file: Path) -> CostTable:
+    """Read what `CostTable.save` wrote.
+
+    Raises:
+        ConfigError: it is not there, or is no table of this version.
+    """
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data["version"] != _VERSION:
+            raise ValueError(f"version {data['version']}, this harness reads {_VERSION}")
+        return CostTable(
+            identity=data["identity"],
+            name=data["name"],
+            forward=Grid.from_json(data["forward"]),
+            settle=Grid.from_json(data["settle"]),
+            spread=data["spread"],
+            drafters={
+                name: DraftingCost(
+                    settings=cost["settings"],
+                    round=Grid.from_json(cost["round"]),
+                    call=Grid.from_json(cost["call"]) if cost["call"] else None,
+                )
+                for name, cost in data["drafters"].items()
+            },
+            made=data["made"],
+        )
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such cost table; python -m harness.cost makes one") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file}: is no cost table ({error}); python -m harness.cost makes one") from error
+
+
+def load_tables(results: Path) -> list[CostTable]:
+    """All tables below a results folder, by name."""
+    return [load_table(file) for file in sorted((results / COSTS).glob("*.json"))]
+
+
+def identity(
+    card: Mapping[str, Any], device: Mapping[str, Any], packages: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """What a table's seconds depend on, from a target's card and `provenance` facts; JSON types."""
+    return {
+        "device": {key: device.get(key) for key in DEVICE_IDENTITY},
+        "target": {key: card.get(key) for key in _SHAPE},
+        "software": {"torch": packages.get("torch")},
+    }
