@@ -72,7 +72,9 @@ class Grid:
             sides.append(((low, 1 - share), (high, share)))
         total: Any = 0.0
         for corner in product(*sides):
-            weight = math.prod((share for _, share in corner), start=np.float64(1))
+            weight: Any = 1.0
+            for _, share in corner:
+                weight = weight * share
             total = total + weight * self.values[tuple(index for index, _ in corner)]
         return np.asarray(total, float)
 

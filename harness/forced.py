@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -129,6 +129,7 @@ def read_trace(path: str, arm: str | None = None) -> list[int]:
         ConfigError: what cannot be read, and where.
     """
     place = Path(path).expanduser()
+    found: list[tuple[str | None, list[int]]]
     if (place / MANIFEST).is_file():
         records = [record for record in load_run(place).records if record.repeat == 0]
         found = [(record.arm, record.accepted) for record in records if record.accepted]
@@ -152,7 +153,9 @@ def read_trace(path: str, arm: str | None = None) -> list[int]:
 def _entries(file: Path) -> Iterator[tuple[str | None, list[int]]]:
     """The arm, where it is told, and the accepted lengths of every list or object of a file."""
     text = file.read_text(encoding="utf-8")
-    parts = [(1, text)] if file.suffix == ".json" else enumerate(text.splitlines(), start=1)
+    parts: Iterable[tuple[int, str]] = (
+        [(1, text)] if file.suffix == ".json" else enumerate(text.splitlines(), start=1)
+    )
     for number, part in parts:
         try:
             value = json.loads(part)

@@ -70,7 +70,7 @@ def predicted_seconds(
     drafts = any(record.drafted)
     if table is None or (drafts and drafting is None):
         return math.nan
-    places = {"batch": float(record.batch_size), "context": contexts(record)}
+    places: dict[str, Any] = {"batch": float(record.batch_size), "context": contexts(record)}
     tokens = 1.0 + np.asarray(record.drafted, float)
     if not table.forward.covers(**places, tokens=tokens):
         return math.nan
@@ -90,7 +90,7 @@ def _saved(record: GenerationRecord, table: CostTable | None) -> float:
     """
     if table is None:
         return math.nan
-    places = {"batch": float(record.batch_size), "context": contexts(record)}
+    places: dict[str, Any] = {"batch": float(record.batch_size), "context": contexts(record)}
     drafted, kept = (1.0 + np.asarray(n, float) for n in (record.drafted, record.accepted))
     if not table.forward.covers(**places, tokens=drafted):
         return math.nan
