@@ -18,7 +18,7 @@ from harness.rows import pairwise, summarise
 from tests.builders import make_exhibit, make_record, make_run, sample_records, sample_runs, write_runs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-TIMEOUT_MS = 120_000
+TIMEOUT_MS = 240_000
 EVIL = (
     "</script><script>window.pwned=1</script>",
     "<img src=x onerror=window.pwned=2>",

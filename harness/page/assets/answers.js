@@ -83,10 +83,11 @@ function drawAnswer(answer) {
     // Trimming may have cut off the target's own token.
     const ownAt = answer.accepted[round] < answer.emitted[round] ? answer.accepted[round] : -1;
     const label = `Round ${round + 1}: ${answer.drafted[round]} drafted, ${answer.accepted[round]} kept${kept.has(round) ? ", tree kept" : ""}: `;
-    return el("button", {
+    const button = el("button", {
       type: "button", class: `round r${round % NUM_TINTS}${kept.has(round) ? " has-tree" : ""}`, "data-round": round, tabindex: -1, title: label.slice(0, -2),
       onclick: () => drawRound(answer, round, [...kept]),
     }, el("span", { class: "hidden" }, label), d3.range(count).map((i) => token(begin + i, i === ownAt)));
+    return [button, breaks(answer, begin, count)];
   };
   const box = el("div", { class: "answer", role: "group", "aria-label": "Answer by rounds; arrow keys move" },
     answer.ids.length ? el("span", { class: "round prefill", title: "Emitted by the prefill" }, token(0, true)) : null, shown.map(block));
@@ -103,8 +104,9 @@ function drawAnswer(answer) {
   return box;
 }
 
-/** In running text spaces stay spaces; only line ends get a sign, before the line really ends. */
-const visibleInText = (text) => text.replaceAll("\n", "⏎\n");
+/** In running text spaces stay spaces, and a line ends after the block that ended it. */
+const visibleInText = (text) => text.replaceAll("\n", "⏎").replaceAll("\t", "⇥");
+const breaks = (answer, begin, count) => (answer.ids.slice(begin, begin + count).some((id) => textOf(answer, id).includes("\n")) ? "\n" : "");
 
 function drawRound(answer, round, withTrees) {
   CHOICE.round = round;
