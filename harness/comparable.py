@@ -16,7 +16,7 @@ SETTING = ("target", "batch_size", "profile", "baseline", "acceptor")
 """What all of one table shares: fields of a cell, and of a row."""
 _AXES = {"target", "task", "methods", "rungs", "decoding", "decodings", "max_new_tokens", "seeds"}
 """Parts of the configuration that have facts of their own below, told apart by the tables' axes."""
-_OUTPUT = {"tracker", "results", "replicate", "hydra"}
+_OUTPUT = {"tracker", "results", "replicate", "hydra", "dry_run"}
 _CHANGING = {"cpu_mhz", "gpu_sm_mhz", "gpu_memory_mhz"}
 """Clocks as they happened to be; the limits they are held to stay among the facts."""
 _SETTINGS = ("method[", "rung[")
@@ -25,7 +25,8 @@ _EVERY_TARGET = ("dtype", "attention", "linear", "cache", "quantisation")
 _EVERY_DECODING = ("max_new_tokens", "ignore_end_token", "filter_order")
 _OF_THE_TARGET = ("template_hash", "end_token_ids")
 """Parts of the prompt set's card that all tasks of a target share."""
-_NOT_SET = "null"
+NOT_SET = "null"
+"""What a fact is in a run that has the rest of its part."""
 _MAX_LISTED = 6
 
 
@@ -82,7 +83,7 @@ def differences(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
         part, values = _part(name), dict[str, list[str]]()
         for run_id, own, parts in told:
             if part in parts:
-                values.setdefault(own.get(name, _NOT_SET), []).append(run_id)
+                values.setdefault(own.get(name, NOT_SET), []).append(run_id)
         if len(values) > 1:
             found[name] = values
     return found
@@ -152,7 +153,7 @@ def _told(run: Run, names: Sequence[str]) -> str:
     """The facts of these names."""
     own = facts(run)
     parts = set(map(_part, own))
-    return "; ".join(f"{name} = {own.get(name, _NOT_SET)}" for name in names if _part(name) in parts)
+    return "; ".join(f"{name} = {own.get(name, NOT_SET)}" for name in names if _part(name) in parts)
 
 
 def _asked(run: Run, runs: Sequence[Run]) -> str:

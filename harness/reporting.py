@@ -11,6 +11,7 @@ from pathlib import Path
 from harness import figures, tables
 from harness.comparable import refuse_mixed, variants
 from harness.config import ConfigError
+from harness.diff import describe, find_run
 from harness.records import Run
 from harness.reporters import Console
 from harness.rows import Row, pairwise, summarise
@@ -25,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     console = Console()
     try:
+        if given.command == "diff":
+            print(describe(*(find_run(given.results / "runs", name) for name in (given.first, given.second))))
+            return GOOD
         rows = build(
             given.results, given.out or given.results / "tables", console, given.only, given.allow_mixed
         )
@@ -96,7 +100,7 @@ def _choose(runs: Sequence[Run], where: Path, only: str | None) -> list[Run]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m harness.report",
-        description="Tables and figures from stored runs.",
+        description="Tables and figures from stored runs, and what differs between two of them.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -109,4 +113,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--allow-mixed", action="store_true", help="footnote runs that differ; do not refuse"
     )
+    command = commands.add_parser(
+        "diff",
+        help="what differs between two runs, and what it may have done to their numbers",
+        description="What differs between two runs, and what it may have done to their numbers.",
+        allow_abbrev=False,
+    )
+    for name in ("first", "second"):
+        command.add_argument(name, metavar="RUN", help="a run's id, a part of it, or its folder")
+    command.add_argument("--results", type=Path, default=Path("results"), help="folder that holds runs/")
     return parser

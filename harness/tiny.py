@@ -51,13 +51,15 @@ class TinyTarget(TargetSpec):
                 f"target.num_kv_heads={self.num_kv_heads}: must divide target.num_heads={self.num_heads}."
             )
         progress(f"target {self.name}: random {self.architecture} weights, seed {self.seed}")
-        tokenizer = byte_tokenizer(self.vocab_size)
-        model = self.random_model(self._config(tokenizer), self.resolved_device())
-        return self.describe(model, tokenizer, source=f"random (seed {self.seed})")
+        model = self.random_model(self.shape(), self.resolved_device())
+        source = f"random (seed {self.seed})"
+        return self.describe(model, byte_tokenizer(self.vocab_size), source=source)
 
-    def _config(self, tokenizer: Any) -> Any:
+    def shape(self) -> Any:
+        """See `TargetSpec.shape`."""
         from transformers import CONFIG_MAPPING
 
+        tokenizer = byte_tokenizer(self.vocab_size)
         experts = {"num_local_experts": 4, "num_experts_per_tok": 2} if self.architecture == "mixtral" else {}
         return CONFIG_MAPPING[self.architecture](
             vocab_size=self.vocab_size,
