@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from harness import figures, tables
+from harness import figures, replication, tables
 from harness.comparable import refuse_mixed, variants
 from harness.config import ConfigError
 from harness.diff import describe, find_run
+from harness.published import load_papers
 from harness.records import Run
 from harness.reporters import Console
 from harness.rows import Row, pairwise, summarise
@@ -48,6 +49,8 @@ def build(
 ) -> list[Row]:
     """Write report.md, report.tex, rows.csv, pairs.csv and figures/ into `out`; the rows they show.
 
+    Where papers published the same cells, replication.md and replication.csv stand beside them.
+
     only: pattern of run ids. allow_mixed: runs that do not compare stand side by side with footnotes.
 
     Raises:
@@ -65,7 +68,14 @@ def build(
         "rows.csv": tables.csv(rows),
         "pairs.csv": tables.pairs_csv(pairs),
     }
+    papers = load_papers()
+    texts["replication.md"] = replication.markdown(papers, rows, runs)
+    texts["replication.csv"] = tables.csv_of(replication.table(papers, rows, runs))
     for name, text in texts.items():
+        if not text.strip():
+            # Nothing that a paper measured as well; what an earlier report found goes.
+            (out / name).unlink(missing_ok=True)
+            continue
         (out / name).write_text(text, encoding="utf-8", newline="\n")
         console.note(f"wrote {out / name}")
     for path in _redraw(rows, out / "figures"):
