@@ -20,5 +20,10 @@ def bench(config: DictConfig) -> None:
     cli.run_job(config)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The script `specbench`: the shell can complete a command of one word only."""
     sys.exit(cli.main(bench))
+
+
+if __name__ == "__main__":
+    main()

@@ -121,3 +121,10 @@ def marks(row: Row) -> str:
 def strike(cells: Sequence[str]) -> list[str]:
     """The cells of a broken row, crossed out as Markdown does it."""
     return [f"~~{cell}~~" if cell and cell != UNKNOWN else cell for cell in cells]
+
+
+def escape(text: str) -> str:
+    """Text that means itself in a Markdown table; `~~` stays, as it strikes out."""
+    for sign in ("\\", "|", "*", "_", "<", "`"):
+        text = text.replace(sign, f"\\{sign}")
+    return " ".join(text.split())

@@ -64,11 +64,13 @@ def _wrong(text: str) -> int:
 def run_job(config: DictConfig) -> None:
     """Measure everything of one composed configuration and leave the outcome in Hydra's folder."""
     # torch and transformers take seconds to import, which `--help` and a misspelt key need not wait for.
+    from harness.grid import Survey
     from harness.job import Job
 
     hydra = HydraConfig.get()
     sweeping = hydra.mode == RunMode.MULTIRUN
-    job = Job(config, list(hydra.overrides.task), Console())
+    overrides = list(hydra.overrides.task)
+    job = Survey(config, overrides) if config.dry_run else Job(config, overrides, Console())
     job.run(sweeping)
     folder = Path(hydra.runtime.output_dir)
     (folder / OUTCOME).write_text(json.dumps(job.outcome()))
@@ -127,6 +129,7 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
     status: int = max(outcome["status"] for outcome in outcomes)
     folders = list(dict.fromkeys(folder for outcome in outcomes for folder in outcome["run_dirs"]))
     errors = [error for outcome in outcomes for error in outcome["errors"]]
+    surveyed = [cell for outcome in outcomes for cell in outcome.get("cells", [])]
     runs: list[Run] = []
     found: list[rows.Row] = []
     for folder in folders:
@@ -141,13 +144,21 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
             console.table(*tables.console_table(found))
         for note in variants(runs)[1]:
             console.note(note)
+        if surveyed:
+            from harness import grid
+
+            console.table(*grid.table(surveyed))
+            for note in grid.notes(surveyed):
+                console.note(note)
     except Exception as error:
         errors.append(f"the table cannot be made: {type(error).__name__}: {error}")
     for told in errors:
         console.error(told)
     if status == WRONG:
         return status
-    document = {"rows": rows.json_rows(found), "run_dirs": folders}
+    document: dict[str, Any] = {"rows": rows.json_rows(found), "run_dirs": folders}
+    if any("cells" in outcome for outcome in outcomes):
+        document["cells"] = surveyed
     print(json.dumps(document, allow_nan=False), flush=True)
     broken = any(row.verdict == "broken" and row.kind == "arm" for row in found)
     return FAILED if broken or errors else status

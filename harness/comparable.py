@@ -14,24 +14,30 @@ Facts = dict[str, str]
 
 SETTING = ("target", "batch_size", "profile", "baseline", "acceptor")
 """What all of one table shares: fields of a cell, and of a row."""
-_AXES = {"target", "task", "methods", "rungs", "decoding", "decodings"}
+_AXES = {"target", "task", "methods", "rungs", "decoding", "decodings", "max_new_tokens", "seeds"}
 """Parts of the configuration that have facts of their own below, told apart by the tables' axes."""
-_OUTPUT = {"tracker", "results", "replicate", "hydra"}
+_OUTPUT = {"tracker", "results", "replicate", "hydra", "dry_run"}
 _CHANGING = {"cpu_mhz", "gpu_sm_mhz", "gpu_memory_mhz"}
 """Clocks as they happened to be; the limits they are held to stay among the facts."""
 _SETTINGS = ("method[", "rung[")
 """Beginnings of facts that a sweep varies: they make rows of their own and no other table."""
 _EVERY_TARGET = ("dtype", "attention", "linear", "cache", "quantisation")
 _EVERY_DECODING = ("max_new_tokens", "ignore_end_token", "filter_order")
+_OF_THE_TARGET = ("template_hash", "end_token_ids")
+"""Parts of the prompt set's card that all tasks of a target share."""
+NOT_SET = "null"
+"""What a fact is in a run that has the rest of its part."""
 _MAX_LISTED = 6
 
 
 def facts(run: Run) -> Facts:
-    """What may explain a number of `run`, by name; two runs compare if they agree on all names they share.
+    """What may explain a number of `run`, by name; two runs compare if they agree on all parts they share.
 
-    What belongs to one target, task, decoding or method has a name that holds it, so that the tables' axes
-    may vary. A run without records has no number and no facts. The commit is not among them: the hash of the
-    sources says the same, and not that a results file was committed.
+    A part is what stands before a name's first dot, as `target[tiny]` or `packages`: what belongs to one
+    target, task, decoding or method has a part that holds it, so that the tables' axes may vary. Within a
+    part, a name that one run lacks is null there: nobody set it. A run without records has no number and no
+    facts. The commit is not among them: the hash of the sources says the same, and not that a results file
+    was committed.
     """
     if not run.records:
         return {}
@@ -43,9 +49,11 @@ def facts(run: Run) -> Facts:
     card, decoding = dict(manifest.target), dict(config.get("decoding") or {})
     found |= {f"target.{name}": card.pop(name) for name in _EVERY_TARGET if name in card}
     found |= {f"decoding.{name}": decoding.pop(name) for name in _EVERY_DECODING if name in decoding}
+    prompts = dict(manifest.prompts)
+    card |= {name: prompts.pop(name) for name in _OF_THE_TARGET if name in prompts}
     found |= _flat(f"target[{cell.target}]", {**card, "config": config.get("target") or {}})
     found |= _flat(f"decoding[{cell.decoding}]", decoding)
-    found |= _flat(f"prompts[{cell.target}, {cell.task}]", manifest.prompts)
+    found |= _flat(f"prompts[{cell.target}, {cell.task}]", prompts)
     found |= _flat(f"task[{cell.task}]", config.get("task") or {})
     # A method may have another head or tree for another target; on one target it must be the same everywhere.
     for name, settings in manifest.arms.items():
@@ -69,11 +77,21 @@ def _flat(prefix: str, tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
     """Fact -> value -> ids of the runs that have it, for the facts in which `runs` differ."""
-    seen: dict[str, dict[str, list[str]]] = {}
-    for run in runs:
-        for name, value in facts(run).items():
-            seen.setdefault(name, {}).setdefault(value, []).append(run.manifest.run_id)
-    return {name: values for name, values in sorted(seen.items()) if len(values) > 1}
+    told = [(run.manifest.run_id, own, set(map(_part, own))) for run in runs if (own := facts(run))]
+    found: dict[str, dict[str, list[str]]] = {}
+    for name in sorted({name for _, own, _ in told for name in own}):
+        part, values = _part(name), dict[str, list[str]]()
+        for run_id, own, parts in told:
+            if part in parts:
+                values.setdefault(own.get(name, NOT_SET), []).append(run_id)
+        if len(values) > 1:
+            found[name] = values
+    return found
+
+
+def _part(name: str) -> str:
+    """`method[tiny, ngram]` of a fact about it; names of targets and tasks may hold dots."""
+    return re.match(r"\w*(\[[^\]]*\])?", name)[0]  # type: ignore[index]
 
 
 def refuse_mixed(runs: Sequence[Run]) -> None:
@@ -134,7 +152,8 @@ def _tables(runs: Sequence[Run]) -> Iterator[list[Run]]:
 def _told(run: Run, names: Sequence[str]) -> str:
     """The facts of these names."""
     own = facts(run)
-    return "; ".join(f"{name} = {own[name]}" for name in names if name in own)
+    parts = set(map(_part, own))
+    return "; ".join(f"{name} = {own.get(name, NOT_SET)}" for name in names if _part(name) in parts)
 
 
 def _asked(run: Run, runs: Sequence[Run]) -> str:

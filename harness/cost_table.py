@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.config import ConfigError
-from harness.provenance import DEVICE_IDENTITY, digest, slug
+from harness.provenance import device_identity, digest, slug
 
 COSTS = "costs"
 """Folder of the tables, below the results."""
@@ -280,7 +280,7 @@ def identity(
 ) -> dict[str, dict[str, Any]]:
     """What a table's seconds depend on, from a target's card and `provenance` facts; JSON types."""
     return {
-        "device": {key: device.get(key) for key in DEVICE_IDENTITY},
+        "device": device_identity(device),
         "target": {key: card.get(key) for key in _SHAPE},
         "software": {"torch": packages.get("torch")},
     }

@@ -35,8 +35,6 @@ from harness.weights import template_hash
 _WARMUP_TOKENS = 32
 _NUM_CHECKED = 3
 """Prompts that drafters look at before anything is measured."""
-_OUTPUT_OPTIONS = ("results", "tracker", "replicate", "decodings")
-"""Not part of a run's identity, or (replicate, decodings) put into it in another form."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +83,12 @@ class Experiment:
         """What will be measured and where; its id is the run's."""
         device = provenance.device_facts(self.session.target.device)
         cards, weights, prompts = self.session.cards(), self.session.weights, self._prompt_set
+        asked = self.plan.run_config(self.params)
         revision = {name: weights.card.get(name) for name in ("source", "revision", "fingerprint")}
 
         def run_id(replicate: int) -> str:
             # Other prompts in the same file or another head in the same folder make another measurement.
-            config = {**self._config(), "cards": cards, "prompts": prompts, "weights": revision}
+            config = {**asked, "cards": cards, "prompts": prompts, "weights": revision}
             return provenance.run_id(self.cell, provenance.identity(config, replicate, device))
 
         wanted = self.plan.replicate
@@ -106,7 +105,7 @@ class Experiment:
                 for name, drafter in self.plan.arms.items()
             },
             rungs=[rung.name for rung in self.rungs],
-            config=provenance.redact(self._config()),
+            config=provenance.redact(asked),
             overrides=provenance.redact(self.plan.overrides),
             target={**weights.card, "linear": self.session.target.linear, "step": self.session.target.step},
             prompts=prompts,
@@ -167,12 +166,6 @@ class Experiment:
                 self.console.stop()
         return run.folder
 
-    def _config(self) -> dict[str, Any]:
-        config = {key: value for key, value in self.plan.config.items() if key not in _OUTPUT_OPTIONS}
-        if card := self.acceptor.card():
-            config["acceptor"] = {**config["acceptor"], "card": card}
-        return {**config, "decoding": self.plan.config["decodings"][self.params.name]}
-
     def _blocks(self) -> Iterator[Block]:
         size = self.plan.measure.block_size
         conversations = self.session.conversations
@@ -217,22 +210,14 @@ class Experiment:
 
     def _trials(self, block: Block) -> list[Trial]:
         """Every pass over a block, in an order drawn for that block."""
-        measure, greedy = self.plan.measure, self.params.greedy
-        samples = range(len(self.params.seeds))
-        repeats = measure.repeats_at(greedy) if measure.timed else 1
+        repeats = self.plan.repeats(self.params)
         trials = [
             Trial(player, sample, repeat)
-            for player in self.session.players
-            for sample in samples
-            for repeat in range(repeats)
+            for player in (*self.session.players, *self.rungs)
+            for sample in range(len(self.params.seeds))
+            for repeat in range(repeats[player.name])
         ]
-        trials += [
-            Trial(player, sample, repeat)
-            for player in self.rungs
-            for sample in samples
-            for repeat in range(measure.rung_repeats_at(greedy))
-        ]
-        random.Random(f"{measure.order_seed}:{_name(block)}").shuffle(trials)
+        random.Random(f"{self.plan.measure.order_seed}:{_name(block)}").shuffle(trials)
         return trials
 
     def _num_generations(self, blocks: list[Block]) -> int:

@@ -19,6 +19,8 @@ from harness.weights import TargetSpec
 
 BASELINE_ARM = "vanilla"
 """The arm that every other one is compared with; it is always among the arms."""
+_NOT_OF_A_RUN = ("results", "tracker", "replicate", "decodings", "dry_run")
+"""Where output goes and what a process does; replicate and decodings are put into a run in another form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,20 @@ class Plan:
     results: Path
     config: dict[str, Any]
     overrides: list[str]
+
+    def run_config(self, params: DecodingParams) -> dict[str, Any]:
+        """What the manifest of the run with `params` holds as its configuration."""
+        config = {key: value for key, value in self.config.items() if key not in _NOT_OF_A_RUN}
+        if card := self.acceptor.card():
+            config["acceptor"] = {**config["acceptor"], "card": card}
+        return {**config, "decoding": self.config["decodings"][params.name]}
+
+    def repeats(self, params: DecodingParams) -> dict[str, int]:
+        """How often each arm and rung answers a prompt, a seed: by the names that records have."""
+        measure = self.measure
+        often = measure.repeats_at(params.greedy) if measure.timed else 1
+        rungs = {rung.name: measure.rung_repeats_at(params.greedy) for rung in self.rungs.values()}
+        return {**dict.fromkeys(self.arms, often), **{name: num for name, num in rungs.items() if num}}
 
 
 def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
@@ -79,6 +95,8 @@ def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
     replicate = config["replicate"]
     if replicate != "next" and not (isinstance(replicate, int) and replicate >= 0):
         raise ConfigError(f"replicate={replicate}: a number from 0, or `next`")
+    if not isinstance(config["dry_run"], bool):
+        raise ConfigError(f"dry_run={config['dry_run']}: true or false")
     return Plan(
         target=build(cfg.target, "target"),
         task=build(cfg.task, "task"),

@@ -15,12 +15,13 @@ from typing import Any
 
 import psutil
 
-from harness.records import Cell
+from harness.records import Cell, RunManifest
 
 REDACTED = "<redacted>"
 
 _OUTPUT_OPTIONS = frozenset({"tracker", "results", "hydra", "replicate"})
-DEVICE_IDENTITY = ("type", "name", "num_devices", "driver", "cpu", "num_cores", "num_threads")
+_DEVICE_IDENTITY = ("type", "name", "num_devices", "driver", "cpu", "num_cores", "num_threads")
+_IDENTITY_PACKAGES = ("torch", "transformers")
 _SOURCE_PACKAGES = ("harness", "methods", "conf")
 _SOURCE_SUFFIXES = frozenset({".py", ".yaml", ".jsonl", ".jinja"})
 _PACKAGES = (
@@ -70,8 +71,26 @@ def identity(config: Mapping[str, Any], replicate: int, device: Mapping[str, Any
         "config": redact({key: value for key, value in config.items() if key not in _OUTPUT_OPTIONS}),
         "replicate": replicate,
         "source": source_hash(),
-        "packages": {name: packages().get(name) for name in ("torch", "transformers")},
-        "device": {key: device.get(key) for key in DEVICE_IDENTITY},
+        "packages": {name: packages().get(name) for name in _IDENTITY_PACKAGES},
+        "device": device_identity(device),
+    }
+
+
+def device_identity(device: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells machines apart, of `device_facts`."""
+    return {key: device.get(key) for key in _DEVICE_IDENTITY}
+
+
+def stored_identity(manifest: RunManifest) -> dict[str, Any]:
+    """The `identity` that a stored run had, without its prompts, weights and heads."""
+    facts = manifest.provenance
+    versions = facts.get("packages") or {}
+    return {
+        "config": {key: value for key, value in manifest.config.items() if key not in _OUTPUT_OPTIONS},
+        "replicate": manifest.replicate,
+        "source": facts.get("source_hash"),
+        "packages": {name: versions.get(name) for name in _IDENTITY_PACKAGES},
+        "device": device_identity(facts.get("device") or {}),
     }
 
 

@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from harness import figures, page, replay, tables
+from harness import figures, page, replay, replication, tables
 from harness.comparable import refuse_mixed, variants
 from harness.config import ConfigError
 from harness.cost_table import load_tables
+from harness.diff import describe, find_run
+from harness.published import load_papers
 from harness.records import Run
 from harness.reporters import Console
 from harness.rows import Row, pairwise, summarise
@@ -31,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given.command == "replay":
             replay.run_command(given, console)
+            return GOOD
+        if given.command == "diff":
+            print(describe(*(find_run(given.results / "runs", name) for name in (given.first, given.second))))
             return GOOD
         rows = build(
             given.results,
@@ -61,6 +66,8 @@ def build(
 ) -> list[Row]:
     """Write the report into `out` in each of `formats`, names of `FORMATS`; the rows it shows.
 
+    Where papers published the same cells, replication.md and replication.csv stand beside them.
+
     only: pattern of run ids. allow_mixed: runs that do not compare stand side by side with footnotes.
 
     Raises:
@@ -72,15 +79,27 @@ def build(
     _, notes = variants(runs)
     rows, pairs = summarise(runs, load_tables(results)), pairwise(runs)
     out.mkdir(parents=True, exist_ok=True)
+    papers = load_papers()
     makers: dict[str, Callable[[], dict[str, str]]] = {
-        "md": lambda: {"report.md": tables.markdown(rows, pairs, notes)},
+        "md": lambda: {
+            "report.md": tables.markdown(rows, pairs, notes),
+            "replication.md": replication.markdown(papers, rows, runs),
+        },
         "tex": lambda: {"report.tex": tables.latex(rows, notes)},
-        "csv": lambda: {"rows.csv": tables.csv(rows), "pairs.csv": tables.pairs_csv(pairs)},
+        "csv": lambda: {
+            "rows.csv": tables.csv(rows),
+            "pairs.csv": tables.pairs_csv(pairs),
+            "replication.csv": tables.csv_of(replication.table(papers, rows, runs)),
+        },
         "html": lambda: {"report.html": page.document(rows, pairs, runs, notes)},
         "figures": dict,
     }
     for chosen in dict.fromkeys(formats):
         for name, text in makers[chosen]().items():
+            if not text.strip():
+                # Nothing that a paper measured as well; what an earlier report found goes.
+                (out / name).unlink(missing_ok=True)
+                continue
             (out / name).write_text(text, encoding="utf-8", newline="\n")
             console.note(f"wrote {out / name}")
     for path in _redraw(rows, out / "figures") if "figures" in formats else ():
@@ -115,7 +134,7 @@ def _choose(runs: Sequence[Run], where: Path, only: str | None) -> list[Run]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m harness.report",
-        description="Tables and figures from stored runs.",
+        description="Tables and figures from stored runs, and what differs between two of them.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -136,4 +155,13 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-mixed", action="store_true", help="footnote runs that differ; do not refuse"
     )
     replay.add_command(commands)
+    command = commands.add_parser(
+        "diff",
+        help="what differs between two runs, and what it may have done to their numbers",
+        description="What differs between two runs, and what it may have done to their numbers.",
+        allow_abbrev=False,
+    )
+    for name in ("first", "second"):
+        command.add_argument(name, metavar="RUN", help="a run's id, a part of it, or its folder")
+    command.add_argument("--results", type=Path, default=Path("results"), help="folder that holds runs/")
     return parser

@@ -15,7 +15,7 @@ from harness.batches import break_even_of, by_batch, curves
 from harness.latex import latex
 from harness.rows import Pair, Row
 
-__all__ = ["console_table", "csv", "latex", "markdown", "pairs_csv", "pairs_table"]
+__all__ = ["console_table", "csv", "csv_of", "latex", "markdown", "pairs_csv", "pairs_table"]
 
 Table = tuple[list[str], list[list[str]]]
 Column = tuple[str, Callable[[Row], str]]
@@ -210,9 +210,13 @@ def markdown(rows: Sequence[Row], pairs: Sequence[Pair] = (), notes: Sequence[st
             if table[1]:
                 parts += [f"### {title}", "", *_markdown_table(table)]
     for group in by_batch(rows):
-        parts += [f"## {_escape(_batches_heading(group[0]))}", "", *_markdown_table(batches_table(group))]
+        parts += [
+            f"## {cells.escape(_batches_heading(group[0]))}",
+            "",
+            *_markdown_table(batches_table(group)),
+        ]
     if notes:
-        parts += ["## Notes", "", *(f"* {_escape(note)}" for note in notes), ""]
+        parts += ["## Notes", "", *(f"* {cells.escape(note)}" for note in notes), ""]
     return "\n".join(parts)
 
 
@@ -224,14 +228,14 @@ def _by_setting(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
 
 
 def _heading(setting: tuple[Any, ...]) -> str:
-    target, batch, profile, baseline, acceptor = (_escape(str(part)) for part in setting)
+    target, batch, profile, baseline, acceptor = (cells.escape(str(part)) for part in setting)
     return f"{target}: batch size {batch}, profile {profile}, {baseline} baseline, {acceptor} acceptor"
 
 
 def _constants(rows: Sequence[Row]) -> list[str]:
     """What the table leaves out because all its rows share it."""
     shown = {name for name, _ in cells.varying(rows)} | set(_SETTING)
-    told = [f"{name} {_escape(write(rows[0]))}" for name, write in cells.AXES if name not in shown]
+    told = [f"{name} {cells.escape(write(rows[0]))}" for name, write in cells.AXES if name not in shown]
     varies = {row.decoding for row in rows}
     told = [one for one in told if len(varies) == 1 or not one.startswith("decoding ")]
     return [f"Everywhere: {', '.join(told)}.", ""] if told else []
@@ -241,25 +245,18 @@ def _markdown_table(table: Table) -> list[str]:
     headers, body = table
     # As on the console: the first column and the text at the end on the left, numbers on the right.
     marks = [":--" if name in _LEFT else "--:" for name in headers]
-    lines = [headers, marks, *([_escape(cell) for cell in row] for row in body)]
+    lines = [headers, marks, *([cells.escape(cell) for cell in row] for row in body)]
     return [*(f"| {' | '.join(line)} |" for line in lines), ""]
-
-
-def _escape(text: str) -> str:
-    """Text that means itself in a Markdown table; `~~` stays, as it strikes out."""
-    for sign in ("\\", "|", "*", "_", "<", "`"):
-        text = text.replace(sign, f"\\{sign}")
-    return " ".join(text.split())
 
 
 def csv(rows: Sequence[Row]) -> str:
     """Every raw number of every row; an empty cell where it is not known."""
-    return _csv([{**_flat(dataclasses.asdict(row)), "failed": row.failed} for row in rows])
+    return csv_of([{**_flat(dataclasses.asdict(row)), "failed": row.failed} for row in rows])
 
 
 def pairs_csv(pairs: Sequence[Pair]) -> str:
     """Every pair of methods with its raw numbers."""
-    return _csv(
+    return csv_of(
         [
             {
                 **{name: write(pair.row) for name, write in cells.AXES},
@@ -297,7 +294,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
+def csv_of(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Lines that may lack some of the columns; an empty cell for what is not known."""
     names = dict.fromkeys(name for line in lines for name in line)
     text = io.StringIO()
     writer = csv_format.DictWriter(text, list(names), restval="", lineterminator="\n")

@@ -54,13 +54,18 @@ class TinyTarget(TargetSpec):
                 f"target.num_kv_heads={self.num_kv_heads}: must divide target.num_heads={self.num_heads}."
             )
         progress(f"target {self.name}: random {self.architecture} weights, seed {self.seed}")
-        tokenizer = byte_tokenizer(min(self.vocab_size, _MOST_TOKENS))
-        model = self.random_model(self._config(tokenizer), self.resolved_device())
-        return self.describe(model, tokenizer, source=f"random (seed {self.seed})")
+        model = self.random_model(self.shape(), self.resolved_device())
+        source = f"random (seed {self.seed})"
+        return self.describe(model, self._tokenizer(), source=source)
 
-    def _config(self, tokenizer: Any) -> Any:
+    def _tokenizer(self) -> Any:
+        return byte_tokenizer(min(self.vocab_size, _MOST_TOKENS))
+
+    def shape(self) -> Any:
+        """See `TargetSpec.shape`."""
         from transformers import CONFIG_MAPPING
 
+        tokenizer = self._tokenizer()
         experts = {"num_local_experts": 4, "num_experts_per_tok": 2} if self.architecture == "mixtral" else {}
         return CONFIG_MAPPING[self.architecture](
             vocab_size=self.vocab_size,

@@ -99,14 +99,9 @@ class TargetSpec:
             ConfigError: there is no such model, it cannot be served, or a field does not fit it.
             torch.OutOfMemoryError: it does not fit the device.
         """
-        if self.path is None:
-            raise ConfigError(
-                "target.path: not given. Type target.path=ORG/NAME (hub) or target.path=FOLDER."
-            )
         device = self.resolved_device()
         progress(f"target {self.name}: looking for {self.path}")
-        checkpoint = locate(self.path, self.revision)
-        config = readable_config(checkpoint, self.path, self.trust_remote_code)
+        checkpoint, config = self._found()
         self._refuse_pickles(checkpoint)
         where = self._where(checkpoint)
         try:
@@ -129,6 +124,18 @@ class TargetSpec:
         if random or not folder.is_dir():
             return loaded
         return dataclasses.replace(loaded, card={**loaded.card, "fingerprint": fingerprint(folder)})
+
+    def shape(self) -> Any:
+        """transformers' configuration of the model, without its weights; see `load` for its errors."""
+        return self._found()[1]
+
+    def _found(self) -> tuple[Checkpoint, Any]:
+        if self.path is None:
+            raise ConfigError(
+                "target.path: not given. Type target.path=ORG/NAME (hub) or target.path=FOLDER."
+            )
+        checkpoint = locate(self.path, self.revision)
+        return checkpoint, readable_config(checkpoint, self.path, self.trust_remote_code)
 
     def describe(
         self, model: Any, tokenizer: Any, *, source: str, revision: str | None = None

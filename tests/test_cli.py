@@ -239,6 +239,28 @@ def test_help_is_about_this_command(type_in: Type) -> None:
     assert "Hydra" not in ended.out
 
 
+def test_the_help_explains_every_group(type_in: Type) -> None:
+    told = type_in("--help", tiny=False).out
+    explained = re.findall(r"^  (\w+) {3,}\w", told, re.MULTILINE)
+    assert set(explained) == set(cli._options()) - {"hydra"}
+    assert "dry_run=true" in told
+    assert "$$" not in told
+
+
+def test_a_dry_run_prints_the_grid_and_measures_nothing(type_in: Type, tmp_path: Path) -> None:
+    ended = type_in(
+        "--multirun", "dry_run=true", "decoding=[greedy,sampled]", "methods.ngram.draft_length=4,8,0"
+    )
+    # The third length is a mistake, which is what a dry run is for.
+    assert ended.status == 1
+    assert "draft_length=0" in ended.err
+    assert ended.document["rows"] == ended.document["run_dirs"] == []
+    cells = ended.document["cells"]
+    assert [(cell["temperature"], cell["state"]) for cell in cells] == [(0, "missing"), (1, "missing")] * 2
+    assert "4 cells: 4 missing" in ended.err
+    assert not (tmp_path / "results" / "runs").exists()
+
+
 def test_a_failed_cell_of_another_task_keeps_its_empty_row(type_in: Type, prompts: Path) -> None:
     ended = type_in("--multirun", "task.name=gone", f"task.path={prompts.with_name('missing.jsonl')}")
     assert ended.status == 1
@@ -269,6 +291,7 @@ MISTAKES = [
         ["+methods.only._target_=tests.test_cli.GreedyOnly", "decoding=sampled"],
         "only defined at temp",
     ),
+    (["dry_run=perhaps"], "dry_run=perhaps: true or false"),
     (["replicate=-1"], "a number from 0, or `next`"),
     (["target.max_context=8"], "raise target.max_context"),
     (["--multirun", "--cfg=job"], "Only one of"),

@@ -229,6 +229,40 @@ def test_runs_that_differ_outside_the_tables_axes_are_refused_by_name() -> None:
     assert list(differences([first, second])) == ["device.name"]
 
 
+def test_what_only_one_run_sets_is_a_difference_and_not_passed_over() -> None:
+    """A setting that no YAML lists, a package that only one machine has."""
+    plain, turned = (
+        make_run(
+            sample_records({"ngram": 0.5}),
+            run_id,
+            arms={"vanilla": {}, "ngram": {"scope": "conversation", **setting}},
+            provenance={"packages": {"torch": "2.13.0", **extra}},
+        )
+        for run_id, setting, extra in (("r1", {}, {}), ("r2", {"min_match": 3}, {"triton": "3.5"}))
+    )
+    assert list(differences([plain, turned])) == ["method[tiny, ngram].min_match", "packages.triton"]
+    with pytest.raises(ConfigError, match=r'packages\.triton: null in r1, "3\.5" in r2'):
+        refuse_mixed([plain, turned])
+    same = with_provenance(turned, packages={"torch": "2.13.0"})
+    refuse_mixed([plain, same])
+    assert variants([plain, same])[1] == [
+        "a: method[tiny, ngram].min_match = null",
+        "b: method[tiny, ngram].min_match = 3",
+    ]
+
+
+@pytest.mark.parametrize("fact", ["template_hash", "end_token_ids"])
+def test_template_and_end_tokens_are_the_same_in_all_tasks_of_a_table(fact: str) -> None:
+    runs = [
+        sample_run(f"r{number}", task=f"task{number}", prompts={"hash": f"h{number}", fact: number})
+        for number in (0, 1)
+    ]
+    with pytest.raises(ConfigError, match=rf"target\[tiny\]\.{fact}"):
+        refuse_mixed(runs)
+    with pytest.raises(ConfigError, match=rf"target\[tiny\]\.{fact}"):
+        refuse_mixed([runs[0], sample_run("r2", task="task2", prompts={"hash": "h", fact: None})])
+
+
 def test_mixed_runs_are_kept_apart_by_footnotes() -> None:
     first = with_provenance(sample_run("r1"), device={"name": "one"})
     second = with_provenance(sample_run("r2", seed=1), device={"name": "other"})

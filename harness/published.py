@@ -1,0 +1,110 @@
+"""Published: what papers printed, read from `results/published` and found by target, task and method.
+
+A CSV a paper, numbers as printed; `papers.yaml` has each paper's source, setting and cautions, and how the
+papers spell targets, tasks and methods of `conf/`.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from harness.config import ConfigError
+
+FOLDER = Path(__file__).parents[1] / "results" / "published"
+REFERENCE = "eagle3"
+"""What ratios are taken to: only ratios inside one harness can be carried to another."""
+_COLUMNS = ("table", "model", "task", "method", "temperature", "batch_size", "hardware", "metric", "value")
+
+
+class Place(NamedTuple):
+    """A cell of a paper: names are ours where we have one, else the paper's."""
+
+    target: str
+    task: str
+    temperature: float
+    batch_size: int
+    table: str
+    hardware: str
+
+
+class Value(NamedTuple):
+    """What a paper says of a method in a cell; None where it does not. method: as the paper calls it."""
+
+    method: str
+    speedup: float | None
+    tau: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """One paper. cells: place -> our name of a method (else the paper's) -> value."""
+
+    name: str
+    title: str
+    source: str
+    setting: dict[str, Any]
+    cautions: list[str]
+    cells: dict[Place, dict[str, Value]] = field(default_factory=dict)
+
+
+def load_papers(folder: Path = FOLDER) -> list[Paper]:
+    """All papers of `folder`; none where there is no such folder (an installed package has no results).
+
+    Raises:
+        ConfigError: a CSV that `papers.yaml` does not name, or a row without a column or a number.
+    """
+    index = folder / "papers.yaml"
+    if not index.is_file():
+        return []
+    known: Any = OmegaConf.to_container(OmegaConf.load(index))
+    names = [
+        {theirs: ours for ours, spellings in known[kind].items() for theirs in spellings}
+        for kind in ("targets", "tasks", "methods")
+    ]
+    for path in sorted(folder.glob("*.csv")):
+        if path.stem not in known["papers"]:
+            raise ConfigError(f"{path}: not in {index}; name its source, setting and cautions there")
+    return [
+        Paper(name=name, cells=_cells(folder / f"{name}.csv", *names), **about)
+        for name, about in known["papers"].items()
+    ]
+
+
+def _cells(
+    path: Path, targets: Mapping[str, str], tasks: Mapping[str, str], methods: Mapping[str, str]
+) -> dict[Place, dict[str, Value]]:
+    found: dict[Place, dict[str, Value]] = {}
+    for row in _rows(path):
+        place = Place(
+            targets.get(row["model"], row["model"]),
+            tasks.get(row["task"], row["task"]),
+            float(row["temperature"]),
+            int(row["batch_size"]),
+            row["table"],
+            row["hardware"],
+        )
+        cell = found.setdefault(place, {})
+        method = methods.get(row["method"], row["method"])
+        value = cell.get(method, Value(row["method"], None, None))
+        number = float(row["value"])
+        is_speedup = row["metric"] == "speedup"
+        cell[method] = value._replace(speedup=number) if is_speedup else value._replace(tau=number)
+    return found
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file), start=2):
+            missing = [name for name in _COLUMNS if not row.get(name)]
+            if missing or row["metric"] not in ("speedup", "acceptance_length"):
+                raise ConfigError(
+                    f"{path}:{number}: needs {', '.join(missing) or 'a metric'}; columns are"
+                    f" {', '.join(_COLUMNS)}, metrics are speedup and acceptance_length"
+                )
+            yield row
