@@ -100,6 +100,8 @@ def _saved(record: GenerationRecord, table: CostTable | None) -> float:
 
 def table_of(manifest: RunManifest, tables: Sequence[CostTable]) -> CostTable | None:
     """The table that was measured on what a run ran on; None where there is none."""
+    if not tables:
+        return None
     wanted = run_identity(manifest)
     return next((table for table in tables if table.identity == wanted), None)
 
