@@ -1,13 +1,14 @@
-r"""LaTeX: rows as the papers lay them out; needs the package booktabs and nothing else.
+r"""LaTeX: rows as the papers lay them out; needs the packages booktabs, longtable and siunitx.
 
-One table a target: methods down, tasks across, speedup and acceptance length side by side, and one block of
-lines a temperature.
+One table a target: methods down, tasks across, speedup and acceptance length side by side, aligned at their
+decimal points, and one block of lines a temperature. Tasks that are too many for the width of a page stand in
+further tables, lines that are too many for its height in a table that goes on over the page.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from harness import cells
 from harness.rows import Row
@@ -37,6 +38,10 @@ _MEANINGS = (
     (_PARTIAL, "partial: a run of this row did not end"),
     (_FEW, "indicative: under 12 conversations"),
 )
+_SIZE = (
+    r"\centering\small\setlength{\tabcolsep}{4pt}\renewcommand{\arraystretch}{1.3}"
+    r"\setlength{\belowcaptionskip}{4pt}\sisetup{detect-weight,table-align-text-post=false}"
+)
 Value = Callable[[Row], float]
 Ends = Callable[[Row], tuple[float, float] | None]
 Gains = Callable[[Row], bool]
@@ -47,8 +52,15 @@ _COLUMNS: tuple[tuple[Value, Ends, Gains], ...] = (
 """Value, ends of its interval, whether it is distinguishable from vanilla's, to the better."""
 
 
+PREAMBLE = r"\usepackage{booktabs,longtable,siunitx}"
+_MAX_HEADS = 3
+"""Tasks across the width of a page, the mean among them."""
+_MAX_LINES = 36
+"""Lines down a page."""
+
+
 def latex(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
-    r"""One `table` float a target and setting, to be read with `\input`.
+    r"""A `table` float (or a `longtable`) a target and setting, to be read with `\input`.
 
     Ends of the 95 % intervals stand small, below and above; of vanilla's speedup they are those of its own
     repeats against each other. The best of a column within a temperature is bold, among what is lossless,
@@ -57,8 +69,8 @@ def latex(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(row.setting, []).append(row)
-    head = "% Needs \\usepackage{booktabs}. Written by `python -m harness.report build`; edits are lost.\n"
-    return head + "\n".join(_table(group, notes) for group in groups.values())
+    head = f"% Needs {PREAMBLE}. Written by `python -m harness.report build`; edits are lost.\n"
+    return head + "\n".join(table for group in groups.values() for table in _tables(group, notes))
 
 
 def escape(text: str) -> str:
@@ -68,32 +80,82 @@ def escape(text: str) -> str:
     return line.replace("±", r"$\pm$").encode("ascii", "replace").decode()
 
 
-def _table(rows: Sequence[Row], notes: Sequence[str]) -> str:
-    tasks = list(dict.fromkeys(row.task for row in rows))
-    with_mean = len(tasks) > 1
-    heads = [*map(escape, tasks), *["Mean"] * with_mean]
+def _tables(rows: Sequence[Row], notes: Sequence[str]) -> Iterator[str]:
+    """The tables of one setting: its tasks, a few at a time, and at the end their mean (None)."""
+    tasks: list[str | None] = list(dict.fromkeys(row.task for row in rows))
+    heads = [*tasks, *[None] * (len(tasks) > 1)]
+    parts = [heads[i : i + _MAX_HEADS] for i in range(0, len(heads), _MAX_HEADS)]
+    for number, part in enumerate(parts, start=1):
+        caption = _caption(rows[0]) + (f" Part {number} of {len(parts)}." if parts[1:] else "")
+        yield _table(rows, part, caption, notes if part is parts[-1] else ())
+
+
+def _table(rows: Sequence[Row], heads: Sequence[str | None], caption: str, notes: Sequence[str]) -> str:
+    """heads: tasks; None stands for their mean."""
     num_columns = 1 + 2 * len(heads)
-    spans = " & ".join(rf"\multicolumn{{2}}{{c}}{{{head}}}" for head in heads)
+    body = _body(rows, heads, num_columns)
+    names = " & ".join(rf"\multicolumn{{2}}{{c}}{{{escape(head) if head else 'Mean'}}}" for head in heads)
     rules = " ".join(rf"\cmidrule(lr){{{2 * i}-{2 * i + 1}}}" for i in range(1, len(heads) + 1))
-    lines = [
-        r"\begin{table}[t]",
-        r"\centering\small\setlength{\tabcolsep}{4pt}",
-        rf"\caption{{{_caption(rows[0])}}}",
-        rf"\begin{{tabular}}{{@{{}}l{'rr' * len(heads)}@{{}}}}",
+    top = [
         r"\toprule",
-        rf" & {spans} \\",
+        rf" & {names} \\",
         rules,
-        "Method" + r" & Speedup & $\tau$" * len(heads) + r" \\",
+        "Method" + r" & {Speedup} & {$\tau$}" * len(heads) + r" \\",
     ]
+    columns = rf"{{@{{}}l*{{{2 * len(heads)}}}{{{_column(rows)}}}@{{}}}}"
+    footnotes = _footnotes(rows, notes)
+    if len(body) <= _MAX_LINES:
+        lines = [
+            r"\begin{table}[t]",
+            _SIZE,
+            rf"\caption{{{caption}}}",
+            rf"\begin{{tabular}}{columns}",
+            *top,
+            *body,
+            *(r"\bottomrule", r"\end{tabular}", *footnotes, r"\end{table}", ""),
+        ]
+    else:
+        goes_on = rf"\multicolumn{{{num_columns}}}{{r}}{{\footnotesize goes on over the page}} \\"
+        lines = [
+            rf"\begingroup{_SIZE}\setlength{{\LTcapwidth}}{{\textwidth}}",
+            rf"\begin{{longtable}}{columns}",
+            rf"\caption{{{caption}}} \\",
+            *(
+                *top,
+                r"\endfirsthead",
+                *top,
+                r"\endhead",
+                goes_on,
+                r"\endfoot",
+                r"\bottomrule",
+                r"\endlastfoot",
+            ),
+            *body,
+            *(r"\end{longtable}", *footnotes, r"\endgroup", ""),
+        ]
+    return "\n".join(lines)
+
+
+def _column(rows: Sequence[Row]) -> str:
+    """Numbers aligned at their points, with room behind them for an interval and signs."""
+    values = [value(row) for row in rows for value, *_ in _COLUMNS]
+    digits = max((len(str(int(one))) for one in values if math.isfinite(one)), default=1)
+    end, signs = "0" * digits + ".00", max(("".join(_signs(row)) for row in rows), key=len)
+    raised = rf"{end}\,{signs}" if signs else end
+    return f"S[table-format={digits}.2,table-space-text-post={{$_{{{end}}}^{{{raised}}}$}}]"
+
+
+def _body(rows: Sequence[Row], heads: Sequence[str | None], num_columns: int) -> list[str]:
+    """A block of lines a temperature."""
+    lines: list[str] = []
     decodings = list(dict.fromkeys((row.temperature, row.decoding) for row in rows))
     for temperature, decoding in decodings:
         block = [row for row in rows if (row.temperature, row.decoding) == (temperature, decoding)]
         ambiguous = sum(other == temperature for other, _ in decodings) > 1
         title = rf"Temperature $= {temperature:g}$" + (f" ({escape(decoding)})" if ambiguous else "")
         lines += [r"\midrule", rf"\multicolumn{{{num_columns}}}{{c}}{{{title}}} \\", r"\midrule"]
-        lines += _block(block, tasks, with_mean)
-    lines += [r"\bottomrule", r"\end{tabular}", *_footnotes(rows, notes), r"\end{table}", ""]
-    return "\n".join(lines)
+        lines += _block(block, heads, list(dict.fromkeys(row.task for row in rows)))
+    return lines
 
 
 def _caption(row: Row) -> str:
@@ -104,23 +166,24 @@ def _caption(row: Row) -> str:
     )
 
 
-def _block(rows: Sequence[Row], tasks: Sequence[str], with_mean: bool) -> list[str]:
-    """The lines of one temperature."""
+def _block(rows: Sequence[Row], heads: Sequence[str | None], tasks: Sequence[str]) -> list[str]:
+    """The lines of one temperature. tasks: all of them, for the mean."""
     by_place = {(cells.method(row), row.task): row for row in rows}
-    best: dict[tuple[str, int], float] = {}
-    for task in tasks:
+    best: dict[tuple[str | None, int], float] = {}
+    for task in heads:
         for column, (value, *_) in enumerate(_COLUMNS):
             known = [value(row) for row in rows if row.task == task and _may_win(row)]
             best[task, column] = max((one for one in known if not math.isnan(one)), default=math.nan)
     lines = []
     for method in dict.fromkeys(map(cells.method, rows)):
         line = [escape(method)]
-        for task in tasks:
-            row = by_place.get((method, task))
-            line += [_cell(row, *told, best[task, column]) for column, told in enumerate(_COLUMNS)]
-        if with_mean:
-            found = [row for task in tasks if (row := by_place.get((method, task)))]
-            line += [_mean(found, value, len(tasks)) for value, *_ in _COLUMNS]
+        for head in heads:
+            if head is None:
+                found = [row for task in tasks if (row := by_place.get((method, task)))]
+                line += [_mean(found, value, len(tasks)) for value, *_ in _COLUMNS]
+            else:
+                row = by_place.get((method, head))
+                line += [_cell(row, *told, best[head, column]) for column, told in enumerate(_COLUMNS)]
         lines.append(" & ".join(line) + r" \\")
     return lines
 
@@ -130,29 +193,28 @@ def _may_win(row: Row) -> bool:
 
 
 def _cell(row: Row | None, value: Value, ends: Ends, gains: Gains, best: float) -> str:
+    """What siunitx shall not read as a number stands in braces."""
     if row is None:
-        return "--"
+        return "{--}"
     signs = "".join(_signs(row))
     written = cells.number(value(row))
     if written == cells.UNKNOWN:
-        return rf"--$^{{{signs}}}$" if signs else "--"
+        return rf"{{--$^{{{signs}}}$}}" if signs else "{--}"
     if _may_win(row) and value(row) == best and gains(row):
-        written = rf"\mathbf{{{written}}}"
-    interval, raised = ends(row), signs
+        written = rf"\bfseries {written}"
+    interval = ends(row)
     if interval and not (interval[0] == interval[1] == value(row)):
-        written += f"_{{{interval[0]:.2f}}}"
         raised = f"{interval[1]:.2f}" + (rf"\,{signs}" if signs else "")
-    return f"${written}^{{{raised}}}$" if raised else f"${written}$"
+        return rf"{written}{{$_{{{interval[0]:.2f}}}^{{{raised}}}$}}"
+    return rf"{written}{{$^{{{signs}}}$}}" if signs else written
 
 
 def _mean(rows: Sequence[Row], value: Value, num_tasks: int) -> str:
     """Over the tasks; none where one is missing or is no result, as it would not compare."""
     values = [value(row) for row in rows if row.verdict != "broken"]
-    return (
-        f"${sum(values) / num_tasks:.2f}$"
-        if len(values) == num_tasks and all(map(math.isfinite, values))
-        else "--"
-    )
+    if len(values) < num_tasks or not all(map(math.isfinite, values)):
+        return "{--}"
+    return f"{sum(values) / num_tasks:.2f}"
 
 
 def _signs(row: Row) -> list[str]:

@@ -127,29 +127,29 @@ def test_the_best_lossless_number_is_bold_and_never_a_broken_or_lossy_one() -> N
     at_one = lines[next(i for i, line in enumerate(lines) if "Temperature $= 1$" in line) :]
     suffix = next(line for line in at_one if line.startswith("suffix")).split(" & ")
     assert r"\dagger" in suffix[1]
-    assert "mathbf" not in suffix[1] + suffix[2]
-    assert "mathbf" in suffix[3]
-    assert "mathbf" in next(line for line in at_one if line.startswith("ngram")).split(" & ")[1]
+    assert "bfseries" not in suffix[1] + suffix[2]
+    assert "bfseries" in suffix[3]
+    assert "bfseries" in next(line for line in at_one if line.startswith("ngram")).split(" & ")[1]
     lossy = [make_record("lossy", f"c{i:02}", [4], [4], verdict=Verdict("lossy")) for i in range(12)]
     text = tables.latex(summarise(make_run([*sample_records({"ngram": 0.5}, num_prompts=12), *lossy])))
     line = next(line for line in text.splitlines() if line.startswith("lossy"))
-    assert "mathbf" not in line
+    assert "bfseries" not in line
     assert r"\ddagger" in line
 
 
 def test_only_what_is_distinguishable_from_vanilla_is_bold_and_vanilla_never() -> None:
     idle = summarise(make_run(sample_records({"idle": 0.0}, num_prompts=12)))
-    assert "mathbf" not in tables.latex(idle)
+    assert "bfseries" not in tables.latex(idle)
     slower = [dataclasses.replace(row, speedup=0.9, speedup_ci=(0.8, 0.95)) for row in idle]
-    assert "mathbf" not in tables.latex(slower)
+    assert "bfseries" not in tables.latex(slower)
     unclear = [
         dataclasses.replace(row, speedup_ci=(0.9, 3.0)) if row.method == "suffix" else row
         for row in summarise(sample_run())
     ]
     lines = tables.latex(unclear).splitlines()
     suffix = next(line for line in lines if line.startswith("suffix")).split(" & ")
-    assert ["mathbf" in cell for cell in suffix[1:]] == [False, True]
-    assert "mathbf" not in next(line for line in lines if line.startswith("ngram"))
+    assert ["bfseries" in cell for cell in suffix[1:]] == [False, True]
+    assert "bfseries" not in next(line for line in lines if line.startswith("ngram"))
 
 
 def test_rows_of_one_name_are_told_apart_in_every_layout() -> None:
