@@ -22,15 +22,15 @@ class BreakEven(NamedTuple):
 
 
 def break_even(points: Sequence[tuple[int, float]]) -> BreakEven:
-    """Of (batch, speedup) pairs: the last place where the speedup goes below 1."""
+    """Of (batch, speedup) pairs: where the speedup goes below 1 for good."""
     ordered = sorted(points)
+    if ordered[-1][1] >= 1:
+        return BreakEven(None, f"above {ordered[-1][0]}")
     for (low, before), (high, after) in reversed(list(pairwise(ordered))):
         if before >= 1 > after:
             share = (before - 1) / (before - after)
             place = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
             return BreakEven(place, f"{place:.1f}")
-    if ordered[-1][1] >= 1:
-        return BreakEven(None, f"above {ordered[-1][0]}")
     return BreakEven(None, f"below {ordered[0][0]}")
 
 
