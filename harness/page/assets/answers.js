@@ -10,7 +10,7 @@ const cellOf = (answer) => placeName(answer.at) + (answer.variant ? ` [${answer.
 const promptOf = (answer) => `${answer.conversation}${answer.turn ? `, turn ${answer.turn + 1}` : ""}`;
 const textOf = (answer, token) => ANSWERS.vocabularies[answer.vocabulary][token] ?? `#${token}`;
 /** A token as it can be seen: its spaces and line ends have signs. */
-const visible = (text) => text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(/^ | $/g, "␣") || "∅";
+const visible = (text) => visibleInText(text).replace(/^ | $/g, "␣") || "∅";
 
 function drawExplorer() {
   const place = document.getElementById("explorer");
@@ -105,7 +105,8 @@ function drawAnswer(answer) {
 }
 
 /** In running text spaces stay spaces, and a line ends after the block that ended it. */
-const visibleInText = (text) => text.replaceAll("\n", "⏎").replaceAll("\t", "⇥");
+const visibleInText = (text) => text.replaceAll("\n", "⏎").replaceAll("\t", "⇥").replace(
+  /\p{Cc}/gu, (sign) => `\\x${sign.charCodeAt(0).toString(16).padStart(2, "0")}`);
 const breaks = (answer, begin, count) => (answer.ids.slice(begin, begin + count).some((id) => textOf(answer, id).includes("\n")) ? "\n" : "");
 
 function drawRound(answer, round, withTrees) {
