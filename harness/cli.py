@@ -70,7 +70,7 @@ def run_job(config: DictConfig) -> None:
     hydra = HydraConfig.get()
     sweeping = hydra.mode == RunMode.MULTIRUN
     overrides = list(hydra.overrides.task)
-    job = Survey(config, overrides) if config.dry_run else Job(config, overrides, Console())
+    job: Survey | Job = Survey(config, overrides) if config.dry_run else Job(config, overrides, Console())
     job.run(sweeping)
     folder = Path(hydra.runtime.output_dir)
     (folder / OUTCOME).write_text(json.dumps(job.outcome()))
