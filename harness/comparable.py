@@ -22,7 +22,9 @@ _CHANGING = {"cpu_mhz", "gpu_sm_mhz", "gpu_memory_mhz"}
 _SETTINGS = ("method[", "rung[")
 """Beginnings of facts that a sweep varies: they make rows of their own and no other table."""
 _EVERY_TARGET = ("dtype", "attention", "linear", "cache", "quantisation")
-_EVERY_DECODING = ("max_new_tokens", "ignore_end_token", "filter_order")
+_EVERY_DECODING = ("max_new_tokens", "ignore_end_token")
+_EVERY_SAMPLING = ("filter_order",)
+"""Not of a greedy decoding, which filters nothing."""
 _OF_THE_TARGET = ("template_hash", "end_token_ids")
 """Parts of the prompt set's card that all tasks of a target share."""
 NOT_SET = "null"
@@ -49,6 +51,7 @@ def facts(run: Run) -> Facts:
     card, decoding = dict(manifest.target), dict(config.get("decoding") or {})
     found |= {f"target.{name}": card.pop(name) for name in _EVERY_TARGET if name in card}
     found |= {f"decoding.{name}": decoding.pop(name) for name in _EVERY_DECODING if name in decoding}
+    found |= {f"sampling.{name}": decoding.pop(name) for name in _EVERY_SAMPLING if name in decoding}
     prompts = dict(manifest.prompts)
     card |= {name: prompts.pop(name) for name in _OF_THE_TARGET if name in prompts}
     found |= _flat(f"target[{cell.target}]", {**card, "config": config.get("target") or {}})

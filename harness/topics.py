@@ -77,7 +77,7 @@ TOPICS = (
     ),
     Topic(
         "filters",
-        r"decoding\.(top_k|top_p|filter_order)",
+        r"decoding\.(top_k|top_p)|sampling\.filter_order",
         "Tokens are drawn from another law: a narrower one is easier to guess, so tau is higher.",
     ),
     Topic(

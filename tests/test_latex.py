@@ -80,7 +80,9 @@ def test_the_tables_compile_and_fit_the_page(tmp_path: Path, rows: list[Row]) ->
     assert "LaTeX Warning: Float too large" not in log
     found = re.findall(r"\d+\.\d\d", text)
     assert {f"{row.speedup:.2f}" for row in rows if row.speedup > 0} <= set(found)
-    assert all(row.method in text for row in rows if re.fullmatch(r"[\w.]+", row.method))
+    # An underscore is a rule in the PDF, which reads as a space.
+    shown = text.replace("_", " ")
+    assert all(row.method.replace("_", " ") in shown for row in rows if re.fullmatch(r"[\w.]+", row.method))
 
 
 def test_a_grid_that_is_too_long_goes_on_over_the_page_and_one_too_wide_in_parts() -> None:
@@ -92,7 +94,7 @@ def test_a_grid_that_is_too_long_goes_on_over_the_page_and_one_too_wide_in_parts
     tasks = [
         re.findall(r"multicolumn\{2\}\{c\}\{([^}]*)\}", part) for part in text.split(r"\endfirsthead")[:2]
     ]
-    assert tasks[0] == ["mt\\_bench", "humaneval", "gsm8k", "alpaca"]
+    assert tasks[0] == ["mt\\_bench", "humaneval", "gsm8k"]
     small = latex(summarise(sample_runs()))
     assert "longtable}" not in small.split("\n", 1)[1]
 
