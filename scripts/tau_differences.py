@@ -1,0 +1,102 @@
+"""Acceptance lengths by task, their mean over tasks, and paired differences between methods.
+
+python scripts/tau_differences.py RESULTS [PATTERN of run ids]: Markdown tables, one a temperature.
+Conversations are drawn anew within each task (2,000 times), the same for every method; the mean gives each
+task the same weight, as the tables of the EAGLE papers do.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from harness.stats import CONFIDENCE, Floats, Totals, resample
+from harness.store import load_run
+
+Cells = dict[str, dict[str, Totals]]
+"""Task -> method -> tokens and rounds of each conversation, in one order."""
+
+
+def read(results: Path, pattern: str) -> dict[float, Cells]:
+    """Temperature -> cells of the finished runs whose id fits."""
+    found: dict[float, Cells] = defaultdict(dict)
+    for folder in sorted((results / "runs").iterdir()):
+        if not fnmatchcase(folder.name, pattern):
+            continue
+        run = load_run(folder)
+        sums: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
+        for record in run.records:
+            if record.kind == "arm" and record.arm != "vanilla" and record.repeat == 0:
+                place = sums[record.arm][record.conversation]
+                place[0] += sum(record.emitted)
+                place[1] += len(record.emitted)
+        order = sorted({name for method in sums.values() for name in method})
+        task = found[run.manifest.cell.temperature].setdefault(run.manifest.cell.task, {})
+        for method, by_conversation in sums.items():
+            rows = np.array([by_conversation[name] for name in order], dtype=float)
+            task[_name(method, run.manifest.arms[method])] = Totals(rows[:, 0], rows[:, 1])
+    return dict(found)
+
+
+def _name(method: str, settings: dict[str, object]) -> str:
+    tree = settings.get("tree")
+    if not isinstance(tree, dict):
+        return method
+    return f"{method} {tree['total_token']}/{tree['depth']}/{tree['top_k']}"
+
+
+def drawn(cells: Cells, method: str) -> tuple[dict[str, float], Floats, dict[str, Floats]]:
+    """Of a method: tau by task, drawn means over tasks [R], drawn taus by task [R]."""
+    values, by_task = {}, {}
+    for number, (task, methods) in enumerate(sorted(cells.items())):
+        totals = methods[method]
+        weights = resample(len(totals.amount), seed=number)
+        values[task] = float(totals.amount.sum() / totals.cost.sum())
+        by_task[task] = (weights @ totals.amount) / (weights @ totals.cost)
+    return values, np.mean(list(by_task.values()), axis=0), by_task
+
+
+def ends(sample: Floats) -> str:
+    """The interval as text."""
+    tail = 100 * (1 - CONFIDENCE) / 2
+    low, high = np.nanpercentile(sample, [tail, 100 - tail])
+    return f"[{low:.2f}, {high:.2f}]"
+
+
+def table(cells: Cells) -> list[str]:
+    """Lines of Markdown."""
+    methods = [
+        m for m in dict.fromkeys(m for c in cells.values() for m in c) if all(m in c for c in cells.values())
+    ]
+    tasks = sorted(cells)
+    lines = [f"| method | {' | '.join(tasks)} | mean |", f"|:--|{'--:|' * (len(tasks) + 1)}"]
+    means = {}
+    for method in methods:
+        values, mean, by_task = drawn(cells, method)
+        means[method] = mean
+        told = [f"{values[task]:.2f} {ends(by_task[task])}" for task in tasks]
+        lines.append(f"| {method} | {' | '.join(told)} | {np.mean(list(values.values())):.2f} {ends(mean)} |")
+    lines += ["", "| difference of means | |", "|:--|--:|"]
+    for number, under in enumerate(methods):
+        for over in methods[number + 1 :]:
+            gap = means[over] - means[under]
+            lines.append(f"| {over} - {under} | {gap.mean():+.2f} {ends(gap)} |")
+    return lines
+
+
+def main(results: str, pattern: str = "*") -> None:
+    """Print the tables of the runs below `results`."""
+    for temperature, cells in sorted(read(Path(results), pattern).items()):
+        counts = [len(next(iter(methods.values())).amount) for methods in cells.values()]
+        print(f"\nT = {temperature:g}; prompts by task: {', '.join(map(str, counts))}\n")
+        print("\n".join(table(cells)))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
+    main(*sys.argv[1:])
