@@ -28,6 +28,8 @@ def read(results: Path, pattern: str) -> dict[float, Cells]:
         if not fnmatchcase(folder.name, pattern):
             continue
         run = load_run(folder)
+        if not run.finished:
+            continue
         sums: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
         for record in run.records:
             if record.kind == "arm" and record.arm != "vanilla" and record.repeat == 0:
