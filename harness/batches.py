@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from harness.rows import BASELINE, Row
+from harness.row import BASELINE, Row
 
 
 class BreakEven(NamedTuple):

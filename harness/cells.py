@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from harness.records import Cell, Failure
-from harness.rows import BASELINE, Row
+from harness.row import BASELINE, Row
 
 UNKNOWN = "-"
 _LONGEST_MESSAGE = 160

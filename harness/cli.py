@@ -125,13 +125,14 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
     """Print the table and the JSON line; the exit status. Nothing was measured by a wrong command line."""
     from harness import rows, tables
     from harness.cost_table import load_tables
+    from harness.row import Row, json_rows
 
     status: int = max(outcome["status"] for outcome in outcomes)
     folders = list(dict.fromkeys(folder for outcome in outcomes for folder in outcome["run_dirs"]))
     errors = [error for outcome in outcomes for error in outcome["errors"]]
     surveyed = [cell for outcome in outcomes for cell in outcome.get("cells", [])]
     runs: list[Run] = []
-    found: list[rows.Row] = []
+    found: list[Row] = []
     for folder in folders:
         try:
             runs.append(load_run(Path(folder)))
@@ -156,7 +157,7 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
         console.error(told)
     if status == WRONG:
         return status
-    document: dict[str, Any] = {"rows": rows.json_rows(found), "run_dirs": folders}
+    document: dict[str, Any] = {"rows": json_rows(found), "run_dirs": folders}
     if any("cells" in outcome for outcome in outcomes):
         document["cells"] = surveyed
     print(json.dumps(document, allow_nan=False), flush=True)

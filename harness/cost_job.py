@@ -31,7 +31,7 @@ def run_costs(config: DictConfig) -> None:
     spec: TargetSpec = build(config.target, "target")
     weights = spec.load(console.note)
     profile.check(weights.max_context)
-    target = Target(weights.model, spec.attention, spec.linear)
+    target = Target(weights.model, spec.attention, spec.linear, spec.cache, spec.compile)
     for name, drafter in drafters.items():
         try:
             drafter.bind(target)
@@ -46,7 +46,7 @@ def run_costs(config: DictConfig) -> None:
     packages = provenance.packages()
     device = provenance.device_facts(target.device)
     table = CostTable(
-        identity=identity({**weights.card, "linear": target.linear}, device, packages),
+        identity=identity({**weights.card, "linear": target.linear, "step": target.step}, device, packages),
         name=spec.name,
         forward=forward,
         settle=settle,

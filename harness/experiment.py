@@ -17,6 +17,7 @@ import torch
 
 from harness import provenance
 from harness.accept import Acceptor
+from harness.chat import template_hash
 from harness.config import ConfigError
 from harness.conversation import Conversation
 from harness.decoding import DecodingParams
@@ -30,7 +31,6 @@ from harness.records import Cell, Failure, GenerationRecord, Probe, RunManifest,
 from harness.session import Session
 from harness.store import OpenRun, ResultStore
 from harness.verdict import Judge
-from harness.weights import template_hash
 
 _WARMUP_TOKENS = 32
 _NUM_CHECKED = 3

@@ -14,7 +14,7 @@ from harness import cells
 from harness.batches import break_even_of, by_batch, curves
 from harness.metrics import STAGES
 from harness.provenance import slug
-from harness.rows import BASELINE, Row
+from harness.row import BASELINE, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

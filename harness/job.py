@@ -14,7 +14,8 @@ from harness.figures import draw
 from harness.plan import Plan, make_plan
 from harness.records import Cell, Failure
 from harness.reporters import Console, Reporters, spared
-from harness.rows import json_rows, summarise
+from harness.row import json_rows
+from harness.rows import summarise
 from harness.session import Session
 from harness.store import ResultStore, load_run
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from harness import cells
-from harness.rows import Row
+from harness.row import Row
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from harness.records import GenerationRecord, NullReplay, VerdictKind
-from harness.stats import clopper_pearson
+from harness.records import GenerationRecord
 
 Records = Sequence[GenerationRecord]
 Place = tuple[str, int, int]
@@ -20,15 +19,6 @@ Place = tuple[str, int, int]
 STAGES = ("draft", "verify", "accept", "commit", "other")
 _LOOP_NGRAM = 8
 _MAX_STRETCHES = 16
-_SEVERITY: tuple[VerdictKind, ...] = (
-    "unpaired",
-    "identical",
-    "tie",
-    "stop-rule",
-    "lossy",
-    "forced",
-    "broken",
-)
 
 
 def place(record: GenerationRecord) -> Place:
@@ -49,7 +39,8 @@ def mean_length(records: Records) -> float:
     return _mean(len(r.output_ids) for r in records)
 
 
-def _ratio(amount: float, cost: float) -> float:
+def ratio(amount: float, cost: float) -> float:
+    """Their quotient; nan over nothing."""
     return amount / cost if cost else float("nan")
 
 
@@ -64,7 +55,7 @@ def _num_rounds(records: Records) -> int:
 
 def tau(records: Records) -> float:
     """The headline: tokens emitted in rounds over rounds, bonus included, trimmed, pooled. Vanilla has 1."""
-    return _ratio(sum(sum(r.emitted) for r in records), _num_rounds(records))
+    return ratio(sum(sum(r.emitted) for r in records), _num_rounds(records))
 
 
 def macro_tau(records: Records) -> float:
@@ -74,7 +65,7 @@ def macro_tau(records: Records) -> float:
 
 def untrimmed_tau(records: Records) -> float:
     """As `tau`, with the tokens that were cut off at the end token and the cap."""
-    return _ratio(sum(sum(r.accepted) + len(r.accepted) for r in records), _num_rounds(records))
+    return ratio(sum(sum(r.accepted) + len(r.accepted) for r in records), _num_rounds(records))
 
 
 def as_eagle(records: Records) -> float:
@@ -99,7 +90,7 @@ def as_spec_bench(records: Records) -> float:
     That is how its wrapper of prompt lookup counts (`fd2c1cd`); its tree methods leave the prefill out.
     """
     arms = [r for r in records if r.kind == "arm"]
-    return _ratio(sum(len(r.output_ids) for r in arms), _num_rounds(arms) + len(arms))
+    return ratio(sum(len(r.output_ids) for r in arms), _num_rounds(arms) + len(arms))
 
 
 def histogram(records: Records) -> tuple[int, ...]:
@@ -122,7 +113,7 @@ def acceptance_by_position(records: Records) -> tuple[tuple[float, ...], tuple[f
         kept = sum(length >= position for length, _ in rounds)
         tried = sum(length >= position - 1 and depth >= position for length, depth in rounds)
         joint.append(kept / len(rounds))
-        conditional.append(_ratio(kept, tried))
+        conditional.append(ratio(kept, tried))
     return tuple(joint), tuple(conditional)
 
 
@@ -199,7 +190,7 @@ def ledger(records: Records) -> Ledger:
         as_eagle=as_eagle(records),
         as_vllm=as_vllm(records),
         as_spec_bench=as_spec_bench(records),
-        coverage=_ratio(sum(n > 0 for r in records for n in r.drafted), num_rounds),
+        coverage=ratio(sum(n > 0 for r in records for n in r.drafted), num_rounds),
         joint=joint,
         conditional=conditional,
         n_alpha=n_alpha(records),
@@ -218,7 +209,7 @@ def tokens_per_s(records: Records) -> float:
     """Output tokens over seconds of whole calls, prefill included."""
     if not is_timed(records):
         return float("nan")
-    return _ratio(sum(len(r.output_ids) for r in records), sum(r.total_ns for r in records) * 1e-9)
+    return ratio(sum(len(r.output_ids) for r in records), sum(r.total_ns for r in records) * 1e-9)
 
 
 def latency_s(records: Records) -> float:
@@ -232,14 +223,14 @@ def latency_per_token_s(records: Records) -> float:
     known = [r for r in records if r.latency_ns > 0]
     if not is_timed(records):
         return float("nan")
-    return _ratio(sum(r.latency_ns for r in known) * 1e-9, sum(len(r.output_ids) for r in known))
+    return ratio(sum(r.latency_ns for r in known) * 1e-9, sum(len(r.output_ids) for r in known))
 
 
 def decode_tokens_per_s(records: Records) -> float:
     """Tokens emitted in rounds over seconds outside the prefill."""
     if not is_timed(records) or not _num_rounds(records):
         return float("nan")
-    return _ratio(sum(sum(r.emitted) for r in records), decode_ns(records) * 1e-9)
+    return ratio(sum(sum(r.emitted) for r in records), decode_ns(records) * 1e-9)
 
 
 def decode_ns(records: Records) -> int:
@@ -276,7 +267,7 @@ def mean_context(records: Records) -> float:
     """Mean number of tokens before an output token."""
     num_tokens = sum(len(r.output_ids) for r in records)
     before = sum(len(r.output_ids) * (r.num_prompt_tokens + (len(r.output_ids) - 1) / 2) for r in records)
-    return _ratio(before, num_tokens)
+    return ratio(before, num_tokens)
 
 
 def roof_tokens_per_s(
@@ -287,7 +278,7 @@ def roof_tokens_per_s(
     A step of the batch reads `step_bytes` of weights once, and `cache_bytes` per token of `context` for every
     sequence.
     """
-    return _ratio(batch_size * bandwidth, step_bytes + batch_size * cache_bytes * context)
+    return ratio(batch_size * bandwidth, step_bytes + batch_size * cache_bytes * context)
 
 
 def looped_share(records: Records) -> float:
@@ -298,67 +289,4 @@ def looped_share(records: Records) -> float:
         grams = [tuple(ids[i : i + _LOOP_NGRAM]) for i in range(len(ids) - _LOOP_NGRAM + 1)]
         num_grams += len(grams)
         num_repeated += len(grams) - len(set(grams))
-    return _ratio(num_repeated, num_grams) if num_grams else 0.0 if records else float("nan")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ties:
-    """First differences that rounding explains, beside the null: vanilla's own tokens in other shapes.
-
-    rate and null_rate: per token; null_ci: Clopper-Pearson, 95 %. num_compared: tokens up to a difference.
-    excessive: the rate is above the null's, and chance does not explain it: of the ties of both, the arm has
-    more than its share of their tokens (the interval of that share, 95 %; Przyborowski and Wilenski 1940).
-    The protocol's letter, a rate above `null_ci`, leaves out what chance does to the arm's own rate: of right
-    arms it calls one in four broken where the null was replayed over many more tokens than were compared.
-    """
-
-    num_ties: int
-    num_compared: int
-    rate: float
-    null_rate: float
-    null_ci: tuple[float, float]
-    excessive: bool
-
-
-def ties(records: Records, nulls: Sequence[NullReplay]) -> Ties:
-    """Count ties once a place: repeats of the same prompt are no new evidence."""
-    worst: dict[Place, GenerationRecord] = {}
-    for record in records:
-        if record.verdict and record.verdict.kind != "unpaired":
-            known = worst.get(place(record))
-            if known is None or _severity(record) > _severity(known):
-                worst[place(record)] = record
-    num_ties = num_compared = 0
-    for record in worst.values():
-        assert record.verdict is not None
-        position = record.verdict.position
-        num_ties += record.verdict.kind == "tie"
-        num_compared += len(record.output_ids) if position is None else position + 1
-    differing, replayed = sum(null.num_differing for null in nulls), sum(null.num_tokens for null in nulls)
-    return Ties(
-        num_ties=num_ties,
-        num_compared=num_compared,
-        rate=_ratio(num_ties, num_compared),
-        null_rate=_ratio(differing, replayed),
-        null_ci=clopper_pearson(differing, replayed),
-        excessive=clopper_pearson(num_ties, num_ties + differing)[0] * (num_compared + replayed)
-        > num_compared,
-    )
-
-
-def row_verdict(records: Records, nulls: Sequence[NullReplay]) -> VerdictKind | None:
-    """The verdict on an arm: its worst record's, and `broken` where ties are too many to be rounding.
-
-    `unpaired` only where nothing could be compared. None where nothing was judged.
-    """
-    judged = [r for r in records if r.verdict]
-    if not judged:
-        return None
-    if ties(records, nulls).excessive:
-        return "broken"
-    return _SEVERITY[max(_severity(r) for r in judged)]
-
-
-def _severity(record: GenerationRecord) -> int:
-    assert record.verdict is not None
-    return _SEVERITY.index(record.verdict.kind)
+    return ratio(num_repeated, num_grams) if num_grams else 0.0 if records else float("nan")

@@ -30,7 +30,7 @@ from harness.cost_table import CostTable, DraftingCost, load_table, load_tables
 from harness.headroom import contexts, run_identity, settings_of, table_of
 from harness.records import GenerationRecord, Run
 from harness.reporters import Console
-from harness.rows import BASELINE
+from harness.row import BASELINE
 from harness.store import load_runs
 
 Records = Sequence[GenerationRecord]

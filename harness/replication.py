@@ -13,7 +13,7 @@ from typing import Any
 from harness import cells
 from harness.published import REFERENCE, Paper, Place, Value
 from harness.records import Run, RunManifest
-from harness.rows import Row
+from harness.row import Row
 
 _HEADERS = (
     *(

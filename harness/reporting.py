@@ -16,7 +16,8 @@ from harness.diff import describe, find_run
 from harness.published import load_papers
 from harness.records import Run
 from harness.reporters import Console
-from harness.rows import Row, pairwise, summarise
+from harness.row import Row
+from harness.rows import pairwise, summarise
 from harness.store import load_runs
 
 GOOD, FAILED, WRONG = 0, 1, 2

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from harness.chat import render
 from harness.config import ConfigError
 from harness.conversation import Message
 from harness.plan import Plan
@@ -13,7 +14,7 @@ from harness.playing import Player
 from harness.profiling import verify_ns
 from harness.reporters import Console
 from harness.target import Target
-from harness.weights import LoadedWeights, render
+from harness.weights import LoadedWeights
 
 
 class Session:

@@ -13,7 +13,7 @@ from typing import Any
 from harness import cells
 from harness.batches import break_even_of, by_batch, curves
 from harness.latex import latex
-from harness.rows import Pair, Row
+from harness.row import Pair, Row
 
 __all__ = ["console_table", "csv", "csv_of", "latex", "markdown", "pairs_csv", "pairs_table"]
 

@@ -13,17 +13,22 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from harness import provenance
+from harness.chat import render
 from harness.config import ConfigError, build
-from harness.dialogues import Dialogues, Writer, without_overlap
+from harness.dialogues import Dialogues, Sample, Writer, without_overlap
 from harness.drafter import TrainableDrafter
 from harness.engine import LocalEngine
 from harness.features import CachedFeatures, Features
 from harness.reporters import Console
 from harness.target import Target
 from harness.tasks import JsonlTask, Task
-from harness.training import HEAD, Trainer, Training
+from harness.training import HEAD, Progress, Trainer, Training
 from harness.wandb_reporter import NoTracker
-from harness.weights import LoadedWeights, TargetSpec, render
+from harness.weights import LoadedWeights, TargetSpec
+
+_IDENTITY = ("start", "draft_vocab_size", "methods", "training", "data", "exclude", "exclude_paths")
+_NOT_OF_A_TRAINING = ("heads", "cache", "compile")
+"""Fields of a target that say how it is measured."""
 
 
 def run_training(config: DictConfig) -> None:
@@ -42,54 +47,63 @@ def run_training(config: DictConfig) -> None:
     name, drafter = _drafter(config)
     training: Training = build(config.training, "training")
     data: Dialogues = build(config.data, "data")
-    exclude: list[Task] = [build(node, f"exclude.{key}") for key, node in config.exclude.items()]
-    exclude += [JsonlTask(name=Path(path).stem, path=path) for path in config.exclude_paths]
     weights = spec.load(console.note)
     target = Target(weights.model, spec.attention, spec.linear)
     engine = LocalEngine(target, weights.end_token_ids, weights.max_context, timed=False)
     drafter.bind(target)
-    writer = _writer(engine, weights, spec, console)
     with processes.main_process_first():
-        samples, num_dropped = without_overlap(data.load(writer), exclude)
-    usable = [sample for sample in samples if any(sample.answer) and not sample.answer[0]]
-    console.note(
-        f"{len(usable)} dialogues, {sum(sum(one.answer) for one in usable)} answer tokens;"
-        f" {num_dropped} dropped that share 13 words with an evaluation prompt"
-    )
-    identity = {
-        key: settings[key] for key in ("target", "methods", "training", "data", "exclude", "exclude_paths")
-    }
-    folder = Path(settings["out"])
-    features = Features(target, drafter.taps)
+        samples, num_dropped = _samples(config, data, _writer(engine, weights, spec, console))
+    folder, features = Path(settings["out"]), Features(target, drafter.taps)
     if training.features:
-        weights_card = [weights.card.get(key) for key in ("path", "revision", "fingerprint")]
-        features = CachedFeatures(target, drafter.taps, Path(training.features), weights_card, console.note)
-    trainer = Trainer(engine, drafter, training, usable, folder, identity, features)
+        made_by = [weights.card.get(key) for key in ("path", "revision", "fingerprint")]
+        features = CachedFeatures(target, drafter.taps, Path(training.features), made_by, console.note)
+    trainer = Trainer(engine, drafter, training, samples, folder, _identity(settings), features)
     tracker: NoTracker = build(config.tracker, "tracker") if processes.is_main_process else NoTracker()
-    log = tracker.curves(f"{spec.name}-{name}", provenance.redact(settings))
-    done = trainer.run(console.note, log)
+    done = trainer.run(console.note, tracker.curves(f"{spec.name}-{name}", provenance.redact(settings)))
     if not processes.is_main_process:
         return
     card = {
         "target": {key: weights.card[key] for key in ("path", "revision", "source")},
         "method": name,
-        "training": {
-            "data": data.card(),
-            "num_dialogues": len(trainer.samples),
-            "num_dropped": num_dropped,
-            "num_held_out": len(trainer.held_out),
-            "num_steps": done.step,
-            "num_answer_tokens_seen": done.num_tokens,
-            "best_held_out_tau": done.best_tau,
-            "settings": dataclasses.asdict(training),
-            "git": provenance.git_state(),
-            "packages": {key: provenance.packages().get(key) for key in ("torch", "transformers")},
-        },
+        "training": {"data": data.card(), "num_dropped": num_dropped, **_told(trainer, done)},
     }
     _complete(folder / HEAD / "card.json", card)
     console.note(f"the head is in {folder / HEAD}; try it: methods.{name}.head={folder / HEAD}")
     told = {"head": str(folder / HEAD), "tau": done.best_tau, "steps": done.step, "tokens": done.num_tokens}
     print(json.dumps(told), flush=True)
+
+
+def _samples(config: DictConfig, data: Dialogues, writer: Writer) -> tuple[list[Sample], int]:
+    """The dialogues to train on, and how many were dropped for what they share with evaluation prompts."""
+    exclude: list[Task] = [build(node, f"exclude.{key}") for key, node in config.exclude.items()]
+    exclude += [JsonlTask(name=Path(path).stem, path=path) for path in config.exclude_paths]
+    samples, num_dropped = without_overlap(data.load(writer), exclude)
+    usable = [sample for sample in samples if any(sample.answer) and not sample.answer[0]]
+    writer.note(
+        f"{len(usable)} dialogues, {sum(sum(one.answer) for one in usable)} answer tokens;"
+        f" {num_dropped} dropped that share 13 words with an evaluation prompt"
+    )
+    return usable, num_dropped
+
+
+def _identity(settings: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same for a checkpoint to be gone on from."""
+    target = {key: value for key, value in settings["target"].items() if key not in _NOT_OF_A_TRAINING}
+    return {"target": target, **{key: settings[key] for key in _IDENTITY}}
+
+
+def _told(trainer: Trainer, done: Progress) -> dict[str, Any]:
+    """What a head's card says of its training."""
+    return {
+        "num_dialogues": len(trainer.samples),
+        "num_held_out": len(trainer.held_out),
+        "num_steps": done.step,
+        "num_answer_tokens_seen": done.num_tokens,
+        "best_held_out_tau": done.best_tau,
+        "settings": dataclasses.asdict(trainer.training),
+        "git": provenance.git_state(),
+        "packages": {key: provenance.packages().get(key) for key in ("torch", "transformers")},
+    }
 
 
 def _drafter(config: DictConfig) -> tuple[str, TrainableDrafter]:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from harness.chat import render
 from harness.config import ConfigError, build
 from harness.dialogues import AnsweredPrompts, GivenDialogues, SelfSynthesised, Writer, without_overlap
 from harness.engine import LocalEngine
 from harness.target import Target
 from harness.tasks import JsonlTask
 from harness.tiny import TinyTarget
-from harness.weights import render
 
 
 @pytest.fixture(scope="module")

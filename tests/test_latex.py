@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from harness.latex import PREAMBLE, latex
-from harness.rows import Row, summarise
+from harness.row import Row
+from harness.rows import summarise
 from tests.builders import sample_runs
 
 needs_tex = pytest.mark.skipif(

@@ -12,7 +12,8 @@ import pytest
 from harness.comparable import differences, refuse_mixed, variants
 from harness.config import ConfigError
 from harness.records import Failure, Probe, Run, Verdict
-from harness.rows import Row, json_rows, pairwise, summarise
+from harness.row import Row, json_rows
+from harness.rows import pairwise, summarise
 from tests.builders import (
     ROUND_NS,
     broken_run,

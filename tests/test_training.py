@@ -269,3 +269,12 @@ def test_every_source_of_dialogues_composes_and_builds(option: str) -> None:
         "mixed": ["data.parts.given.path=x.jsonl", "data.parts.answered.task.path=x.jsonl"],
     }.get(option, [])
     assert build(config_of(f"data={option}", *needed).data, "data").limit is None
+
+
+def test_what_a_target_is_measured_with_does_not_end_a_training_and_another_vocabulary_does(
+    tmp_path: Path,
+) -> None:
+    run_training(config_of(*overrides(tmp_path, "method=eagle3")))
+    run_training(config_of(*overrides(tmp_path, "method=eagle3", "target.cache=static")))
+    with pytest.raises(ConfigError, match="another out="):
+        run_training(config_of(*overrides(tmp_path, "method=eagle3", "draft_vocab_size=50")))

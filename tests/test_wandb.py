@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from harness.records import Run
-from harness.rows import json_rows, summarise
+from harness.row import json_rows
+from harness.rows import summarise
 from harness.store import load_run
 from harness.wandb_reporter import NoTracker, WandbTracker
 from tests.builders import sample_run, write_runs

@@ -12,10 +12,11 @@ import torch
 from omegaconf import OmegaConf
 
 from harness import checkpoint, wheel
+from harness.chat import render, template_hash
 from harness.config import ConfigError, build
 from harness.conversation import Message
 from harness.tiny import TinyTarget, byte_tokenizer
-from harness.weights import TargetSpec, render, template_hash
+from harness.weights import TargetSpec
 from harness.wheel import WheelTarget
 
 TARGETS = sorted((Path(__file__).parents[1] / "conf" / "target").glob("*.yaml"))

@@ -11,7 +11,7 @@ from harness import cells
 from harness.comparable import differences
 from harness.metrics import STAGES
 from harness.records import Cell, Run
-from harness.rows import BASELINE, Pair, Row
+from harness.row import BASELINE, Pair, Row
 
 _DIGITS = 6
 """Significant ones: more would be noise, and half of the page."""

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from harness.page.answers import answers
 from harness.page.content import content
 from harness.records import Run
-from harness.rows import Pair, Row
+from harness.row import Pair, Row
 
 _FOLDER = Path(__file__).parent
 _SCRIPTS = (
