@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from harness.row import BASELINE, Row
+from harness.records import BASELINE
+from harness.row import Row
 
 
 class BreakEven(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from harness.records import Cell, Failure
-from harness.row import BASELINE, Row
+from harness.records import BASELINE, Cell, Failure
+from harness.row import Row
 
 UNKNOWN = "-"
 _LONGEST_MESSAGE = 160

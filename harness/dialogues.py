@@ -17,9 +17,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from harness.accept import Coupled
-from harness.config import ConfigError, build, configurable
+from harness.config import ConfigError, configurable
 from harness.conversation import Message
 from harness.decoding import DecodingParams, stream_key
+from harness.drafter import Drafter
 from harness.engine import LocalEngine, Request
 from harness.tasks import Task, lines_of
 
@@ -39,20 +40,23 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """The target as an author. render: messages to the ids of a prompt; decode: ids to text."""
+    """The target as an author.
+
+    drafter: a method that has met it; whatever that drafts, what is written is the target's own. render:
+    messages to the ids of a prompt; decode: ids to text; encode: text to ids.
+    """
 
     engine: LocalEngine
+    drafter: Drafter
     render: Callable[[Sequence[Message]], list[int]]
     decode: Callable[[Sequence[int]], str]
     encode: Callable[[str], list[int]]
     note: Callable[[str], None]
 
     def write(self, prompts: Sequence[tuple[str, list[int]]], params: DecodingParams) -> list[list[int]]:
-        """What plain decoding makes of prompts, each with the name of its random stream; one batch."""
-        vanilla = build({"_target_": "methods.vanilla.Vanilla"}, "vanilla")
-        vanilla.bind(self.engine.target)
+        """What the target makes of prompts, each with the name of its random stream; one batch."""
         requests = [Request(prompt=ids, key=stream_key(params.seeds[0], name, 0, 0)) for name, ids in prompts]
-        made = self.engine.generate(requests, vanilla, params, Coupled())
+        made = self.engine.generate(requests, self.drafter, params, Coupled())
         return [one.output_ids for one in made]
 
     def user_prefix(self) -> list[int]:

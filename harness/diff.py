@@ -12,8 +12,8 @@ from typing import NamedTuple
 from harness import cells
 from harness.comparable import NOT_SET, facts
 from harness.config import ConfigError, near
-from harness.records import Run
-from harness.row import BASELINE, Row
+from harness.records import BASELINE, Run
+from harness.row import Row
 from harness.rows import summarise
 from harness.store import MANIFEST, load_run
 from harness.topics import ARM, TOPICS, causes_of, topic_of

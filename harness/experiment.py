@@ -24,10 +24,10 @@ from harness.decoding import DecodingParams
 from harness.engine import LocalEngine
 from harness.exhibits import MAX_CONVERSATIONS, exhibit, piece_reader
 from harness.measure import lap_cost_ns, read_bandwidth
-from harness.plan import BASELINE_ARM, Plan
+from harness.plan import Plan
 from harness.playing import Block, Played, Player, Stage
 from harness.profiling import cheapest_widths
-from harness.records import Cell, Failure, GenerationRecord, Probe, RunManifest, Verdict
+from harness.records import BASELINE, Cell, Failure, GenerationRecord, Probe, RunManifest, Verdict
 from harness.session import Session
 from harness.store import OpenRun, ResultStore
 from harness.verdict import Judge
@@ -246,7 +246,7 @@ class Experiment:
             for one in one_pass:
                 self.console.record(self._record(one, None, block))
         run.begin_block(_name(block))
-        reference = {one.place: one for one in played if one.player.name == BASELINE_ARM and one.repeat == 0}
+        reference = {one.place: one for one in played if one.player.name == BASELINE and one.repeat == 0}
         for one in played:
             self._where = f"verdict on {one.player.name}, {_name(block)}"
             verdict = self._verdict(one, reference[one.place])
@@ -261,11 +261,11 @@ class Experiment:
 
     def _verdict(self, one: Played, vanilla: Played) -> Verdict:
         # Vanilla drafts nothing, so no acceptor can change it.
-        if not self.acceptor.lossless and one.player.drafter and one.player.name != BASELINE_ARM:
+        if not self.acceptor.lossless and one.player.drafter and one.player.name != BASELINE:
             return Verdict("forced" if self.acceptor.forced else "lossy")
         same_prompt = list(one.request.prompt) == list(vanilla.request.prompt)
         # Whatever the acceptor, vanilla draws again what it drew: its repeats have the same random stream.
-        coupled = self.acceptor.coupled or self.params.greedy or one.player.name == BASELINE_ARM
+        coupled = self.acceptor.coupled or self.params.greedy or one.player.name == BASELINE
         if not same_prompt or not coupled:
             return Verdict("unpaired")
         width = one.player.rung.width if one.player.rung else 1

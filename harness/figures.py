@@ -14,7 +14,8 @@ from harness import cells
 from harness.batches import break_even_of, by_batch, curves
 from harness.metrics import STAGES
 from harness.provenance import slug
-from harness.row import BASELINE, Row
+from harness.records import BASELINE
+from harness.row import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -22,10 +22,8 @@ from harness.accept import Accepted, Acceptor, choices
 from harness.config import ConfigError, configurable
 from harness.decoding import Chooser
 from harness.draft import Draft
+from harness.records import BASELINE
 from harness.store import MANIFEST, load_run
-
-_BASELINE = "vanilla"
-"""Keeps nothing in any run, so it is no trace."""
 
 
 @configurable
@@ -139,7 +137,8 @@ def read_trace(path: str, arm: str | None = None) -> list[int]:
         raise ConfigError(
             f"acceptor.trace={path}: neither a run folder (with {MANIFEST}) nor a file of JSON or JSONL"
         )
-    arms = sorted({name for name, _ in found if name} - {_BASELINE})
+    # Vanilla keeps nothing in any run, so it is no trace.
+    arms = sorted({name for name, _ in found if name} - {BASELINE})
     if arm is None and len(arms) > 1:
         raise ConfigError(f"acceptor.trace={path}: holds {', '.join(arms)}; choose with acceptor.arm=NAME")
     wanted = arm or (arms[0] if arms else None)

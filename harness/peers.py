@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from harness.accept import Coupled
-from harness.config import build, configurable
+from harness.config import configurable
 from harness.decoding import Chooser, DecodingParams
 from harness.drafter import Drafter
 from harness.engine import Generation, LocalEngine, Request
@@ -104,17 +104,22 @@ class _TransformersRung(Rung):
 
 @configurable
 class EagerLoop(Rung):
-    """Our own loop without a draft, its steps neither static nor compiled."""
+    """Our own loop, its steps neither static nor compiled. drafter: the one that drafts nothing."""
 
     name: ClassVar[str] = "vanilla (eager)"
+    drafter: Drafter
 
     def generate(self, engine: LocalEngine, request: Request, params: DecodingParams) -> Generation:
         """See `Rung`."""
-        vanilla: Drafter = build({"_target_": "methods.vanilla.Vanilla"}, "vanilla")
-        vanilla.bind(engine.target)
+        self.drafter.bind(engine.target)
         with engine.target.dynamic():
-            made = engine.generate([request], vanilla, params, Coupled())[0]
-        return Generation(output_ids=made.output_ids, stop=made.stop, total_ns=made.total_ns)
+            made = engine.generate([request], self.drafter, params, Coupled())[0]
+        return Generation(
+            output_ids=made.output_ids,
+            stop=made.stop,
+            total_ns=made.total_ns,
+            latency_ns=made.latency_ns,
+        )
 
 
 @configurable

@@ -14,10 +14,10 @@ from harness.decoding import DecodingParams
 from harness.drafter import Drafter
 from harness.measure import Measure
 from harness.peers import Rung
+from harness.records import BASELINE
 from harness.tasks import Task
 from harness.weights import TargetSpec
 
-BASELINE_ARM = "vanilla"
 """The arm that every other one is compared with; it is always among the arms."""
 _NOT_OF_A_RUN = ("results", "tracker", "replicate", "decodings", "dry_run")
 """Where output goes and what a process does; replicate and decodings are put into a run in another form."""
@@ -70,9 +70,9 @@ def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
     decodings = {name: build(node, f"decodings.{name}") for name, node in (cfg.decodings or {}).items()}
     if not decodings:
         raise ConfigError("no decoding is chosen; type decoding=greedy, or decoding=[greedy,sampled]")
-    if BASELINE_ARM not in arms:
+    if BASELINE not in arms:
         raise ConfigError(
-            f"methods.{BASELINE_ARM} is missing, and every number is relative to it; do not delete it"
+            f"methods.{BASELINE} is missing, and every number is relative to it; do not delete it"
         )
     acceptor = build(cfg.acceptor, "acceptor")
     for params in decodings.values():
@@ -101,7 +101,7 @@ def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
         target=build(cfg.target, "target"),
         task=build(cfg.task, "task"),
         # Vanilla first, so that progress and tables begin with it.
-        arms={BASELINE_ARM: arms.pop(BASELINE_ARM), **arms},
+        arms={BASELINE: arms.pop(BASELINE), **arms},
         decodings=decodings,
         acceptor=acceptor,
         measure=build(cfg.measure, "measure"),

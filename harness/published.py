@@ -17,8 +17,6 @@ from omegaconf import OmegaConf
 from harness.config import ConfigError
 
 FOLDER = Path(__file__).parents[1] / "results" / "published"
-REFERENCE = "eagle3"
-"""What ratios are taken to: only ratios inside one harness can be carried to another."""
 _COLUMNS = ("table", "model", "task", "method", "temperature", "batch_size", "hardware", "metric", "value")
 
 
@@ -43,13 +41,17 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """One paper. cells: place -> our name of a method (else the paper's) -> value."""
+    """One paper. reference: our name of the method that ratios are taken to.
+
+    cells: place -> our name of a method (else the paper's) -> value.
+    """
 
     name: str
     title: str
     source: str
     setting: dict[str, Any]
     cautions: list[str]
+    reference: str
     cells: dict[Place, dict[str, Value]] = field(default_factory=dict)
 
 
@@ -71,7 +73,7 @@ def load_papers(folder: Path = FOLDER) -> list[Paper]:
         if path.stem not in known["papers"]:
             raise ConfigError(f"{path}: not in {index}; name its source, setting and cautions there")
     return [
-        Paper(name=name, cells=_cells(folder / f"{name}.csv", *names), **about)
+        Paper(name=name, cells=_cells(folder / f"{name}.csv", *names), reference=known["reference"], **about)
         for name, about in known["papers"].items()
     ]
 

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+BASELINE = "vanilla"
+"""The arm that every number is relative to."""
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 """Version 1 had no exhibits; all else is the same."""

@@ -28,9 +28,8 @@ from harness import cells
 from harness.config import ConfigError
 from harness.cost_table import CostTable, DraftingCost, load_table, load_tables
 from harness.headroom import contexts, run_identity, settings_of, table_of
-from harness.records import GenerationRecord, Run
+from harness.records import BASELINE, GenerationRecord, Run
 from harness.reporters import Console
-from harness.row import BASELINE
 from harness.store import load_runs
 
 Records = Sequence[GenerationRecord]

@@ -1,6 +1,6 @@
 """Replication: per paper its numbers beside ours for the cells that both have. They are never mixed.
 
-What can be carried from one harness to another is a ratio inside each: every line has the ratio to EAGLE-3.
+What can be carried from one harness to another is a ratio inside each: every line has one.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import cells
-from harness.published import REFERENCE, Paper, Place, Value
+from harness.published import Paper, Place, Value
 from harness.records import Run, RunManifest
 from harness.row import Row
 
@@ -27,7 +27,7 @@ _HEADERS = (
         "our tau",
         "ours as EAGLE",
     ),
-    *("their ratio to EAGLE-3", "our ratio to EAGLE-3", "marks", "what differs"),
+    *("their ratio", "our ratio", "marks", "what differs"),
 )
 _LEFT = ("target", "task", "method", "marks", "what differs")
 
@@ -36,7 +36,8 @@ _LEFT = ("target", "task", "method", "marks", "what differs")
 class Line:
     """One method of one cell, as a paper has it and as we have it.
 
-    ratios: speedup over that of EAGLE-3 in the same cell of the same harness; nan where it has none.
+    ratios: speedup over that of the paper's reference, in the same cell of the same harness; nan where it has
+    none.
     replication: the target and, where there is one, the head have their makers' weights.
     """
 
@@ -60,8 +61,8 @@ def replicate(paper: Paper, rows: Sequence[Row], runs: Sequence[Run]) -> list[Li
             theirs = values.get(row.method)
             if theirs is None or manifest is None:
                 continue
-            our_reference = next((o for o in own if o.method == REFERENCE and o.cell == row.cell), None)
-            their_reference = values.get(REFERENCE)
+            our_reference = next((o for o in own if o.method == paper.reference and o.cell == row.cell), None)
+            their_reference = values.get(paper.reference)
             lines.append(
                 Line(
                     place=place,
@@ -90,7 +91,8 @@ def markdown(papers: Sequence[Paper], rows: Sequence[Row], runs: Sequence[Run]) 
         parts += [
             f"## {cells.escape(paper.title)}",
             "",
-            f"{cells.escape(paper.source)}. It states: {cells.escape(stated)}.",
+            f"{cells.escape(paper.source)}. It states: {cells.escape(stated)}. Ratios are"
+            f" to {cells.escape(paper.reference)}.",
             "",
         ]
         parts += [f"* {cells.escape(caution)}" for caution in paper.cautions]

@@ -10,11 +10,10 @@ from typing import Any, Literal, NamedTuple
 from harness import stats
 from harness.comparable import SETTING
 from harness.metrics import Ledger
-from harness.records import Failure, VerdictKind
+from harness.records import BASELINE, Failure, VerdictKind
 from harness.stats import Difference, Interval
 from harness.ties import Ties
 
-BASELINE = "vanilla"
 Ends = tuple[float, float] | None
 _JSON_KEYS = (
     *("target", "task", "method", "temperature", "batch_size", "profile", "baseline", "acceptor"),

@@ -14,8 +14,8 @@ from harness import metrics, stats
 from harness.comparable import variants
 from harness.cost_table import CostTable
 from harness.headroom import headroom, settings_of, table_of
-from harness.records import LAPS_PER_ROUND, Cell, GenerationRecord, Run
-from harness.row import BASELINE, Pair, Row
+from harness.records import BASELINE, LAPS_PER_ROUND, Cell, GenerationRecord, Run
+from harness.row import Pair, Row
 from harness.stats import Interval, Totals
 from harness.ties import row_verdict, ties
 

@@ -16,7 +16,7 @@ from harness import provenance
 from harness.chat import render
 from harness.config import ConfigError, build
 from harness.dialogues import Dialogues, Sample, Writer, without_overlap
-from harness.drafter import TrainableDrafter
+from harness.drafter import Drafter, TrainableDrafter
 from harness.engine import LocalEngine
 from harness.features import CachedFeatures, Features
 from harness.reporters import Console
@@ -52,7 +52,8 @@ def run_training(config: DictConfig) -> None:
     engine = LocalEngine(target, weights.end_token_ids, weights.max_context, timed=False)
     drafter.bind(target)
     with processes.main_process_first():
-        samples, num_dropped = _samples(config, data, _writer(engine, weights, spec, console))
+        writer = _writer(build(config.writer, "writer"), engine, weights, spec, console)
+        samples, num_dropped, excluded = _samples(config, data, writer)
     folder, features = Path(settings["out"]), Features(target, drafter.taps)
     if training.features:
         made_by = [weights.card.get(key) for key in ("path", "revision", "fingerprint")]
@@ -65,7 +66,12 @@ def run_training(config: DictConfig) -> None:
     card = {
         "target": {key: weights.card[key] for key in ("path", "revision", "source")},
         "method": name,
-        "training": {"data": data.card(), "num_dropped": num_dropped, **_told(trainer, done)},
+        "training": {
+            "data": data.card(),
+            "excluded_tasks": excluded,
+            "num_dropped": num_dropped,
+            **_told(trainer, done),
+        },
     }
     _complete(folder / HEAD / "card.json", card)
     console.note(f"the head is in {folder / HEAD}; try it: methods.{name}.head={folder / HEAD}")
@@ -73,8 +79,8 @@ def run_training(config: DictConfig) -> None:
     print(json.dumps(told), flush=True)
 
 
-def _samples(config: DictConfig, data: Dialogues, writer: Writer) -> tuple[list[Sample], int]:
-    """The dialogues to train on, and how many were dropped for what they share with evaluation prompts."""
+def _samples(config: DictConfig, data: Dialogues, writer: Writer) -> tuple[list[Sample], int, list[str]]:
+    """The dialogues to train on; how many were dropped for what they share with which evaluation tasks."""
     exclude: list[Task] = [build(node, f"exclude.{key}") for key, node in config.exclude.items()]
     exclude += [JsonlTask(name=Path(path).stem, path=path) for path in config.exclude_paths]
     samples, num_dropped = without_overlap(data.load(writer), exclude)
@@ -83,7 +89,7 @@ def _samples(config: DictConfig, data: Dialogues, writer: Writer) -> tuple[list[
         f"{len(usable)} dialogues, {sum(sum(one.answer) for one in usable)} answer tokens;"
         f" {num_dropped} dropped that share 13 words with an evaluation prompt"
     )
-    return usable, num_dropped
+    return usable, num_dropped, [task.name for task in exclude]
 
 
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:
@@ -119,10 +125,14 @@ def _drafter(config: DictConfig) -> tuple[str, TrainableDrafter]:
     return str(name), drafter
 
 
-def _writer(engine: LocalEngine, weights: LoadedWeights, spec: TargetSpec, console: Console) -> Writer:
+def _writer(
+    drafter: Drafter, engine: LocalEngine, weights: LoadedWeights, spec: TargetSpec, console: Console
+) -> Writer:
     tokenizer = weights.tokenizer
+    drafter.bind(engine.target)
     return Writer(
         engine=engine,
+        drafter=drafter,
         render=lambda messages: render(tokenizer, messages, spec),
         decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
         encode=lambda text: [int(token) for token in tokenizer.encode(text, add_special_tokens=False)],

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.records import BASELINE
 from harness.stats import CONFIDENCE, Floats, Totals, resample
 from harness.store import load_run
 
@@ -32,7 +33,7 @@ def read(results: Path, pattern: str) -> dict[float, Cells]:
             continue
         sums: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(lambda: [0, 0]))
         for record in run.records:
-            if record.kind == "arm" and record.arm != "vanilla" and record.repeat == 0:
+            if record.kind == "arm" and record.arm != BASELINE and record.repeat == 0:
                 place = sums[record.arm][record.conversation]
                 place[0] += sum(record.emitted)
                 place[1] += len(record.emitted)

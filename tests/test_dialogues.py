@@ -15,6 +15,7 @@ from harness.engine import LocalEngine
 from harness.target import Target
 from harness.tasks import JsonlTask
 from harness.tiny import TinyTarget
+from methods.vanilla import Vanilla
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +23,11 @@ def writer() -> Writer:
     spec = TinyTarget()
     loaded = spec.load(lambda _: None)
     engine = LocalEngine(Target(loaded.model), loaded.end_token_ids, 512, timed=False)
+    vanilla = Vanilla()
+    vanilla.bind(engine.target)
     return Writer(
         engine=engine,
+        drafter=vanilla,
         render=lambda messages: render(loaded.tokenizer, messages, spec),
         decode=lambda ids: str(loaded.tokenizer.decode(list(ids), skip_special_tokens=True)),
         encode=lambda text: list(loaded.tokenizer.encode(text, add_special_tokens=False)),

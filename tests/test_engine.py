@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import time
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from harness.draft import Draft
 from harness.drafter import HiddenTap, Outcome
 from harness.engine import LocalEngine, Request, read, trim
 from harness.linear import pack
-from harness.peers import Generate, PromptLookup
+from harness.peers import EagerLoop, Generate, PromptLookup
 from harness.records import Verdict
 from harness.target import Target
 from harness.verdict import Judge
@@ -112,7 +113,7 @@ def test_shares_of_time_add_up_and_latency_counts_the_others_too() -> None:
 def test_vanilla_and_rungs_emit_what_transformers_emits(params: DecodingParams) -> None:
     loop = engine()
     expected = vanilla(loop, params)
-    for rung in (Generate(), PromptLookup()):
+    for rung in (Generate(), PromptLookup(), EagerLoop(drafter=Vanilla())):
         assert [rung.generate(loop, one, params).output_ids for one in requests()] == expected
 
 
@@ -361,6 +362,7 @@ def test_packed_layers_share_their_weights_copy_to_plain_ones_and_pass_gradients
     assert asked.grad is not None
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
 def test_a_compiled_step_emits_what_the_plain_one_emits_and_serves_all_arms() -> None:
     """Trees and single tokens, another batch size, more slots than were allocated at first."""
     expected = vanilla(engine(), GREEDY)

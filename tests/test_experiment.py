@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,16 @@ def test_an_acceptance_run_in_batches_is_untimed_and_identical(tmp_path: Path, h
     assert len(run.records) == 8
     assert {record.verdict.kind for record in run.records if record.verdict} == {"identical"}
     assert sum(record.total_ns for record in run.records) == 0
+
+
+def test_a_run_says_what_it_takes_at_most_before_it_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured(plan_of(tmp_path, "measure=acceptance", "measure.num_warmup=1"), tmp_path)
+    told = capsys.readouterr().err
+    said = re.search(r"8 generations; at the pace of the warm-up at most \d+ min", told)
+    assert said is not None
+    assert said.start() < told.index("run tiny.")
 
 
 def test_an_interrupted_run_goes_on_without_loss_or_doubles(

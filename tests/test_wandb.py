@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -45,16 +46,21 @@ def chunks(data: bytes) -> Iterator[bytes]:
             message = b""
 
 
-def read_back(folder: Path) -> list[Any]:
-    """Every record of a .wandb file."""
+def read_back(folder: Path, most_seconds: float = 60.0) -> list[Any]:
+    """Every record of a .wandb file; W&B's own process may still be writing when a run has ended."""
     from wandb.proto import wandb_internal_pb2
 
     (file,) = folder.glob("*.wandb")
-    found = []
-    for message in chunks(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(message)
-        found.append(record)
+    end = time.monotonic() + most_seconds
+    found: list[Any] = []
+    while not (found and found[-1].HasField("exit")):
+        assert time.monotonic() < end, "no record of the exit"
+        time.sleep(0.05)
+        found = []
+        for message in chunks(file.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(message)
+            found.append(record)
     return found
 
 
