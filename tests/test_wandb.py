@@ -39,6 +39,8 @@ def chunks(data: bytes) -> Iterator[bytes]:
             place += left
             continue
         size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        if place + 7 + size > len(data):
+            return
         message += data[place + 7 : place + 7 + size]
         place += 7 + size
         if kind in (_WHOLE, _LAST):
