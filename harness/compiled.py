@@ -43,11 +43,7 @@ class CompiledForward:
         model.requires_grad_(False)
         self._model = model
         self._on_cpu = device.type == "cpu"
-        # Frozen weights are laid out for the CPU's matrix library once, when compiling.
-        options: dict[str, str | int | bool | Callable[..., Any]] = {
-            "freezing": self._on_cpu,
-            "triton.cudagraphs": not self._on_cpu,
-        }
+        options: dict[str, str | int | bool | Callable[..., Any]] = {"triton.cudagraphs": not self._on_cpu}
         dynamic = None if self._on_cpu else False
         self._program = torch.compile(self._run, fullgraph=True, dynamic=dynamic, options=options)
 

@@ -1,42 +1,105 @@
 """Linear layers on a CPU: weights laid out once for oneDNN, which multiplies a few rows several times faster.
 
 torch's own float32 product of a few rows with a large matrix goes through MKL; on some CPUs two rows take
-twice as long as one, and eight as long as thirty-two. torch.compile packs weights the same way (`freezing`).
+twice as long as one, and eight as long as thirty-two. Layers that read the same input become one product:
+a small matrix streams from memory more slowly than a large one.
 
-Shapes: I inputs, O outputs.
+Shapes: I inputs, O outputs, N outputs of all layers of one product.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
+from itertools import count
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
 _ROWS_HINT = 16
 """Rows that the layout is chosen for; from one to hundreds of rows no other was faster."""
+_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Siblings that read the same input, as transformers and the EAGLE heads name them. Where they turn out to
+read different ones, the results are right all the same."""
+
+
+class Product(nn.Module):
+    """Rows times the weights of one or several layers, packed."""
+
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self._sizes = [layer.out_features for layer in layers]
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        self._bias = torch.cat([bias.detach() for bias in biases]) if biases else None
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+        self._number = next(_NUMBERS)
+        _PRODUCTS[self._number] = self
+        self._rows: Tensor | None = None
+        self._parts: Sequence[Tensor] = ()
+        self._given = set[int]()
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """[..., N] of rows [..., I]."""
+        product: Tensor
+        if torch.compiler.is_compiling():
+            product = torch.ops.specbench.packed_product(rows, self._number, sum(self._sizes))
+        else:
+            product = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self._bias, "none", [], "")
+        return product
+
+    def part(self, rows: Tensor, index: int) -> Tensor:
+        """Outputs [..., O] of layer `index`; the first layer that asks has all of them computed."""
+        if rows is not self._rows or index in self._given:
+            self._rows, self._parts = rows, self.multiply(rows).split(self._sizes, -1)
+            self._given = set()
+        part = self._parts[index]
+        self._given.add(index)
+        if len(self._given) == len(self._sizes):
+            self._rows, self._parts = None, ()
+        return part
+
+
+# A compiled program cannot hold a tensor in oneDNN's own layout, so it names the product by its number.
+_NUMBERS = count()
+_PRODUCTS: WeakValueDictionary[int, Product] = WeakValueDictionary()
+
+
+_OPERATORS = torch.library.Library("specbench", "DEF")
+_OPERATORS.define("packed_product(Tensor rows, int number, int num_outputs) -> Tensor")
+
+
+@torch.library.impl(_OPERATORS, "packed_product", "CPU")
+def _multiply(rows: Tensor, number: int, num_outputs: int) -> Tensor:
+    return _PRODUCTS[number].multiply(rows)
+
+
+@torch.library.register_fake("specbench::packed_product", lib=_OPERATORS)
+def _shape(rows: Tensor, number: int, num_outputs: int) -> Tensor:
+    return rows.new_empty((*rows.shape[:-1], num_outputs))
 
 
 class PackedLinear(nn.Linear):
-    """An `nn.Linear` that shares its weight [O, I] with the one it stands for, and has a packed copy of it.
+    """An `nn.Linear` that shares its weight [O, I] with the one it stands for, and multiplies by a packed copy.
 
     plain: multiply as torch does, as somebody else's loop would have it.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, product: Product, index: int) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.plain = False
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS_HINT)
+        # In a tuple, so that it is no submodule: several layers have it.
+        self._product, self._index = (product,), index
 
     def forward(self, rows: Tensor) -> Tensor:
         """Outputs [..., O] of rows [..., I]; as torch does where a gradient is asked for."""
         if self.plain or (torch.is_grad_enabled() and rows.requires_grad):
             return nn.functional.linear(rows, self.weight, self.bias)
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self.bias, "none", [], "")
-        return product
+        return self._product[0].part(rows, self._index)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
         """A copy is made to be changed: a plain layer."""
@@ -61,9 +124,23 @@ def pack(module: nn.Module) -> list[PackedLinear]:
     """Put packed layers in the place of all linear ones below `module`; needs their memory once more."""
     packed = [layer for layer in module.modules() if isinstance(layer, PackedLinear)]
     for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                layer = PackedLinear(child).train(child.training)
+        children = {name: child for name, child in parent.named_children() if type(child) is nn.Linear}
+        for names in _groups(children):
+            product = Product([children[name] for name in names])
+            for index, name in enumerate(names):
+                layer = PackedLinear(children[name], product, index).train(children[name].training)
                 setattr(parent, name, layer)
                 packed.append(layer)
     return packed
+
+
+def _groups(children: dict[str, nn.Linear]) -> list[tuple[str, ...]]:
+    """Names of layers that share a product; each name is in one of them."""
+    groups = []
+    for names in _TOGETHER:
+        found = [children[name] for name in names if name in children]
+        alike = {(layer.in_features, layer.bias is None) for layer in found}
+        if len(found) == len(names) and len(alike) == 1:
+            groups.append(names)
+    together = {name for names in groups for name in names}
+    return [*groups, *((name,) for name in children if name not in together)]

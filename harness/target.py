@@ -54,14 +54,11 @@ class Target:
             raise ConfigError(
                 "target.linear=packed: needs float32 weights on a CPU and oneDNN; type target.linear=plain"
             )
-        if compiled and (cache != "static" or linear == "packed"):
-            raise ConfigError(
-                "target.compile=true: compiles a static step and packs linear layers itself; type"
-                " target.cache=static target.linear=auto"
-            )
+        if compiled and cache != "static":
+            raise ConfigError("target.compile=true: compiles a static step; type target.cache=static")
         self._static = cache == "static"
         self._compiled = CompiledForward(model) if compiled else None
-        self._packs = linear != "plain" and not compiled and can_pack(model)
+        self._packs = linear != "plain" and can_pack(model)
         if self._packs:
             self._packed = pack(model)
         self.cache = SlotCache()
