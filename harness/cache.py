@@ -33,7 +33,11 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._slots: tuple[Tensor, Tensor] | None = None
         self._whole = False
         self._end = 0
-        self._needed = 0
+        self._needed = self._reserved = 0
+
+    def reserve(self, num_slots: int) -> None:
+        """From now on no sequence has fewer slots, so that they need not grow."""
+        self._reserved = num_slots
 
     def clear(self, num_rows: int) -> None:
         """Start `num_rows` empty sequences; allocations of the same batch size are reused."""
@@ -41,12 +45,22 @@ class SlotCache(Cache):  # type: ignore[misc]
             self._keys, self._values = [], []
         self.lengths = [0] * num_rows
 
-    def aim(self, rows: slice, count: int, device: torch.device, ahead: int = 0, whole: bool = False) -> None:
+    def aim(
+        self,
+        rows: slice,
+        count: int,
+        device: torch.device,
+        *,
+        ahead: int = 0,
+        whole: bool = False,
+        indexed: bool = False,
+    ) -> None:
         """The next forward writes `count` tokens behind the committed ones of `rows`.
 
         ahead: uncommitted tokens that earlier forwards wrote there and that stay readable. whole: all rows
         are written, and attention reads every allocated slot, of which the mask alone says what counts: all
-        forwards over as many tokens are one program (until more slots are allocated).
+        forwards over as many tokens have the same shapes (until more slots are allocated). indexed: the
+        places that are written are tensors too, so that they are one program.
         """
         lengths = [length + ahead for length in self.lengths[rows]]
         self._rows, self._end, self._whole = rows, max(lengths) + count, whole
@@ -54,7 +68,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         if whole:
             for buffers in (self._keys, self._values):
                 buffers[:] = [self._grown(buffer) for buffer in buffers]
-        if len(set(lengths)) == 1 and not whole:
+        if len(set(lengths)) == 1 and not indexed:
             # One length: a contiguous block, no index tensors.
             self._start, self._slots = lengths[0], None
         else:
@@ -69,11 +83,9 @@ class SlotCache(Cache):  # type: ignore[misc]
             self._keys.append(self._allocate(key_states))
             self._values.append(self._allocate(value_states))
         if self._whole:
-            assert self._slots is not None
-            row, slot = self._slots
             keys, values = self._keys[layer_idx], self._values[layer_idx]
-            keys[row, :, slot] = key_states.transpose(1, 2)
-            values[row, :, slot] = value_states.transpose(1, 2)
+            self._put(keys, key_states)
+            self._put(values, value_states)
             return keys, values
         return (
             self._write(self._keys, layer_idx, key_states),
@@ -141,7 +153,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         return sum(buffer.nbytes for buffer in (*self._keys, *self._values))
 
     def _allocate(self, states: Tensor) -> Tensor:
-        slots = -(-self._needed // _STEP) * _STEP
+        slots = -(-max(self._needed, self._reserved) // _STEP) * _STEP
         shape = (len(self.lengths), states.shape[1], slots, states.shape[3])
         # Zeros, not garbage: masked slots are multiplied by zero weights, and 0 * NaN is NaN.
         return states.new_zeros(shape)
@@ -157,9 +169,12 @@ class SlotCache(Cache):  # type: ignore[misc]
     def _write(self, buffers: list[Tensor], layer: int, states: Tensor) -> Tensor:
         assert self._rows is not None
         buffer = buffers[layer] = self._grown(buffers[layer])
+        self._put(buffer, states)
+        return buffer[self._rows, :, : self._end]
+
+    def _put(self, buffer: Tensor, states: Tensor) -> None:
         if self._slots is None:
             buffer[self._rows, :, self._start : self._end] = states
         else:
             row, slot = (index.to(buffer.device) for index in self._slots)
             buffer[row, :, slot] = states.transpose(1, 2)
-        return buffer[self._rows, :, : self._end]

@@ -43,6 +43,11 @@ def series(values: Sequence[float], digits: int = 2) -> str:
     return " ".join(number(value, digits) for value in values) or UNKNOWN
 
 
+def mebibytes(num_bytes: int | None) -> str:
+    """A size in MiB."""
+    return UNKNOWN if num_bytes is None else f"{num_bytes / 2**20:.0f}"
+
+
 def percent(value: float | None) -> str:
     """A share in per cent."""
     return UNKNOWN if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"

@@ -21,7 +21,7 @@ _CHANGING = {"cpu_mhz", "gpu_sm_mhz", "gpu_memory_mhz"}
 """Clocks as they happened to be; the limits they are held to stay among the facts."""
 _SETTINGS = ("method[", "rung[")
 """Beginnings of facts that a sweep varies: they make rows of their own and no other table."""
-_EVERY_TARGET = ("dtype", "attention", "linear", "cache", "step", "quantisation")
+_EVERY_TARGET = ("dtype", "attention", "linear", "cache", "compile", "quantisation")
 _EVERY_DECODING = ("max_new_tokens", "ignore_end_token")
 _EVERY_SAMPLING = ("filter_order",)
 """Not of a greedy decoding, which filters nothing."""

@@ -26,7 +26,10 @@ _MOST_PROGRAMS = 64
 
 
 class CompiledForward:
-    """Calls a model as `forward` does; compiles at the first call with one token, and with several."""
+    """Calls a model as `forward` does; compiles at the first call with one token, and with several.
+
+    by_shape: every number of tokens, sequences and slots is a program of its own.
+    """
 
     def __init__(self, model: Any) -> None:
         """
@@ -42,19 +45,24 @@ class CompiledForward:
         torch._dynamo.config.recompile_limit = _MOST_PROGRAMS
         model.requires_grad_(False)
         self._model = model
-        self._on_cpu = device.type == "cpu"
-        options: dict[str, str | int | bool | Callable[..., Any]] = {"triton.cudagraphs": not self._on_cpu}
-        dynamic = None if self._on_cpu else False
+        self.by_shape = device.type != "cpu"
+        options: dict[str, str | int | bool | Callable[..., Any]] = {"triton.cudagraphs": self.by_shape}
+        dynamic = False if self.by_shape else None
         self._program = torch.compile(self._run, fullgraph=True, dynamic=dynamic, options=options)
+
+    @property
+    def num_compiled(self) -> int:
+        """Programs that torch.compile has made in this process."""
+        return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
     def __call__(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache) -> Tensor:
         """Logits [B, n, V] of ids and positions [B, n]; mask [B, 1, n, C] over the whole cache."""
-        if self._on_cpu:
+        if not self.by_shape:
             if ids.shape[1] > 1:
                 for tensor, axis in ((ids, 1), (positions, 1), (mask, 2)):
                     torch._dynamo.mark_dynamic(tensor, axis)
             torch._dynamo.mark_dynamic(mask, 3)
-        cache.mark(dynamic=self._on_cpu)
+        cache.mark(dynamic=not self.by_shape)
         logits: Tensor = self._program(ids, positions, mask, cache)
         return logits
 

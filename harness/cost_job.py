@@ -46,7 +46,7 @@ def run_costs(config: DictConfig) -> None:
     packages = provenance.packages()
     device = provenance.device_facts(target.device)
     table = CostTable(
-        identity=identity({**weights.card, "linear": target.linear, "step": target.step}, device, packages),
+        identity=identity({**weights.card, "linear": target.linear}, device, packages),
         name=spec.name,
         forward=forward,
         settle=settle,

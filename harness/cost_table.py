@@ -25,7 +25,7 @@ COSTS = "costs"
 _VERSION = 1
 _SHAPE = (
     *("architecture", "num_parameters", "num_layers", "vocab_size", "step_bytes", "cache_bytes_per_token"),
-    *("dtype", "attention", "linear", "cache", "step", "quantisation", "num_experts", "experts_per_token"),
+    *("dtype", "attention", "linear", "cache", "compile", "quantisation", "num_experts", "experts_per_token"),
 )
 """Of a target's card, what its seconds depend on; which weights they are does not matter."""
 _LEAST_STEP = 1e-6

@@ -143,6 +143,11 @@ class Drafter(ABC):
         """
         return None
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of its own model, after `bind`; what it shares with the target counts nothing."""
+        return 0
+
     def card(self) -> dict[str, Any]:
         """What was loaded, after `bind`: source, hash, origin, conventions; JSON types, for the manifest."""
         return {}

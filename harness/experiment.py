@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class Experiment:
             weights.end_token_ids,
             weights.max_context,
             timed=measure.timed,
-            widths=cheapest_widths(session.verify_ns),
+            widths=cheapest_widths(session.paces.verify_ns) if session.paces else (),
             batch_size=measure.batch_size,
         )
         self.stage = Stage(
@@ -107,7 +108,7 @@ class Experiment:
             rungs=[rung.name for rung in self.rungs],
             config=provenance.redact(asked),
             overrides=provenance.redact(self.plan.overrides),
-            target={**weights.card, "linear": self.session.target.linear, "step": self.session.target.step},
+            target={**weights.card, "linear": self.session.target.linear},
             prompts=prompts,
             provenance={
                 "device": device,
@@ -154,6 +155,7 @@ class Experiment:
                 if self.plan.measure.timed:
                     self._probe(run)
                 pace = self._warm_up()
+                self._num_programs = self.session.target.num_programs
                 self.console.plan(self._num_generations(todo), self._most_seconds(todo, pace))
                 self.console.start(manifest)
                 for block in todo:
@@ -175,7 +177,11 @@ class Experiment:
     def _probe(self, run: OpenRun) -> None:
         device = self.session.target.device
         bandwidth = read_bandwidth(device, self.plan.measure.bandwidth_gib)
-        run.write_probe(Probe(bandwidth, lap_cost_ns(device), self.session.verify_ns))
+        found = self.session.paces
+        assert found is not None
+        verify_ns = [round(spent) if isfinite(spent) else None for spent in found.verify_ns]
+        memory = {**self.session.target.memory(), **self.session.drafter_bytes()}
+        run.write_probe(Probe(bandwidth, lap_cost_ns(device), verify_ns, found.steps, memory))
 
     def _warm_up(self) -> dict[str, float]:
         """Run every player on prompts outside the test set; seconds a token of each."""
@@ -245,6 +251,7 @@ class Experiment:
             played += one_pass
             for one in one_pass:
                 self.console.record(self._record(one, None, block))
+        self._refuse_compilation(block)
         run.begin_block(_name(block))
         reference = {one.place: one for one in played if one.player.name == BASELINE and one.repeat == 0}
         for one in played:
@@ -254,6 +261,15 @@ class Experiment:
         self._null(run, played, reference)
         self._exhibit(run, played)
         run.finish_block(_name(block))
+
+    def _refuse_compilation(self, block: Block) -> None:
+        num_new = self.session.target.num_programs - self._num_programs
+        if num_new and self.plan.measure.timed:
+            raise ConfigError(
+                f"target.compile=true: {num_new} programs were compiled while {_name(block)} was timed, which"
+                " spoils its seconds; type the command again (what was compiled is kept), or"
+                " target.compile=false"
+            )
 
     def _record(self, one: Played, verdict: Verdict | None, block: Block) -> GenerationRecord:
         measure = self.plan.measure
@@ -303,7 +319,7 @@ def make_cell(plan: Plan, params: DecodingParams) -> Cell:
         temperature=params.temperature,
         batch_size=plan.measure.batch_size,
         profile=plan.measure.profile,
-        baseline="strong" if plan.target.compile else "eager",
+        baseline=plan.target.baseline,
         acceptor=plan.acceptor.name,
     )
 

@@ -1,4 +1,4 @@
-"""What one token costs a model: bytes of weights that are read, bytes of cache that are written."""
+"""Bytes of a model: what it holds, what a token reads of its weights and writes to the cache."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ def step_bytes(model: Any, experts: tuple[int, int] | None = None) -> int:
             share = share * experts[1] // experts[0]
         total += share
     return total
+
+
+def resident_bytes(module: torch.nn.Module) -> int:
+    """Bytes of parameters and buffers, those that are shared once."""
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in (*module.parameters(), *module.buffers())}
+    return sum(held.values())
 
 
 def expert_counts(config: Any) -> tuple[int, int] | None:

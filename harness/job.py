@@ -136,7 +136,7 @@ def _cells(config: DictConfig) -> list[Cell]:
             temperature=_number(node.get("temperature", 0)),
             batch_size=int(_number(config.measure.get("batch_size", 1))),
             profile=str(config.measure.profile),
-            baseline="strong" if config.target.get("compile") else "eager",
+            baseline="strong" if config.target.get("cache") == "auto" else "eager",
             acceptor=_acceptor(config),
         )
         for name, node in (config.decodings or {}).items()

@@ -33,6 +33,7 @@ class Product(nn.Module):
         self._sizes = [layer.out_features for layer in layers]
         weight = torch.cat([layer.weight.detach() for layer in layers])
         biases = [layer.bias for layer in layers if layer.bias is not None]
+        self._num_bytes = weight.nbytes
         self._bias = torch.cat([bias.detach() for bias in biases]) if biases else None
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
         self._number = next(_NUMBERS)
@@ -40,6 +41,11 @@ class Product(nn.Module):
         self._rows: Tensor | None = None
         self._parts: Sequence[Tensor] = ()
         self._given = set[int]()
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the packed copy, as many as of the weights."""
+        return self._num_bytes
 
     def multiply(self, rows: Tensor) -> Tensor:
         """[..., N] of rows [..., I]."""
@@ -53,7 +59,7 @@ class Product(nn.Module):
     def part(self, rows: Tensor, index: int) -> Tensor:
         """Outputs [..., O] of layer `index`; the first layer that asks has all of them computed."""
         if rows is not self._rows or index in self._given:
-            self._rows, self._parts = rows, self.multiply(rows).split(self._sizes, -1)
+            self._rows, self._parts = rows, torch.split(self.multiply(rows), self._sizes, -1)
             self._given = set()
         part = self._parts[index]
         self._given.add(index)
@@ -67,8 +73,10 @@ _NUMBERS = count()
 _PRODUCTS: WeakValueDictionary[int, Product] = WeakValueDictionary()
 
 
-_OPERATORS = torch.library.Library("specbench", "DEF")
-_OPERATORS.define("packed_product(Tensor rows, int number, int num_outputs) -> Tensor")
+_OPERATORS = torch.library.Library("specbench", "DEF")  # type: ignore[no-untyped-call]
+_OPERATORS.define(  # type: ignore[no-untyped-call]
+    "packed_product(Tensor rows, int number, int num_outputs) -> Tensor"
+)
 
 
 @torch.library.impl(_OPERATORS, "packed_product", "CPU")
@@ -76,13 +84,13 @@ def _multiply(rows: Tensor, number: int, num_outputs: int) -> Tensor:
     return _PRODUCTS[number].multiply(rows)
 
 
-@torch.library.register_fake("specbench::packed_product", lib=_OPERATORS)
+@torch.library.register_fake("specbench::packed_product", lib=_OPERATORS)  # type: ignore[untyped-decorator]
 def _shape(rows: Tensor, number: int, num_outputs: int) -> Tensor:
     return rows.new_empty((*rows.shape[:-1], num_outputs))
 
 
 class PackedLinear(nn.Linear):
-    """An `nn.Linear` that shares its weight [O, I] with the one it stands for, and multiplies by a packed copy.
+    """An `nn.Linear` that shares its weight [O, I] with the one it stands for, and multiplies by a copy.
 
     plain: multiply as torch does, as somebody else's loop would have it.
     """
@@ -93,13 +101,18 @@ class PackedLinear(nn.Linear):
         self.weight, self.bias = linear.weight, linear.bias
         self.plain = False
         # In a tuple, so that it is no submodule: several layers have it.
-        self._product, self._index = (product,), index
+        self._products, self._index = (product,), index
+
+    @property
+    def product(self) -> Product:
+        """What it takes its outputs from."""
+        return self._products[0]
 
     def forward(self, rows: Tensor) -> Tensor:
         """Outputs [..., O] of rows [..., I]; as torch does where a gradient is asked for."""
         if self.plain or (torch.is_grad_enabled() and rows.requires_grad):
             return nn.functional.linear(rows, self.weight, self.bias)
-        return self._product[0].part(rows, self._index)
+        return self.product.part(rows, self._index)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
         """A copy is made to be changed: a plain layer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -151,6 +152,30 @@ def last_level_cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int:
             )
             found.setdefault(int(level), {})[shared] = int(size.removesuffix("K")) * 1024
     return sum(found[max(found)].values()) if found else 0
+
+
+@cache
+def _energy_meter(device: torch.device) -> Callable[[], int] | None:
+    """What reads the device's meter in millijoules; None where it has none (a CPU, GPUs before Volta)."""
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except pynvml.NVMLError:
+        return None
+    return lambda: int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+
+
+def energy_mj(device: torch.device) -> int | None:
+    """Millijoules that the device has used since its driver was loaded (NVML); None where it cannot tell."""
+    meter = _energy_meter(device)
+    return None if meter is None else meter()
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -281,6 +281,28 @@ def roof_tokens_per_s(
     return ratio(batch_size * bandwidth, step_bytes + batch_size * cache_bytes * context)
 
 
+def forward_s(records: Records) -> float:
+    """Mean seconds of one forward of the target, over all sequences of its batch; nan without rounds."""
+    return ratio(sum(sum(r.verify_ns) for r in records) * 1e-9, _batch_rounds(records))
+
+
+def round_s(records: Records) -> float:
+    """Mean seconds of a whole round, over all sequences of its batch; nan without rounds."""
+    return ratio(decode_ns(records) * 1e-9, _batch_rounds(records))
+
+
+def _batch_rounds(records: Records) -> float:
+    """A batch's sequences share its rounds."""
+    return sum(len(record.emitted) / record.batch_size for record in records)
+
+
+def energy_per_token_j(records: Records) -> float:
+    """Joules of the device for a token; nan where its meter was not read."""
+    if any(record.energy_mj is None for record in records):
+        return float("nan")
+    return ratio(sum(r.energy_mj or 0 for r in records) * 1e-3, sum(len(r.output_ids) for r in records))
+
+
 def looped_share(records: Records) -> float:
     """Share of the output's 8-grams that stood in the same output before."""
     num_grams = num_repeated = 0

@@ -104,7 +104,7 @@ class _TransformersRung(Rung):
 
 @configurable
 class EagerLoop(Rung):
-    """Our own loop, its steps neither static nor compiled. drafter: the one that drafts nothing."""
+    """Our own loop, its steps all dynamic. drafter: the one that drafts nothing."""
 
     name: ClassVar[str] = "vanilla (eager)"
     drafter: Drafter
@@ -112,7 +112,7 @@ class EagerLoop(Rung):
     def generate(self, engine: LocalEngine, request: Request, params: DecodingParams) -> Generation:
         """See `Rung`."""
         self.drafter.bind(engine.target)
-        with engine.target.dynamic():
+        with engine.target.only("dynamic"):
             made = engine.generate([request], self.drafter, params, Coupled())[0]
         return Generation(
             output_ids=made.output_ids,

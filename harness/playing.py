@@ -17,7 +17,7 @@ from harness.conversation import Conversation, Message
 from harness.decoding import DecodingParams, stream_key
 from harness.drafter import Drafter
 from harness.engine import Generation, LocalEngine, Request
-from harness.measure import peak_memory_bytes
+from harness.measure import energy_mj, peak_memory_bytes
 from harness.peers import Rung
 from harness.records import GenerationRecord, Verdict
 
@@ -48,6 +48,7 @@ class Played:
     request: Request
     generation: Generation
     peak_memory_bytes: int
+    energy_mj: int | None
 
     @property
     def place(self) -> tuple[str, int, int]:
@@ -85,8 +86,14 @@ class Played:
             total_ns=made.total_ns,
             latency_ns=made.latency_ns,
             peak_memory_bytes=self.peak_memory_bytes,
+            energy_mj=self.energy_mj,
             verdict=verdict,
         )
+
+
+def _share(energy_mj: int | None, mine_ns: int, total_ns: int) -> int | None:
+    """Of a batch's energy, by time; None where it was not read, or nothing was timed."""
+    return None if energy_mj is None or not total_ns else round(energy_mj * mine_ns / total_ns)
 
 
 def prompt_hash(ids: Sequence[int]) -> str:
@@ -157,7 +164,8 @@ class Stage:
             requests = [
                 self._request(conversation, turn, sample, said[conversation.id]) for conversation in live
             ]
-            generations, peak = self._generate(player, requests)
+            generations, peak, energy = self._generate(player, requests)
+            total = sum(made.total_ns for made in generations)
             for conversation, request, made in zip(live, requests, generations, strict=True):
                 text = (
                     frozen[conversation.id, turn, sample]
@@ -178,6 +186,7 @@ class Stage:
                         request=request,
                         generation=made,
                         peak_memory_bytes=peak,
+                        energy_mj=_share(energy, made.total_ns, total),
                     )
                 )
         return played
@@ -194,13 +203,17 @@ class Stage:
         key = stream_key(self.params.seeds[sample], conversation.id, turn, sample)
         return Request(prompt=self.prompt(conversation, said), key=key)
 
-    def _generate(self, player: Player, requests: list[Request]) -> tuple[list[Generation], int]:
+    def _generate(self, player: Player, requests: list[Request]) -> tuple[list[Generation], int, int | None]:
+        """What came out, the peak of memory, and the millijoules of all together."""
         device = self.engine.target.device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
+        before = energy_mj(device)
         if player.drafter is not None:
             made = self.engine.generate(requests, player.drafter, self.params, self.acceptor)
         else:
             assert player.rung is not None
             made = [player.rung.generate(self.engine, request, self.params) for request in requests]
-        return made, peak_memory_bytes(device)
+        after = energy_mj(device)
+        spent = None if before is None or after is None else after - before
+        return made, peak_memory_bytes(device), spent

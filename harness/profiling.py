@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -88,6 +89,7 @@ class Profile:
         shape = (len(self.batches), len(self.contexts), len(self.tokens))
         forward, settle, spreads = np.zeros(shape), np.zeros(shape), []
         for i, batch in enumerate(self.batches):
+            self._choose(target, batch)
             target.begin(batch)
             for row in range(batch):
                 target.prefill(row, self.ids(self.contexts[-1], target.vocab_size, f"prompt {row}"))
@@ -102,6 +104,11 @@ class Profile:
         axes = {"batch": self.batches, "context": self.contexts, "tokens": self.tokens}
         forwards, settles = (Grid(axes=axes, values=repaired(part)) for part in (forward, settle))
         return forwards, settles, float(np.median(spreads))
+
+    def _choose(self, target: Target, batch: int) -> None:
+        """Have the target take the steps that a run of this batch would take."""
+        if len(target.steps) > 1:
+            target.choose(paces(target, batch, [count - 1 for count in self.tokens]).steps, batch)
 
     def _cells(self, target: Target, batch: int) -> NDArray[np.int64]:
         """Nanoseconds [tokens, repeats, 2] of forwards and of settling them, behind the cache as it is."""
@@ -135,6 +142,7 @@ class Profile:
         shape = (len(self.batches), len(self.contexts))
         rounds = np.zeros(shape)
         for i, batch in enumerate(self.batches):
+            self._choose(engine.target, batch)
             for j, context in enumerate(self.contexts):
                 rounds[i, j] = self._round_seconds(engine, drafter, batch, context)
         axes: dict[str, tuple[int, ...]] = {"batch": self.batches, "context": self.contexts}
@@ -199,29 +207,65 @@ def _round_ns(
     return middle - begin, end - middle
 
 
-@torch.no_grad()
-def verify_ns(
-    target: Target, num_rows: int, widest: int = 32, num_context: int = 128, num_repeats: int = 3
-) -> list[int]:
-    """Nanoseconds to verify `num_rows` chains of n tokens, for n = 0 .. widest; the least of several.
+class Paces(NamedTuple):
+    """How a target verifies chains of n = 0, 1, ... tokens: the step to take and its nanoseconds.
 
+    by_step: nanoseconds of every step there was to choose among; inf for widths that were not tried.
+    """
+
+    steps: list[str]
+    verify_ns: list[float]
+    by_step: dict[str, list[float]]
+
+
+@torch.no_grad()
+def paces(
+    target: Target,
+    num_rows: int,
+    widths: Sequence[int] = range(33),
+    num_context: int = 128,
+    num_repeats: int = 3,
+) -> Paces:
+    """Time every step of the target over chains of some widths, the least of several.
+
+    Where every width would be compiled by itself, only powers of two (with the pending token) are tried;
+    drafts are padded to them (see `cheapest_widths`). A width that was not tried takes the step of the next.
     Overwrites the target's cache.
     """
+    widths = [n for n in widths if not target.by_shape or (n & (n + 1)) == 0]
+    by_step = {step: [math.inf] * (widths[-1] + 1) for step in target.steps}
+    _prefill(target, num_rows, num_context)
+    pending = torch.ones(num_rows, dtype=torch.int64, device=target.device)
+    drafts = [
+        Draft.chain(pending[:, None].expand(num_rows, width), torch.full_like(pending, width))
+        for width in widths
+    ]
+    # A first time unheeded: it may compile.
+    for repeat in range(num_repeats + 1):
+        for step, least in by_step.items():
+            with target.only(step):
+                for draft in drafts:
+                    synchronize(target.device)
+                    begin = time.perf_counter_ns()
+                    target.verify(pending, draft)
+                    synchronize(target.device)
+                    spent = time.perf_counter_ns() - begin
+                    if repeat:
+                        least[draft.width] = min(least[draft.width], spent)
+    steps = [_cheapest(by_step, widths[bisect_left(widths, width)]) for width in range(widths[-1] + 1)]
+    return Paces(steps, [by_step[step][width] for width, step in enumerate(steps)], by_step)
+
+
+def _prefill(target: Target, num_rows: int, num_context: int) -> None:
     target.begin(num_rows)
     for row in range(num_rows):
         target.prefill(row, [1 + i % (target.vocab_size - 1) for i in range(num_context)])
-    pending = torch.ones(num_rows, dtype=torch.int64, device=target.device)
-    least: list[int] = [1 << 62] * (widest + 1)
-    for _ in range(num_repeats):
-        for width in range(widest + 1):
-            tokens = pending[:, None].expand(num_rows, width)
-            draft = Draft.chain(tokens, torch.full_like(pending, width))
-            synchronize(target.device)
-            begin = time.perf_counter_ns()
-            target.verify(pending, draft)
-            synchronize(target.device)
-            least[width] = min(least[width], time.perf_counter_ns() - begin)
-    return least
+
+
+def _cheapest(by_step: Mapping[str, Sequence[float]], width: int) -> str:
+    """The simplest step that no other one beats by more than noise."""
+    least = min(costs[width] for costs in by_step.values())
+    return next(step for step, costs in by_step.items() if costs[width] * (1 - _MIN_GAIN) <= least)
 
 
 def cheapest_widths(costs: Sequence[float]) -> list[int]:

@@ -73,6 +73,7 @@ class GenerationRecord:
     total_ns: int = 0
     latency_ns: int = 0
     peak_memory_bytes: int | None = None
+    energy_mj: int | None = None
     verdict: Verdict | None = None
 
     def __post_init__(self) -> None:
@@ -169,12 +170,16 @@ class Probe(NamedTuple):
 
     read_bandwidth: bytes per second, streaming a written buffer with all threads or the whole device.
     lap_ns: cost of one clock reading of the time split. verify_ns: nanoseconds of a forward over
-    the pending token and n drafted ones, for n = 0, 1, ... (see `harness.profiling`).
+    the pending token and n drafted ones, for n = 0, 1, ... (see `harness.profiling`), None where it was not
+    tried. steps: what verifies n drafted tokens: dynamic, static or compiled. memory: bytes by what they
+    hold: weights, packed copies of them, each drafter's own.
     """
 
     read_bandwidth: float
     lap_ns: float
-    verify_ns: list[int] = []  # noqa: RUF012 - a NamedTuple's default, read only
+    verify_ns: list[int | None] = []  # noqa: RUF012 - a NamedTuple's default, read only
+    steps: list[str] = []  # noqa: RUF012
+    memory: dict[str, int] = {}  # noqa: RUF012
 
 
 @dataclass(frozen=True, kw_only=True)

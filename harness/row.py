@@ -33,7 +33,11 @@ class Row:
     reading the bytes of plain decoding allows. latency_s, latency_per_token_s: as one sequence sees it.
     num_prompts: conversations (the clusters); num_tokens: of all repeats. speedup_free_drafter,
     _oracle_length, _free_and_oracle, _predicted: see `headroom`; all but the first need a cost table of the
-    run's machine and target. mean_output_tokens: of a generation. split: shares of decode time; probe_share:
+    run's machine and target. forward_s: mean seconds of a forward of the target, over the whole batch;
+    forward_roof_fraction: over what reading a single-token step's bytes takes; round_forwards: seconds of a
+    round over those of vanilla's forward. memory_bytes: weights, packed weights (copies), drafter, cache (of
+    the longest sequences, all allocated at once), peak (of the device; on a CPU of the process so far).
+    mean_output_tokens: of a generation. split: shares of decode time; probe_share:
     of it, what reading the clock costs. variant: letter of a footnote where runs that differ are shown
     together. failures: what stopped a run of the row; partial: one did not end. lossless: False for an
     acceptor that does not claim it.
@@ -81,6 +85,11 @@ class Row:
     looped_share: float = math.nan
     loop_overhead: float = math.nan
     probe_share: float = math.nan
+    forward_s: float = math.nan
+    forward_roof_fraction: float = math.nan
+    round_forwards: float = math.nan
+    energy_per_token_j: float = math.nan
+    memory_bytes: dict[str, int] = field(default_factory=dict)
     split: dict[str, float] = field(default_factory=dict)
     ties: Ties | None = None
     ledger: Ledger | None = None

@@ -118,6 +118,7 @@ def _row(group: _Group, method: str) -> Row:
         mean_output_tokens=metrics.mean_length(records),
         mean_baseline_tokens=metrics.mean_length(vanilla),
         looped_share=metrics.looped_share(records),
+        memory_bytes=_memory(runs, method, records),
         **_acceptance(records),
         **_timing(group, method, records, vanilla),
     )
@@ -150,6 +151,8 @@ def _timing(
         "latency_s": metrics.latency_s(records),
         "latency_per_token_s": metrics.latency_per_token_s(records),
         "roof_fraction": rate / _roof(group, records),
+        **_forwards(group, records, vanilla),
+        "energy_per_token_j": metrics.energy_per_token_j(records),
         "split": metrics.time_split(records),
         "loop_overhead": metrics.loop_overhead(records),
         "probe_share": _probe_share(group, records),
@@ -197,14 +200,41 @@ def _roof(group: _Group, records: Sequence[GenerationRecord]) -> float:
     return metrics.roof_tokens_per_s(card["step_bytes"], cache, context, batch_size, bandwidth)
 
 
+def _forwards(
+    group: _Group, records: Sequence[GenerationRecord], vanilla: Sequence[GenerationRecord]
+) -> dict[str, float]:
+    """What a forward of the target takes, against the roof, and a round against vanilla's forward."""
+    seconds, step = metrics.forward_s(records), metrics.forward_s(vanilla)
+    return {
+        "forward_s": seconds,
+        "forward_roof_fraction": group.cell.batch_size / _roof(group, records) / seconds,
+        "round_forwards": metrics.round_s(records) / step,
+    }
+
+
+def _memory(runs: Sequence[Run], method: str, records: Sequence[GenerationRecord]) -> dict[str, int]:
+    """Bytes by what they hold, as far as it was written down."""
+    probed = [probe.memory for run in runs for probe in run.probes if probe.memory]
+    found: dict[str, int] = {
+        name: probed[-1][name] for name in ("weights", "packed weights") if probed and name in probed[-1]
+    }
+    if probed and method in probed[-1]:
+        found["drafter"] = probed[-1][method]
+    card = next((run.manifest.target for run in runs if run.manifest.target), {})
+    if each := card.get("cache_bytes_per_token"):
+        longest = max(record.num_prompt_tokens + len(record.output_ids) for record in records)
+        found["cache"] = each * longest * max(record.batch_size for record in records)
+    if peaks := [record.peak_memory_bytes for record in records if record.peak_memory_bytes]:
+        found["peak"] = max(peaks)
+    return found
+
+
 def _probe_share(group: _Group, records: Sequence[GenerationRecord]) -> float:
     """Share of decode time that goes into reading the clock; nan where its cost was not probed."""
     costs = [probe.lap_ns for run in group.runs for probe in run.probes]
-    # A batch's sequences share its rounds.
-    num_rounds = sum(len(record.emitted) / record.batch_size for record in records)
-    if not costs or not num_rounds:
+    if not costs:
         return math.nan
-    return max(costs) * LAPS_PER_ROUND * num_rounds / metrics.decode_ns(records)
+    return max(costs) * 1e-9 * LAPS_PER_ROUND / metrics.round_s(records)
 
 
 def _against_itself(vanilla: list[GenerationRecord]) -> Interval:

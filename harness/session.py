@@ -11,10 +11,13 @@ from harness.config import ConfigError
 from harness.conversation import Message
 from harness.plan import Plan
 from harness.playing import Player
-from harness.profiling import verify_ns
+from harness.profiling import Paces, paces
 from harness.reporters import Console
 from harness.target import Target
 from harness.weights import LoadedWeights
+
+_MOST_DRAFTED = 64
+"""Slots for a round's draft, in what a sequence is given from the first on."""
 
 
 class Session:
@@ -42,10 +45,23 @@ class Session:
         self.target.watch([tap for player in self.players if player.drafter for tap in player.drafter.taps])
         self._checked = False
         self.rungs = [Player(name=rung.name, rung=rung) for rung in plan.rungs.values()]
-        self.verify_ns: list[int] = []
+        self.paces: Paces | None = None
+        if self.target.by_shape:
+            self.target.reserve(self._most_tokens())
         if plan.measure.timed:
-            console.note("timing the target's forward by width")
-            self.verify_ns = verify_ns(self.target, plan.measure.batch_size)
+            console.note(f"timing the target's forward by width: {', '.join(self.target.steps)}")
+            self.paces = paces(self.target, plan.measure.batch_size)
+            self.target.choose(self.paces.steps, plan.measure.batch_size)
+
+    def _most_tokens(self) -> int:
+        """Of a sequence with all its turns, every answer as long as it may be."""
+        cap = max(params.max_new_tokens for params in self.plan.decodings.values())
+        longest = 0
+        for conversation in (*self.conversations, *self.warmup):
+            asked = [Message(role="user", content=turn) for turn in conversation.turns]
+            prompt = len(conversation.input_ids or self.render(asked))
+            longest = max(longest, prompt + conversation.num_turns * (cap + _MOST_DRAFTED))
+        return min(longest, self.weights.max_context)
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
         """Have the drafters look at some prompts, once.
@@ -59,6 +75,10 @@ class Session:
             with _naming(name):
                 drafter.check(prompts)
         self._checked = True
+
+    def drafter_bytes(self) -> dict[str, int]:
+        """Memory of the drafters' own models, by arm, where they have one."""
+        return {name: drafter.num_bytes for name, drafter in self.plan.arms.items() if drafter.num_bytes}
 
     def cards(self) -> dict[str, dict[str, Any]]:
         """What the drafters have loaded, by arm."""

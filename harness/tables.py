@@ -34,7 +34,10 @@ over what plain decoding could reach if it only read its bytes. `indicative`: un
 vanilla's and rounding does not explain it. `forced`: how many tokens a round keeps was given, not found: the
 time is real, the text means nothing. Free drafter: the speedup if drafting took no time;
 oracle length: if every round drafted just what it kept; predicted: by a cost table (`python -m harness.cost`)
-and the ledger alone, prefill as measured. Looped
+and the ledger alone, prefill as measured. Forward: of the target, as the method has it (vanilla's is one
+token), over the whole batch; its share of the roof: of a step that only reads a single token's bytes; round:
+drafting, forward, acceptance and commit, over vanilla's forward. Peak memory on a CPU is the process's.
+Looped
 text: share of 8-grams that stood in the same output before. n-alpha: of chains, how often the token is kept
 that n guessed features went into, if all before it were. s / sequence: median from entering the batch to the
 last token; ms / token: as one sequence sees it. Break-even batch: where the speedup over vanilla at the same
@@ -92,6 +95,9 @@ def _ladder(rows: Sequence[Row]) -> Table:
         ("free drafter", lambda row: cells.times(row.speedup_free_drafter)),
         *_cost_columns(rows),
         ("loop overhead", lambda row: cells.percent(row.loop_overhead)),
+        ("ms / forward", lambda row: cells.number(1000 * row.forward_s, 1)),
+        ("its % of roof", lambda row: cells.percent(row.forward_roof_fraction)),
+        ("round / vanilla's", lambda row: cells.number(row.round_forwards)),
     ]
     return _table([row for row in rows if not math.isnan(row.tokens_per_s)], columns)
 
@@ -129,6 +135,25 @@ def _acceptance(rows: Sequence[Row]) -> Table:
         ("rounds", told("num_rounds", str)),
     ]
     return _table([row for row in rows if row.ledger], columns)
+
+
+_HELD = ("weights", "packed weights", "drafter", "cache", "peak")
+"""Keys of `Row.memory_bytes`."""
+
+
+def _memory(rows: Sequence[Row]) -> Table:
+    """Bytes by what they hold, and joules."""
+
+    def held(name: str) -> Callable[[Row], str]:
+        return lambda row: cells.mebibytes(row.memory_bytes.get(name))
+
+    columns: list[Column] = [*cells.varying(rows), ("method", cells.method)]
+    columns += [
+        (f"{name} / MiB", held(name)) for name in _HELD if any(name in row.memory_bytes for row in rows)
+    ]
+    if any(math.isfinite(row.energy_per_token_j) for row in rows):
+        columns.append(("J / token", lambda row: cells.number(row.energy_per_token_j)))
+    return _table([row for row in rows if row.memory_bytes], columns)
 
 
 def _output(rows: Sequence[Row]) -> Table:
@@ -205,6 +230,7 @@ def markdown(rows: Sequence[Row], pairs: Sequence[Pair] = (), notes: Sequence[st
             ("The ladder", _ladder(group)),
             ("Acceptance in other tools' words", _acceptance(group)),
             ("Output", _output(group)),
+            ("Memory and energy", _memory(group)),
             ("Every pair", pairs_table(own)),
         ):
             if table[1]:

@@ -19,9 +19,18 @@ from harness.compiled import CompiledForward
 from harness.config import ConfigError
 from harness.draft import Draft
 from harness.drafter import Tap
+from harness.footprint import resident_bytes
 from harness.linear import PackedLinear, can_pack, pack
 
 _PREFILL_CHUNK = 2048
+_STEPS = {
+    ("dynamic", False): ("dynamic",),
+    ("static", False): ("static",),
+    ("static", True): ("compiled",),
+    ("auto", False): ("dynamic", "static"),
+    ("auto", True): ("dynamic", "static", "compiled"),
+}
+"""By target.cache and target.compile: the steps to choose among, the simplest first."""
 
 
 class Target:
@@ -39,7 +48,8 @@ class Target:
 
         linear: `plain` as torch multiplies, `packed` (see `harness.linear`), `auto`: packed where it can be.
         cache: of a verify step; `dynamic` reads the slots in use, `static` all that are allocated, so that
-        every step is the same program. compiled: that program is compiled (see `harness.compiled`).
+        every step is the same program, `auto` what `choose` was told. compiled: the static program may also
+        be compiled (see `harness.compiled`).
         """
         if kernel not in ("grouped", "sdpa", "eager"):
             raise ConfigError(
@@ -54,10 +64,12 @@ class Target:
             raise ConfigError(
                 "target.linear=packed: needs float32 weights on a CPU and oneDNN; type target.linear=plain"
             )
-        if compiled and cache != "static":
-            raise ConfigError("target.compile=true: compiles a static step; type target.cache=static")
-        self._static = cache == "static"
-        self._compiled = CompiledForward(model) if compiled else None
+        if compiled and cache == "dynamic":
+            raise ConfigError("target.compile=true: compiles a static step; type target.cache=auto")
+        self._program = CompiledForward(model) if compiled else None
+        self.steps = _STEPS[cache, compiled]
+        self._chosen: Sequence[str] = self.steps[:1]
+        self._compiled_rows: int | None = None
         self._packs = linear != "plain" and can_pack(model)
         if self._packs:
             self._packed = pack(model)
@@ -78,13 +90,20 @@ class Target:
 
     @property
     def linear(self) -> str:
-        """How linear layers multiply: plain, packed, or as the compiler has it."""
-        return "compiled" if self._compiled else "packed" if self._packs else "plain"
+        """How linear layers multiply: plain or packed."""
+        return "packed" if self._packs else "plain"
 
-    @property
-    def step(self) -> str:
-        """How a verify step runs: dynamic, static or compiled."""
-        return "compiled" if self._compiled else "static" if self._static else "dynamic"
+    def choose(self, steps: Sequence[str], num_rows: int) -> None:
+        """From now on a draft of n nodes is verified by `steps[n]`, one of `self.steps`; wider by the last.
+
+        num_rows: other numbers of sequences are not compiled for, their steps are dynamic.
+        """
+        self._chosen, self._compiled_rows = steps, num_rows
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that stay, by what they hold."""
+        copies = sum(product.num_bytes for product in {layer.product for layer in self._packed})
+        return {"weights": resident_bytes(self.model), **({"packed weights": copies} if copies else {})}
 
     def prepare(self, module: torch.nn.Module) -> None:
         """See `TargetView`."""
@@ -130,7 +149,7 @@ class Target:
         if tuple(taps) == self._taps:
             return
         self._taps, wanted = tuple(taps), {_place(tap) for tap in taps}
-        if not self._compiled:
+        if not self._program:
             for place in self._hooks.keys() - wanted:
                 self._hooks.pop(place).remove()
                 self._seen.pop(place, None)
@@ -184,14 +203,29 @@ class Target:
             self.watch(watched)
 
     @contextmanager
-    def dynamic(self) -> Iterator[None]:
-        """Within it steps are dynamic ones, not compiled, whatever was chosen."""
-        kept = self._static, self._compiled
-        self._static, self._compiled = False, None
+    def only(self, step: str) -> Iterator[None]:
+        """Within it every step is `dynamic`, `static` or `compiled`, whatever was chosen."""
+        chosen = self._chosen
+        self._chosen = (step,)
         try:
             yield
         finally:
-            self._static, self._compiled = kept
+            self._chosen = chosen
+
+    def reserve(self, num_tokens: int) -> None:
+        """Where every shape is a program of its own: let the cache have room for that many tokens at once."""
+        if self.by_shape:
+            self.cache.reserve(num_tokens)
+
+    @property
+    def by_shape(self) -> bool:
+        """Whether every number of tokens is a program of its own, which takes long to compile."""
+        return self._program is not None and self._program.by_shape
+
+    @property
+    def num_programs(self) -> int:
+        """Compiled so far."""
+        return self._program.num_compiled if self._program else 0
 
     def begin(self, num_rows: int) -> None:
         """Forget every sequence; `num_rows` empty ones follow."""
@@ -225,12 +259,17 @@ class Target:
         ids = torch.cat([pending[:, None], draft.tokens], dim=1)
         base = torch.tensor(lengths).to(self.device, non_blocking=True)[:, None]
         positions = base if draft.width == 0 else torch.cat([base, base + draft.depths], dim=1)
-        if not self._static:
+        step = self._chosen[min(draft.width, len(self._chosen) - 1)]
+        if step == "compiled" and self._compiled_rows not in (None, len(lengths)):
+            step = "dynamic"
+        if step == "dynamic":
             return self._forward(ids, positions, self._mask(draft), slice(0, len(lengths)))
-        self.cache.aim(slice(0, len(lengths)), ids.shape[1], self.device, whole=True)
+        compiled = step == "compiled"
+        self.cache.aim(slice(0, len(lengths)), ids.shape[1], self.device, whole=True, indexed=compiled)
         mask = attention.tree_mask(lengths, self._tree(draft), self.cache.num_slots)
-        if self._compiled:
-            return self._compiled(ids, positions, self._as_added(mask), self.cache)
+        if compiled:
+            assert self._program is not None
+            return self._program(ids, positions, self._as_added(mask), self.cache)
         return self._run(ids, positions, mask)
 
     def taken(self, path: Tensor, length: Sequence[int]) -> list[Tensor]:

@@ -60,7 +60,7 @@ TOPICS = (
     ),
     Topic(
         "forward kernels",
-        r"target\.(config\.)?(attention|linear|cache|step|compile)",
+        r"target\.(config\.)?(attention|linear|cache|compile)",
         "The same function computed otherwise: seconds move for all arms, and not evenly, as kernels differ"
         " in what more than one token costs. tau moves by ties of rounding only.",
     ),

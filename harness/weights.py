@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator
 
-from harness.cache import SlotCache
 from harness.checkpoint import Checkpoint, fingerprint, locate, readable_config
 from harness.config import ConfigError, configurable, near
 from harness.footprint import cache_bytes_per_token, expert_counts, step_bytes
@@ -43,7 +42,8 @@ class TargetSpec:
     device_map: transformers', over several devices. linear: `packed` lays float32 weights on a CPU out for
     oneDNN (see `harness.linear`), `plain` leaves them, `auto` packs where it can. cache: what a verify step
     reads, the slots in use (`dynamic`) or all that are allocated (`static`), so that every step is the same
-    program. compile: compile that program (see `harness.compiled`).
+    program; `auto` takes for every width what is found to be fastest before a run. compile: that program may
+    be compiled too (see `harness.compiled`).
     attention: `grouped` is the harness's kernel, put in after loading; the others are transformers'.
     template: NAME of harness/templates/NAME.jinja or a file; None is the model's own. system_prompt: put
     before a conversation that has none. thinking: the template's `enable_thinking`, None where it has none.
@@ -60,7 +60,7 @@ class TargetSpec:
     device: str = "auto"
     device_map: str | dict[str, int | str] | None = None
     linear: Literal["auto", "packed", "plain"] = "auto"
-    cache: Literal["dynamic", "static"] = "dynamic"
+    cache: Literal["auto", "dynamic", "static"] = "auto"
     compile: bool = False
     attention: Literal["grouped", "sdpa", "eager"] = "grouped"
     template: str | None = None
@@ -83,6 +83,11 @@ class TargetSpec:
 
     def __post_init__(self) -> None:
         self.name = self.name or Path(self.path or "target").name
+
+    @property
+    def baseline(self) -> str:
+        """What the tables call vanilla: `strong` if its steps are the fastest that were found."""
+        return "strong" if self.cache == "auto" else "eager"
 
     def load(self, progress: Progress) -> LoadedWeights:
         """Fetch and load the model; may take minutes and use the network.
@@ -158,7 +163,8 @@ class TargetSpec:
             "vocab_size": model.get_output_embeddings().weight.shape[0],
             "max_context": max_context,
             "attention": self.attention,
-            "cache": SlotCache.__name__,
+            "cache": self.cache,
+            "compile": self.compile,
             "quantisation": _quantisation(model.config),
             "seed": self.seed if source.startswith("random") else None,
             "num_experts": experts and experts[0],

@@ -104,6 +104,11 @@ class Eagle(TrainableDrafter):
             )
         self._cache = SlotCache()
 
+    @property
+    def num_bytes(self) -> int:
+        """See `Drafter`."""
+        return sum(tensor.nbytes for tensor in (*self.network.parameters(), *self.network.buffers()))
+
     def card(self) -> dict[str, Any]:
         """See `Drafter`; of a head that is known, also what `methods/heads/cards.yaml` says of its makers."""
         taps = [[tap.layer, tap.point] for tap in self._taps]

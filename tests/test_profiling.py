@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from harness.config import ConfigError
 from harness.cost_job import run_costs
 from harness.cost_table import load_tables
 from harness.draft import Draft
-from harness.profiling import Profile, cheapest_widths, verify_ns
+from harness.profiling import Profile, _cheapest, cheapest_widths, paces
 from harness.rows import summarise
 from harness.store import load_run
 from harness.target import Target
@@ -41,9 +42,23 @@ def test_a_draft_is_padded_only_to_a_width_that_is_clearly_cheaper() -> None:
 
 
 def test_every_width_is_timed() -> None:
-    seconds = verify_ns(Target(tiny_model("llama")), num_rows=2, widest=4, num_context=8, num_repeats=1)
-    assert len(seconds) == 5
-    assert all(0 < one < 60e9 for one in seconds)
+    target = Target(tiny_model("llama"), cache="auto")
+    found = paces(target, num_rows=2, widths=range(5), num_context=8, num_repeats=1)
+    assert set(found.by_step) == set(target.steps) == {"dynamic", "static"}
+    for width, (step, spent) in enumerate(zip(found.steps, found.verify_ns, strict=True)):
+        assert 0 < spent == found.by_step[step][width] < 60e9
+
+
+def test_a_step_is_chosen_over_a_simpler_one_only_where_it_is_clearly_faster() -> None:
+    clock = {"dynamic": [1.00, 2.0, 3.0], "static": [0.97, 1.0, 3.5]}
+    assert [_cheapest(clock, width) for width in range(3)] == ["dynamic", "static", "dynamic"]
+
+
+def test_a_width_that_was_not_tried_takes_the_step_of_the_next_one() -> None:
+    found = paces(Target(tiny_model("llama"), cache="auto"), 1, widths=[0, 3], num_context=8, num_repeats=1)
+    assert found.steps[1] == found.steps[2] == found.steps[3]
+    assert [math.isinf(spent) for spent in found.verify_ns] == [False, True, True, False]
+    assert cheapest_widths(found.verify_ns) == [0, 3, 3, 3]
 
 
 @pytest.mark.parametrize("chain", [True, False])

@@ -223,7 +223,7 @@ def test_a_folder_gives_back_the_weights_that_were_saved(saved: Path) -> None:
     assert all(map(torch.equal, weights_of(original.model), weights_of(loaded.model)))
     assert loaded.end_token_ids == original.end_token_ids
     assert loaded.card["source"] == "folder"
-    assert (loaded.card["attention"], loaded.card["cache"]) == ("grouped", "SlotCache")
+    assert (loaded.card["attention"], loaded.card["cache"]) == ("grouped", "auto")
     assert loaded.card["step_bytes"] == original.card["step_bytes"]
     assert any("loading" in line for line in said)
 
