@@ -8,4 +8,4 @@ python=${PYTHON:-python3}
 $python -m harness.cost target="${TARGET:-llama_8b_shape}" target.compile=true method=eagle3 methods.eagle3.head=random \
     +methods.eagle3.draft_vocab_size="${VOCABULARY:-32000}" methods.eagle3.tree.depth="${DEPTH:-7}" \
     costs.batches=[1,8,64] results="$out"
-$python -m harness.report build --results "$out" --out "$out/tables" --format md,csv,html
+$python -m harness.report build --results "$out" --out "$out/tables" --format md csv html
