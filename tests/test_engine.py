@@ -375,3 +375,14 @@ def test_a_compiled_step_emits_what_the_plain_one_emits_and_serves_all_arms() ->
     made = loop.generate(requests(), drafter, GREEDY, Coupled())
     assert [one.output_ids for one in made] == expected
     assert sum(sum(one.accepted) for one in made) > 20
+
+
+@BOTH
+def test_steps_that_are_chosen_by_width_emit_what_one_kind_emits(params: DecodingParams) -> None:
+    expected = vanilla(engine(), params)
+    loop = LocalEngine(Target(copy.deepcopy(tiny_model("llama")), cache="auto"), {END}, 512)
+    loop.target.choose(["dynamic", "static", "dynamic", "static"], 3)
+    drafter = RandomTrees(oracle=[output[1:] for output in expected])
+    drafter.bind(loop.target)
+    made = loop.generate(requests(), drafter, params, Coupled())
+    assert [one.output_ids for one in made] == expected

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from harness.accept import Coupled
 from harness.decoding import DecodingParams
 from harness.engine import Request
-from harness.measure import Stopwatch, last_level_cache_bytes, read_bandwidth
+from harness.measure import Stopwatch, _energy_meter, energy_mj, last_level_cache_bytes, read_bandwidth
 from harness.records import LAPS_PER_ROUND
 from methods.ngram import NGram
 from tests.targets import engine
@@ -48,6 +50,41 @@ def test_the_buffer_is_larger_than_the_cache_unless_its_size_is_given(
         read_bandwidth.__wrapped__(torch.device("cpu"))
     read_bandwidth.__wrapped__(torch.device("cpu"), 0.5)
     assert made == [2**30, 2**31, 2**29]
+
+
+class Meter:
+    """What `pynvml` is asked for; every look at it costs 250 millijoules."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, works: bool) -> None:
+        self.works, self.total = works, 1000
+
+    def nvmlInit(self) -> None:
+        return
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        assert uuid == "GPU-f00"
+        return uuid
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
+        if not self.works:
+            raise self.NVMLError
+        self.total += 250
+        return self.total
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_energy_is_the_devices_own_meter_or_unknown(works: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", Meter(works))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="f00"))
+    _energy_meter.cache_clear()
+    device = torch.device("cuda", 7)
+    before, after = energy_mj(device), energy_mj(device)
+    assert (before, after) == ((1500, 1750) if works else (None, None))
+    assert energy_mj(torch.device("cpu")) is None
+    _energy_meter.cache_clear()
 
 
 def test_one_process_has_one_bandwidth() -> None:

@@ -329,3 +329,39 @@ def test_a_rung_that_was_not_run_everywhere_is_no_obstacle() -> None:
     ]
     refuse_mixed(runs)
     assert [row.speedup_vs for row in summarise(runs) if row.task == "b"] == [{}]
+
+
+def test_a_forward_stands_against_the_roof_and_a_round_against_vanillas_forward() -> None:
+    """A round of the builders takes ROUND_NS, 80 % of it the forward; two sequences share a round."""
+    records = [make_record(arm, batch_size=2) for arm in ("vanilla", "ngram")]
+    run = make_run(records, batch_size=2, probes=[Probe(1e9, 50.0)])
+    step_s = (run.manifest.target["step_bytes"] + 2 * 10 * run.manifest.target["cache_bytes_per_token"]) / 1e9
+    for row in summarise([run]):
+        assert row.forward_s == pytest.approx(2 * 0.8 * ROUND_NS * 1e-9)
+        assert row.round_forwards == pytest.approx(1 / 0.8)
+        # The mean context is a little longer than the prompts' ten tokens.
+        assert row.forward_roof_fraction == pytest.approx(step_s / row.forward_s, rel=0.3)
+
+
+def test_energy_is_told_only_where_every_generation_was_metered() -> None:
+    metered = make_record("vanilla", energy_mj=3000)
+    (row,) = summarise([make_run([metered])])
+    assert row.energy_per_token_j == pytest.approx(3 / len(metered.output_ids))
+    (row,) = summarise([make_run([metered, make_record("vanilla", "c01")])])
+    assert math.isnan(row.energy_per_token_j)
+
+
+def test_memory_is_told_by_what_it_holds() -> None:
+    memory = {"weights": 400, "packed weights": 300, "ngram": 20}
+    records = [make_record(arm, peak_memory_bytes=10**6) for arm in ("vanilla", "ngram")]
+    run = make_run(records, probes=[Probe(1e9, 50.0, memory=memory)])
+    vanilla, ngram = summarise([run])
+    each = run.manifest.target["cache_bytes_per_token"]
+    common = {
+        "weights": 400,
+        "packed weights": 300,
+        "cache": each * (10 + len(records[0].output_ids)),
+        "peak": 10**6,
+    }
+    assert vanilla.memory_bytes == common
+    assert ngram.memory_bytes == {**common, "drafter": 20}

@@ -1,0 +1,63 @@
+"""Packed layers: one product for those that read one input; right also where they read several."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from harness.linear import PackedLinear, pack
+
+
+class Attention(nn.Module):
+    """Names as a decoder's attention and feed-forward layer have them."""
+
+    def __init__(self, bias: bool = False, other: int = 6) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj = nn.Linear(6, 4, bias=bias), nn.Linear(6, 2, bias=bias)
+        self.v_proj, self.o_proj = nn.Linear(other, 2, bias=bias), nn.Linear(6, 5)
+
+
+@pytest.fixture
+def rows() -> Tensor:
+    torch.manual_seed(0)
+    return torch.randn(3, 6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_of_one_input_are_multiplied_once(
+    rows: Tensor, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = Attention(bias)
+    names = ("q_proj", "k_proj", "v_proj")
+    expected = [getattr(module, name)(rows) for name in names]
+    pack(module)
+    product = module.q_proj.product
+    assert product is module.k_proj.product is module.v_proj.product is not module.o_proj.product
+    calls = []
+    multiply = product.multiply
+    monkeypatch.setattr(product, "multiply", lambda given: calls.append(given) or multiply(given))
+    for _ in range(2):
+        torch.testing.assert_close([getattr(module, name)(rows) for name in names], expected)
+    assert len(calls) == 2
+
+
+@torch.no_grad()
+def test_what_was_multiplied_is_never_given_twice_nor_for_another_input(rows: Tensor) -> None:
+    module, plain = Attention(), Attention()
+    plain.load_state_dict(module.state_dict())
+    pack(module)
+    first = module.q_proj(rows)
+    other = rows + 1
+    torch.testing.assert_close(module.k_proj(other), plain.k_proj(other))
+    torch.testing.assert_close(module.q_proj(rows), first)
+    rows.add_(1)
+    torch.testing.assert_close(module.q_proj(rows), plain.q_proj(rows))
+
+
+def test_layers_that_cannot_share_a_product_have_their_own() -> None:
+    module = Attention(other=3)
+    packed = pack(module)
+    assert all(isinstance(layer, PackedLinear) for layer in packed)
+    assert len({layer.product for layer in packed}) == len(packed) == 4
