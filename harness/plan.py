@@ -16,6 +16,7 @@ from harness.measure import Measure
 from harness.peers import Rung
 from harness.records import BASELINE
 from harness.tasks import Task
+from harness.trackers import NoTracker
 from harness.weights import TargetSpec
 
 """The arm that every other one is compared with; it is always among the arms."""
@@ -37,7 +38,7 @@ class Plan:
     acceptor: Acceptor
     measure: Measure
     rungs: dict[str, Rung]
-    tracker: Any
+    tracker: NoTracker
     replicate: int | Literal["next"]
     results: Path
     config: dict[str, Any]
@@ -92,6 +93,8 @@ def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
                     f"methods.{name}: only defined at temperature 0, but decodings.{params.name} has"
                     f" {params.temperature}; type decoding=greedy, or leave {name} out"
                 )
+    tracker: NoTracker = build(cfg.tracker, "tracker")
+    tracker.require()
     replicate = config["replicate"]
     if replicate != "next" and not (isinstance(replicate, int) and replicate >= 0):
         raise ConfigError(f"replicate={replicate}: a number from 0, or `next`")
@@ -106,7 +109,7 @@ def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
         acceptor=acceptor,
         measure=build(cfg.measure, "measure"),
         rungs={name: build(node, f"rungs.{name}") for name, node in (cfg.rungs or {}).items()},
-        tracker=build(cfg.tracker, "tracker"),
+        tracker=tracker,
         replicate=replicate,
         results=Path(config["results"]),
         config=config,
