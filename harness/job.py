@@ -47,6 +47,7 @@ class Job:
         try:
             self._store.check_writable()
             plan = make_plan(self._config, self._overrides)
+            plan.tracker.require()
             session = Session(plan, self._console)
             experiments = [Experiment(session, params) for params in plan.decodings.values()]
         except (Exception, KeyboardInterrupt) as error:

@@ -93,8 +93,6 @@ def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
                     f"methods.{name}: only defined at temperature 0, but decodings.{params.name} has"
                     f" {params.temperature}; type decoding=greedy, or leave {name} out"
                 )
-    tracker: NoTracker = build(cfg.tracker, "tracker")
-    tracker.require()
     replicate = config["replicate"]
     if replicate != "next" and not (isinstance(replicate, int) and replicate >= 0):
         raise ConfigError(f"replicate={replicate}: a number from 0, or `next`")
@@ -109,7 +107,7 @@ def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
         acceptor=acceptor,
         measure=build(cfg.measure, "measure"),
         rungs={name: build(node, f"rungs.{name}") for name, node in (cfg.rungs or {}).items()},
-        tracker=tracker,
+        tracker=build(cfg.tracker, "tracker"),
         replicate=replicate,
         results=Path(config["results"]),
         config=config,

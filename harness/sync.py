@@ -25,6 +25,7 @@ from harness.rows import summarise
 from harness.store import load_runs
 from harness.trackers import Tracker
 
+_FOLDER = Path(conf.__file__).parent / "tracker"
 _NONE = "none"
 _SENT_AT_ONCE = {"wandb": {"mode": "online"}}
 """Settings of trackers that differ from their YAMLs unless given: whoever types `sync` wants it sent."""
@@ -130,9 +131,6 @@ def send_all(tracker: Tracker, runs: Sequence[Run], results: Path, console: Cons
 
 def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
-
-
-_FOLDER = Path(conf.__file__).parent / "tracker"
 
 
 def _names() -> list[str]:

@@ -9,8 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
+
+import pytest
 
 
 @dataclass
@@ -268,3 +271,23 @@ def served() -> Iterator[FakeWandb]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def connected(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
+    """The server, to which W&B's client in this process talks. home: for the client's own files."""
+    import wandb
+
+    # The client reads its environment once a process.
+    wandb.teardown()
+    with served() as kept:
+        monkeypatch.setenv("WANDB_BASE_URL", kept.url)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        for name in ("CACHE", "DATA", "CONFIG"):
+            monkeypatch.setenv(f"WANDB_{name}_DIR", str(home))
+        try:
+            yield kept
+        finally:
+            wandb.teardown()
+        # What the client asked must have been understood, or it may have been told anything.
+        assert [query for query, _ in kept.unknown if not query.startswith("/sdk/otel")] == []

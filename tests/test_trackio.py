@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from harness import reporting, trackio_reporter
+from harness import cli, reporting, trackio_reporter
+from harness.bench import bench
 from harness.config import ConfigError
 from harness.rows import summarise
 from harness.store import load_runs
@@ -77,6 +78,13 @@ def test_without_the_package_a_run_is_refused_with_what_to_install(
     monkeypatch.setattr(trackio_reporter, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install trackio"):
         TrackioTracker().require()
-    write_runs([sample_run()], tmp_path)
-    assert reporting.main(["sync", "--tracker", "trackio", "--results", str(tmp_path)]) == 2
+    write_runs([sample_run()], tmp_path / "stored")
+    assert reporting.main(["sync", "--tracker", "trackio", "--results", str(tmp_path / "stored")]) == 2
     assert "pip install trackio" in capsys.readouterr().err
+    words = ["bench", "~experiment", "target=tiny", "tracker=trackio", f"results={tmp_path / 'results'}"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(bench)
+    assert ended.value.code == 2
+    assert "pip install trackio" in capsys.readouterr().err
+    assert list((tmp_path / "results" / "runs").iterdir()) == []

@@ -22,26 +22,15 @@ from harness.store import load_run, load_runs
 from harness.tracking import group_of, log_id
 from harness.wandb_reporter import WandbTracker
 from tests.builders import failed_run, sample_run, write_runs
-from tests.fake_wandb import FakeWandb, served
+from tests.fake_wandb import FakeWandb, connected
 
 SWEEP = Path(conf.__file__).parent / "wandb_sweep.yaml"
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWandb]:
-    import wandb
-
-    # W&B reads its environment once a process.
-    wandb.teardown()
-    with served() as kept:
-        monkeypatch.setenv("WANDB_BASE_URL", kept.url)
-        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-        for name in ("CACHE", "DATA", "CONFIG"):
-            monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb-home"))
+    with connected(tmp_path / "home", monkeypatch) as kept:
         yield kept
-        wandb.teardown()
-        # What the client asked for must have been understood, or it may have been told anything.
-        assert [query for query, _ in kept.unknown if not query.startswith("/sdk/otel")] == []
 
 
 def stored(results: Path, *runs: Run) -> list[Run]:
