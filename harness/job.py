@@ -14,7 +14,6 @@ from harness.figures import draw
 from harness.plan import Plan, make_plan
 from harness.records import Cell, Failure
 from harness.reporters import Console, Reporters, spared
-from harness.row import json_rows
 from harness.rows import summarise
 from harness.session import Session
 from harness.store import ResultStore, load_run
@@ -48,6 +47,7 @@ class Job:
         try:
             self._store.check_writable()
             plan = make_plan(self._config, self._overrides)
+            plan.tracker.require()
             session = Session(plan, self._console)
             experiments = [Experiment(session, params) for params in plan.decodings.values()]
         except (Exception, KeyboardInterrupt) as error:
@@ -86,11 +86,10 @@ class Job:
             if not figures:
                 with spared(self._console, "drawing"):
                     figures = draw(rows, folder / "figures")
-            told = json_rows(rows)
             if not fresh:
-                plan.tracker.finish(run, told, figures)
+                plan.tracker.finish(run, rows, figures)
                 return
-            Reporters(self._console, plan.tracker).finish(run, told, figures)
+            Reporters(self._console, plan.tracker).finish(run, rows, figures)
             for row in rows:
                 if row.disturbed:
                     self._console.warn(

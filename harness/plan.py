@@ -16,6 +16,7 @@ from harness.measure import Measure
 from harness.peers import Rung
 from harness.records import BASELINE
 from harness.tasks import Task
+from harness.trackers import NoTracker
 from harness.weights import TargetSpec
 
 """The arm that every other one is compared with; it is always among the arms."""
@@ -37,7 +38,7 @@ class Plan:
     acceptor: Acceptor
     measure: Measure
     rungs: dict[str, Rung]
-    tracker: Any
+    tracker: NoTracker
     replicate: int | Literal["next"]
     results: Path
     config: dict[str, Any]

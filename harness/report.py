@@ -1,4 +1,4 @@
-"""Report: `python -m harness.report build` makes tables and figures of stored runs; `replay` asks what if."""
+"""Report: `python -m harness.report build` makes tables of stored runs; `--help` lists the rest."""
 
 from __future__ import annotations
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.records import GenerationRecord, Run, RunManifest
+from harness.row import Row
 
 _WIDTH_OF_A_FILE = 200
 
@@ -27,8 +28,8 @@ class Reporter(Protocol):
     def record(self, record: GenerationRecord) -> None:
         """A generation was measured and is on the disk."""
 
-    def finish(self, run: Run, rows: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> None:
-        """The run ended. rows: one a method, as in the JSON line; files: tables and figures made of it."""
+    def finish(self, run: Run, rows: Sequence[Row], files: Sequence[Path]) -> None:
+        """The run ended. rows: one a method; files: tables and figures made of it."""
 
 
 class Console:
@@ -93,7 +94,7 @@ class Console:
             total = f"/{self._num_total}" if self._num_total else ""
             self.note(f"{self._num_done}{total} generations, {rate}{self._eta(moment)}, now {record.arm}")
 
-    def finish(self, run: Run, rows: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> None:
+    def finish(self, run: Run, rows: Sequence[Row], files: Sequence[Path]) -> None:
         """See `Reporter`."""
         self.stop()
         self.note(f"run {run.manifest.run_id}: {len(run.records)} generations in {run.folder}")
@@ -157,7 +158,7 @@ class Reporters:
         """See `Reporter`."""
         self._tell(lambda reporter: reporter.record(record))
 
-    def finish(self, run: Run, rows: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> None:
+    def finish(self, run: Run, rows: Sequence[Row], files: Sequence[Path]) -> None:
         """See `Reporter`."""
         self._tell(lambda reporter: reporter.finish(run, rows, files))
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from harness import figures, page, replay, replication, tables
+from harness import figures, page, replay, replication, sync, tables, workspace
 from harness.comparable import refuse_mixed, variants
 from harness.config import ConfigError
 from harness.cost_table import load_tables
@@ -28,12 +28,20 @@ _MAX_LISTED = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `python -m harness.report`; its exit status: 0 good, 1 a row failed or is broken, 2 wrong usage."""
+    """Run `python -m harness.report`; its exit status.
+
+    0 good, 1 a row failed or is broken or a run could not be sent, 2 wrong usage.
+    """
     given = _parser().parse_args(arguments)
     console = Console()
     try:
         if given.command == "replay":
             replay.run_command(given, console)
+            return GOOD
+        if given.command == "sync":
+            return GOOD if sync.run_command(given, console) else FAILED
+        if given.command == "workspace":
+            workspace.run_command(given, console)
             return GOOD
         if given.command == "diff":
             print(describe(*(find_run(given.results / "runs", name) for name in (given.first, given.second))))
@@ -135,7 +143,7 @@ def _choose(runs: Sequence[Run], where: Path, only: str | None) -> list[Run]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m harness.report",
-        description="Tables and figures from stored runs, and what differs between two of them.",
+        description="What can be made of stored runs: tables, figures, a page, a tracker's runs.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -156,6 +164,8 @@ def _parser() -> argparse.ArgumentParser:
         "--allow-mixed", action="store_true", help="footnote runs that differ; do not refuse"
     )
     replay.add_command(commands)
+    sync.add_command(commands)
+    workspace.add_command(commands)
     command = commands.add_parser(
         "diff",
         help="what differs between two runs, and what it may have done to their numbers",

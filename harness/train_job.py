@@ -22,8 +22,8 @@ from harness.features import CachedFeatures, Features
 from harness.reporters import Console
 from harness.target import Target
 from harness.tasks import JsonlTask, Task
+from harness.trackers import NoTracker
 from harness.training import HEAD, Progress, Trainer, Training
-from harness.wandb_reporter import NoTracker
 from harness.weights import LoadedWeights, TargetSpec
 
 _IDENTITY = ("start", "draft_vocab_size", "methods", "training", "data", "exclude", "exclude_paths")
@@ -46,6 +46,8 @@ def run_training(config: DictConfig) -> None:
     settings: Any = OmegaConf.to_container(config, resolve=True)
     name, drafter = _drafter(config)
     training: Training = build(config.training, "training")
+    tracker: NoTracker = build(config.tracker, "tracker") if processes.is_main_process else NoTracker()
+    tracker.require()
     data: Dialogues = build(config.data, "data")
     weights = spec.load(console.note)
     target = Target(weights.model, spec.attention, spec.linear)
@@ -59,7 +61,6 @@ def run_training(config: DictConfig) -> None:
         made_by = [weights.card.get(key) for key in ("path", "revision", "fingerprint")]
         features = CachedFeatures(target, drafter.taps, Path(training.features), made_by, console.note)
     trainer = Trainer(engine, drafter, training, samples, folder, _identity(settings), features)
-    tracker: NoTracker = build(config.tracker, "tracker") if processes.is_main_process else NoTracker()
     done = trainer.run(console.note, tracker.curves(f"{spec.name}-{name}", provenance.redact(settings)))
     if not processes.is_main_process:
         return

@@ -1,49 +1,68 @@
-"""W&B: one run per arm, written from the store when a run has ended. Offline unless asked otherwise."""
+"""W&B: a run for each arm of a stored run. Offline unless asked otherwise; under `wandb agent`, a trial."""
 
 from __future__ import annotations
 
-import re
+import os
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from harness.config import configurable
-from harness.provenance import redact
-from harness.records import GenerationRecord, Run, RunManifest
-from harness.reporters import Console, cause
+from harness.config import ConfigError, configurable
+from harness.records import BASELINE, Run
+from harness.reporters import Console
+from harness.row import Row
 from harness.store import MANIFEST, RECORDS
+from harness.trackers import Curves, NoTracker, Sent, Tracker
+from harness.tracking import (
+    ArmLog,
+    Chart,
+    Page,
+    Picture,
+    Shown,
+    Table,
+    arm_log,
+    clean,
+    group_of,
+    log_id,
+    log_name,
+)
 
-_PLACE = ["conversation", "category", "turn", "sample", "repeat"]
-_HISTORY = ["tokens", "rounds", "tau", "seconds"]
-_COLUMNS = [*_PLACE, *_HISTORY, "verdict"]
+WHOLE = "whole"
+"""File in the folder of an offline run that was written to its end."""
+_OF_A_SWEEP = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
+_LOOKS_S = (0.0, 1.0, 3.0)
+"""Seconds before each look at whether the server has what was sent."""
+
+
+class Trial(NamedTuple):
+    """What `wandb agent` asks of this process: the run `id` of the sweep, with these parameters."""
+
+    sweep: str
+    id: str
+    project: str | None
+    entity: str | None
+    parameters: dict[str, Any]
+
+
+class Found(NamedTuple):
+    """A run that the server has. whole: it ended well, so all of it is there."""
+
+    id: str
+    name: str
+    whole: bool
 
 
 @configurable
-class NoTracker:
-    """Tracks nothing."""
-
-    def start(self, manifest: RunManifest) -> None:
-        """See `harness.reporters.Reporter`."""
-
-    def record(self, record: GenerationRecord) -> None:
-        """See `harness.reporters.Reporter`."""
-
-    def finish(self, run: Run, rows: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> None:
-        """See `harness.reporters.Reporter`."""
-
-    def curves(self, name: str, config: Mapping[str, Any]) -> Callable[[Mapping[str, float], int], None]:
-        """Begin the curves of a training; what takes their points: numbers and the step."""
-        return lambda numbers, step: None
-
-
-@configurable
-class WandbTracker(NoTracker):
+class WandbTracker(Tracker):
     """Weights & Biases.
 
-    Every arm is a run `<run id>-<arm>` of the group `<run id>`. mode: `offline` writes files that
+    Every arm is a run `<run id>-<arm>`, job type the arm, group the cell. mode: `offline` writes files that
     `wandb sync` uploads later, `online` uploads at once, `disabled` does nothing. dir: where the files
-    go. log_records: also the per-prompt table and an artifact with the records and the manifest.
+    go. log_records: also the per-prompt tables, the page of the run, and an artifact with the records and
+    the manifest. timeout_s: how long an upload may take before it is given up.
     """
 
     project: str = "specbench-harness"
@@ -52,116 +71,225 @@ class WandbTracker(NoTracker):
     dir: str = "results/wandb"
     tags: tuple[str, ...] = ()
     log_records: bool = True
+    timeout_s: float = 300.0
 
-    def finish(self, run: Run, rows: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> None:
-        """Write the W&B runs that are not there yet. What goes wrong is a warning and stops nothing."""
+    def check(self) -> None:
+        """See `Tracker`."""
+        if self.mode == "online":
+            _server().default_entity  # noqa: B018 - asking is the test
+
+    def send(self, run: Run, rows: Sequence[Row], files: Sequence[Path]) -> Sent:
+        """See `Tracker`; twice the same is sent once.
+
+        Offline, an arm is there if a folder holds all of it; online, if the server says that its run ended.
+        One that broke off is gone on with.
+        """
+        arms = list(run.manifest.arms)
         if self.mode == "disabled":
-            return
-        console = Console()
-        missing = [arm for arm in run.manifest.arms if not self._is_written(run, arm)]
-        try:
-            folders = [self._write_arm(run, arm, rows, files) for arm in missing]
-        except Exception as error:
-            console.warn(cause("W&B", error) + " `tracker=none` leaves W&B out.")
-            return
+            return Sent([], [])
+        trial = asked_trial()
+        tuned = _tuned(run, self.mode) if trial else None
+        found = self._found(run, trial)
+        ids = {arm: trial.id if trial and arm == tuned else _id_of(run, arm, found) for arm in arms}
+        missing = [arm for arm in arms if not (ids[arm] in found and found[ids[arm]].whole)]
+        if trial and tuned not in missing and found[trial.id].name != log_name(run, str(tuned)):
+            raise ConfigError(
+                f"trial {trial.id} of sweep {trial.sweep} has its numbers from another run:"
+                " a trial measures one decoding; type decoding=[greedy]"
+            )
+        folders = [
+            self._write(
+                arm_log(run, arm, rows, files, self.log_records),
+                Path(run.folder),
+                ids[arm],
+                trial if arm == tuned else None,
+            )
+            for arm in missing
+        ]
         if self.mode == "offline" and folders:
-            console.note(f"upload with: wandb sync {shlex.join(folders)}")
+            Console().note(f"upload with: wandb sync {shlex.join(folders)}")
+        if self.mode == "online" and missing:
+            self._confirm(run, trial, [ids[arm] for arm in missing])
+        return Sent(missing, [arm for arm in arms if arm not in missing])
 
-    def curves(self, name: str, config: Mapping[str, Any]) -> Callable[[Mapping[str, float], int], None]:
-        """See `NoTracker`. What goes wrong at the beginning is a warning and stops nothing."""
+    def begin_curves(self, name: str, config: Mapping[str, Any]) -> Curves:
+        """See `Tracker`."""
         if self.mode == "disabled":
             return NoTracker.curves(self, name, config)
+        tracked = self._open(None, name=name, job_type="training", tags=list(self.tags), config=dict(config))
+        return lambda numbers, step: tracked.log(dict(numbers), step=step)
+
+    def _found(self, run: Run, trial: Trial | None) -> dict[str, Found]:
+        """What is there already of this run's cell, by the ids of W&B's runs."""
+        if self.mode == "offline":
+            folders = Path(self.dir).glob("wandb/offline-run-*")
+            names = {log_id(run, arm): log_name(run, arm) for arm in run.manifest.arms}
+            whole = {folder.name.split("-", 3)[-1] for folder in folders if (folder / WHOLE).is_file()}
+            return {id_: Found(id_, name, True) for id_, name in names.items() if id_ in whole}
+        server = _server()
+        place = f"{self._entity(trial) or server.default_entity}/{self._project(trial)}"
+        wanted = [{"group": group_of(run.manifest.cell)}, *([{"name": trial.id}] if trial else [])]
+        runs = server.runs(place, filters={"$or": wanted}, per_page=200)
+        try:
+            return {one.id: Found(one.id, one.name, one.state == "finished") for one in runs}
+        except ValueError:
+            # There is no such project: the first run makes it.
+            return {}
+
+    def _confirm(self, run: Run, trial: Trial | None, ids: Sequence[str]) -> None:
+        """Raise unless the server has these runs whole."""
+        missing: list[str] = list(ids)
+        for pause in _LOOKS_S:
+            time.sleep(pause)
+            found = self._found(run, trial)
+            missing = [id_ for id_ in ids if not (id_ in found and found[id_].whole)]
+            if not missing:
+                return
+        raise RuntimeError(f"the server has not got all of {', '.join(missing)}")
+
+    def _write(self, log: ArmLog, folder: Path, id_: str, trial: Trial | None) -> str:
+        """One W&B run from its beginning or from where it broke off; the folder of its files."""
         import wandb
 
+        tracked = self._open(
+            trial,
+            id=id_,
+            name=log.name,
+            group=log.group,
+            job_type=log.job_type,
+            tags=[*log.tags, *self.tags],
+            config={**log.config, **(trial.parameters if trial else {})},
+            resume="allow" if self.mode == "online" else None,
+        )
         try:
-            Path(self.dir).mkdir(parents=True, exist_ok=True)
-            tracked = wandb.init(
-                project=self.project,
-                entity=self.entity,
-                name=name,
-                job_type="training",
-                tags=list(self.tags),
+            self._log(wandb, tracked, log, folder)
+        except BaseException:
+            # Not left to a `with` block, which would print a traceback.
+            tracked.finish(exit_code=1)
+            raise
+        tracked.finish()
+        written = Path(tracked.settings.sync_dir)
+        if self.mode == "offline":
+            (written / WHOLE).touch()
+        return str(written)
+
+    def _log(self, wandb: Any, tracked: Any, log: ArmLog, folder: Path) -> None:
+        """What the run has not got yet of `log`."""
+        tracked.define_metric("prompt/number", hidden=True, summary="none")
+        tracked.define_metric("prompt/*", step_metric="prompt/number", summary="none")
+        for step, values in enumerate(log.history):
+            if step >= tracked.starting_step:
+                tracked.log(values, step=step)
+        if self.log_records and log.leads:
+            artifact = tracked.log_artifact(_records(wandb, folder))
+            if self.mode == "online":
+                artifact.wait(timeout=int(self.timeout_s))
+        media = {key: _converted(wandb, shown) for key, shown in log.shown.items()}
+        # In the history, not in the summary alone: W&B draws panels by itself of these only.
+        tracked.log({**log.numbers, **media}, step=max(len(log.history), tracked.starting_step))
+
+    def _open(self, trial: Trial | None, **given: Any) -> Any:
+        """A new run of W&B's; of the sweep only if `trial` is given."""
+        import wandb
+
+        Path(self.dir).mkdir(parents=True, exist_ok=True)
+        asked = asked_trial()
+        with _apart_from_sweep():
+            return wandb.init(
+                project=self._project(asked),
+                entity=self._entity(asked),
                 mode=self.mode,
                 dir=self.dir,
                 reinit="create_new",
-                config=dict(config),
-                settings=_quiet(wandb),
+                settings=_quiet(wandb, self.timeout_s, trial.sweep if trial else None),
+                **given,
             )
-        except Exception as error:
-            Console().warn(cause("W&B", error) + " `tracker=none` leaves W&B out.")
-            return NoTracker.curves(self, name, config)
-        return lambda numbers, step: tracked.log(dict(numbers), step=step)
 
-    def _is_written(self, run: Run, arm: str) -> bool:
-        kind = "offline-run" if self.mode == "offline" else "run"
-        return any(Path(self.dir).glob(f"wandb/{kind}-*-{_id(run, arm)}"))
+    def _project(self, trial: Trial | None) -> str:
+        return (trial.project if trial else None) or self.project
 
-    def _write_arm(self, run: Run, arm: str, rows: Sequence[Mapping[str, Any]], files: Sequence[Path]) -> str:
-        """One W&B run; the folder of its files."""
-        import wandb
-
-        manifest = run.manifest
-        Path(self.dir).mkdir(parents=True, exist_ok=True)
-        tracked = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            id=_id(run, arm),
-            name=f"{manifest.run_id}-{arm}",
-            group=manifest.run_id,
-            job_type=arm,
-            tags=list(self.tags),
-            mode=self.mode,
-            dir=self.dir,
-            reinit="create_new",
-            config=redact({**manifest.config, "cell": manifest.cell._asdict(), "arm": arm}),
-            settings=_quiet(wandb),
-        )
-        # As a context manager the run ends, and with an exit status, whatever happens inside.
-        with tracked:
-            self._log(wandb, tracked, run, arm, files)
-            for row in rows:
-                if row["method"] == arm:
-                    tracked.summary.update(dict(row))
-        return str(tracked.settings.sync_dir)
-
-    def _log(self, wandb: Any, tracked: Any, run: Run, arm: str, files: Sequence[Path]) -> None:
-        """Per-prompt history and table, figures, and the artifact with the records."""
-        measured = [_values(record) for record in run.records if record.arm == arm]
-        for values in measured:
-            told = {f"prompt/{key}": values[key] for key in _HISTORY if values[key] is not None}
-            tracked.log(told)
-        for path in files:
-            if path.suffix == ".png":
-                tracked.log({f"figures/{path.stem}": wandb.Image(str(path))})
-        if not self.log_records:
-            return
-        data = [[values[column] for column in _COLUMNS] for values in measured]
-        tracked.log({"prompts": wandb.Table(columns=_COLUMNS, data=data)})
-        artifact = wandb.Artifact(_name(run.manifest.run_id), type="results")
-        for name in (MANIFEST, RECORDS):
-            # The store's files do not change after the end, so W&B need not copy them aside.
-            artifact.add_file(str(Path(run.folder) / name), policy="immutable")
-        tracked.log_artifact(artifact)
+    def _entity(self, trial: Trial | None) -> str | None:
+        return (trial.entity if trial else None) or self.entity
 
 
-def _values(record: GenerationRecord) -> dict[str, Any]:
-    """A record in the words of the per-prompt table; None where it has no such number."""
-    rounds = len(record.emitted)
-    return {
-        "conversation": record.conversation,
-        "category": record.category,
-        "turn": record.turn,
-        "sample": record.sample,
-        "repeat": record.repeat,
-        "tokens": len(record.output_ids),
-        "rounds": rounds,
-        "tau": sum(record.emitted) / rounds if rounds else None,
-        "seconds": record.total_ns * 1e-9 if record.timed else None,
-        "verdict": record.verdict.kind if record.verdict else None,
-    }
+def asked_trial() -> Trial | None:
+    """What the environment says of a sweep; None where no agent started this process."""
+    sweep, id_ = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+    if not sweep or not id_:
+        return None
+    from wandb.sdk.lib.config_util import dict_from_config_file
+
+    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    parameters = dict_from_config_file(path) if path else None
+    place = os.environ.get("WANDB_PROJECT"), os.environ.get("WANDB_ENTITY")
+    return Trial(sweep, id_, *place, parameters or {})
 
 
-def _quiet(wandb: Any) -> Any:
+@contextmanager
+def _apart_from_sweep() -> Iterator[None]:
+    """W&B would make every run that it opens the trial's, whatever id it is given; hence it sees no sweep."""
+    kept = {name: os.environ.pop(name) for name in _OF_A_SWEEP if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def _tuned(run: Run, mode: str) -> str:
+    """The arm whose numbers a trial is judged by.
+
+    Raises:
+        ConfigError: the sweep would never hear of them, or there is not exactly one.
+    """
+    if mode != "online":
+        raise ConfigError(f"tracker.mode={mode}: a sweep needs its numbers; type tracker.mode=online")
+    methods = [arm for arm in run.manifest.arms if arm != BASELINE]
+    if len(methods) != 1:
+        told = ", ".join(methods) or f"only {BASELINE}"
+        raise ConfigError(f"a sweep tunes one method, not {told}; type method=[NAME]")
+    return methods[0]
+
+
+def _id_of(run: Run, arm: str, found: Mapping[str, Found]) -> str:
+    """The arm's own id, unless its numbers are whole under a trial's."""
+    own, name = log_id(run, arm), log_name(run, arm)
+    return next((one.id for one in found.values() if one.name == name and one.whole), own)
+
+
+def _records(wandb: Any, folder: Path) -> Any:
+    artifact = wandb.Artifact(clean(folder.name), type="results")
+    for name in (MANIFEST, RECORDS):
+        # The store's files do not change after the end, so W&B need not copy them aside.
+        artifact.add_file(str(folder / name), policy="immutable")
+    return artifact
+
+
+def _converted(wandb: Any, shown: Shown) -> Any:
+    """In W&B's own types."""
+    match shown:
+        case Table(columns, rows):
+            return wandb.Table(columns=list(columns), data=rows)
+        case Chart(kind, title, (columns, rows)):
+            table = wandb.Table(columns=list(columns), data=rows)
+            if kind == "bar":
+                return wandb.plot.bar(table, *columns, title=title)
+            return wandb.plot.line(table, *columns, title=title)
+        case Picture(path):
+            return wandb.Image(str(path))
+        case Page(html):
+            # W&B's style sheet is not added: the page refuses what is not its own.
+            return wandb.Html(html, inject=False, data_is_not_path=True)
+
+
+def _server() -> Any:
+    """W&B's interface for questions; it remembers answers, so each question needs a new one."""
+    import wandb
+
+    with _apart_from_sweep():
+        return wandb.Api(timeout=30)
+
+
+def _quiet(wandb: Any, timeout_s: float, sweep: str | None) -> Any:
     """Settings under which W&B prints nothing and learns nothing of this machine and its user."""
     return wandb.Settings(
         silent=True,
@@ -173,13 +301,8 @@ def _quiet(wandb: Any) -> Any:
         x_disable_machine_info=True,
         x_disable_stats=True,
         x_save_requirements=False,
+        init_timeout=min(timeout_s, 90.0),
+        finish_timeout=timeout_s,
+        finish_timeout_raises=True,
+        sweep_id=sweep,
     )
-
-
-def _id(run: Run, arm: str) -> str:
-    return _name(f"{run.manifest.run_id}-{arm}")
-
-
-def _name(text: str) -> str:
-    """`text` in the characters that W&B allows in ids and artifact names, at most 128 of them."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)[-128:]

@@ -22,7 +22,7 @@ from harness.accept import Accepted, Coupled
 from harness.bench import bench
 from harness.store import load_run
 from harness.target import Target
-from harness.wandb_reporter import NoTracker
+from harness.trackers import NoTracker
 from methods.vanilla import Vanilla
 
 ROOT = Path(__file__).parents[1]

@@ -22,6 +22,7 @@ from harness.records import VerdictKind
 from harness.rows import pairwise, summarise
 from methods.vanilla import Vanilla
 from tests.builders import sample_run, sample_runs
+from tests.fake_wandb import connected
 from tests.targets import engine, requests
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +62,31 @@ def test_the_tutorials_commands_run_as_they_stand(
     assert {"report.md", "report.tex", "rows.csv", "pairs.csv"} <= {
         path.name for path in (tmp_path / "results" / "tables").iterdir()
     }
+
+
+def test_the_commands_on_tracking_send_every_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("wandb_workspaces", reason="views are made by wandb-workspaces, an extra")
+    monkeypatch.chdir(tmp_path)
+    commands = [line for block in blocks("tracking.md", "bash") for line in block.splitlines()]
+    printed = []
+    with connected(tmp_path / "home", monkeypatch) as server:
+        for command in commands:
+            words = [*shlex.split(command), *["+measure.bandwidth_gib=0.01"] * ("harness.bench" in command)]
+            assert typed(words, monkeypatch) == 0, command
+            printed.append(capsys.readouterr().out)
+    measured, online, offline, _, view = printed
+    runs = {Path(folder).name for folder in json.loads(measured)["run_dirs"]}
+    assert len(runs) == 2
+    assert set(json.loads(online)["sent"]) == set(json.loads(offline)["already"]) == runs
+    assert len(server.runs) == 4
+    assert len({run.group for run in server.runs.values()}) == 1
+    page = (DOCS / "tracking.md").read_text()
+    logged = {key for run in server.runs.values() for key in (*run.summary, *run.config)}
+    told = set(re.findall(r"`([a-z]\w+)`", page)) - {"bash", "report", "indicative"}
+    assert told <= logged, told - logged
+    assert view.startswith(server.url)
 
 
 def test_the_example_method_keeps_vanillas_output_and_drafts(

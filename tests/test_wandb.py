@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from typing import Any
 
 import pytest
 
-from harness.records import Run
-from harness.row import json_rows
+from harness import reporting, tracking
+from harness.records import BASELINE, Run
+from harness.row import to_json
 from harness.rows import summarise
 from harness.store import load_run
-from harness.wandb_reporter import NoTracker, WandbTracker
+from harness.trackers import NoTracker
+from harness.tracking import group_of
+from harness.wandb_reporter import WHOLE, WandbTracker
 from tests.builders import sample_run, write_runs
 
 _BLOCK, _WHOLE, _LAST = 32768, 1, 4
@@ -72,15 +76,16 @@ def items(updates: Any) -> dict[str, Any]:
 
 def test_an_offline_run_holds_the_numbers_of_the_table(tmp_path: Path) -> None:
     run = stored(tmp_path)
-    rows = json_rows(summarise(run))
-    WandbTracker(dir=str(tmp_path / "wandb")).finish(run, rows, [])
+    rows = {row.method: to_json(row) for row in summarise(run)}
+    WandbTracker(dir=str(tmp_path / "wandb"), tags=("mine",)).finish(run, summarise(run), [])
     folders = sorted((tmp_path / "wandb" / "wandb").glob("offline-run-*"))
     assert len(folders) == len(run.manifest.arms)
-    seen = {}
+    seen = set()
     for folder in folders:
         records = read_back(folder)
         (header,) = [record.run for record in records if record.HasField("run")][:1]
-        assert header.run_group == run.manifest.run_id
+        assert header.run_group == group_of(run.manifest.cell)
+        assert set(header.tags) == {"full", "eager", "T=0", "coupled", "identical", "mine"}
         config = items(header.config.update)
         summary: dict[str, Any] = {}
         history = []
@@ -90,9 +95,10 @@ def test_an_offline_run_holds_the_numbers_of_the_table(tmp_path: Path) -> None:
             if record.HasField("history"):
                 history.append(items(record.history.item))
         kept = {record.artifact.type for record in records if record.HasField("artifact")}
-        assert "results" in kept
         arm = header.job_type
-        assert config["arm"] == arm
+        assert ("results" in kept) == (arm == BASELINE)
+        assert (config["method"], config["run"]) == (arm, run.manifest.run_id)
+        assert {name: config[name] for name in run.manifest.cell._fields} == run.manifest.cell._asdict()
         measured = [record for record in run.records if record.arm == arm]
         assert sum("prompt/tokens" in point for point in history) == len(measured)
         assert [point["prompt/tokens"] for point in history if "prompt/tokens" in point] == [
@@ -100,24 +106,75 @@ def test_an_offline_run_holds_the_numbers_of_the_table(tmp_path: Path) -> None:
         ]
         (table,) = [point for point in history if point.get("prompts._type") == "table-file"]
         assert table["prompts.nrows"] == len(measured)
-        seen[arm] = summary
-    for row in rows:
-        if row["method"] in seen:
-            told = seen[row["method"]]
-            for key in ("speedup", "tau", "verdict", "tokens_per_s", "num_tokens"):
-                assert told[key] == row[key], key
+        for key in ("speedup", "tau", "verdict", "tokens_per_s", "num_tokens"):
+            assert summary[key] == rows[arm][key], key
+        assert [summary["speedup_ci_low"], summary["speedup_ci_high"]] == rows[arm]["speedup_ci"]
+        # A number that is only in the summary gets no panel.
+        assert history[-1]["speedup"] == rows[arm]["speedup"]
+        assert not any(key.startswith("prompt/") for key in summary)
+        charts = {key.split("_table")[0] for key in history[-1] if key.startswith("charts/")}
+        of_the_run = {"charts/speedup", "charts/tokens_per_s"}
+        of_an_arm = {"charts/kept", "charts/acceptance", "charts/time"}
+        assert charts == ({"charts/time"} | of_the_run if arm == BASELINE else of_an_arm)
+        assert ("report._type" in history[-1]) == (arm == BASELINE)
+        seen.add(arm)
+    assert seen == set(run.manifest.arms)
+
+
+def test_the_page_of_a_run_is_logged_once_and_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stored(tmp_path)
+    bound = 100
+    monkeypatch.setattr(tracking, "PAGE_SHOWN", bound)
+    WandbTracker(dir=str(tmp_path / "wandb")).finish(run, summarise(run), [])
+    (logged,) = (tmp_path / "wandb").rglob("report*.html")
+    text = logged.read_text()
+    assert f'"num_kept":{len(run.exhibits)}' in text
+    shown = [json.loads(found) for found in re.findall(r'"ids":(\[[\d,]*\])', text)]
+    assert 0 < sum(map(len, shown)) <= bound
+    assert len(shown) < len(run.exhibits)
 
 
 def test_only_what_is_missing_is_written(tmp_path: Path) -> None:
     run = stored(tmp_path)
     tracker = WandbTracker(dir=str(tmp_path / "wandb"))
     for _ in range(2):
-        tracker.finish(run, json_rows(summarise(run)), [])
+        tracker.finish(run, summarise(run), [])
         folders = sorted((tmp_path / "wandb" / "wandb").glob("offline-run-*"))
         assert len(folders) == len(run.manifest.arms)
-    shutil.rmtree(folders[0])
-    tracker.finish(run, json_rows(summarise(run)), [])
+    shutil.rmtree(next(folder for folder in folders if folder.name.endswith("-vanilla")))
+    sent = tracker.send(run, summarise(run), [])
+    assert (sent.now, sent.already) == (["vanilla"], ["ngram", "suffix"])
     assert len(list((tmp_path / "wandb" / "wandb").glob("offline-run-*"))) == len(folders)
+
+
+def test_a_file_that_broke_off_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    run = stored(tmp_path)
+    tracker = WandbTracker(dir=str(tmp_path / "wandb"))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb.plot, "bar", fail)
+        with pytest.raises(RuntimeError, match="no room"):
+            tracker.send(run, summarise(run), [])
+    (broken,) = (tmp_path / "wandb" / "wandb").glob("offline-run-*")
+    assert not (broken / WHOLE).exists()
+    assert tracker.send(run, summarise(run), []).now == list(run.manifest.arms)
+
+
+def test_sync_offline_writes_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = stored(tmp_path)
+    command = ["sync", "--results", str(tmp_path), "tracker.mode=offline"]
+    assert reporting.main(command) == 0
+    assert json.loads(capsys.readouterr().out)["sent"] == {run.manifest.run_id: list(run.manifest.arms)}
+    assert len(list(tmp_path.glob("wandb/wandb/offline-run-*"))) == len(run.manifest.arms)
+    assert reporting.main(command) == 0
+    assert json.loads(capsys.readouterr().out)["sent"] == {}
 
 
 def test_a_failing_wandb_is_one_warning(
@@ -130,7 +187,7 @@ def test_a_failing_wandb_is_one_warning(
 
     monkeypatch.setattr(wandb, "init", fail)
     run = stored(tmp_path)
-    WandbTracker(dir=str(tmp_path / "wandb")).finish(run, json_rows(summarise(run)), [])
+    WandbTracker(dir=str(tmp_path / "wandb")).finish(run, summarise(run), [])
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "no room on the disk" in told
@@ -143,7 +200,7 @@ def test_without_a_tracker_nothing_is_written(
 ) -> None:
     run = stored(tmp_path)
     monkeypatch.chdir(tmp_path)
-    tracker.finish(run, json_rows(summarise(run)), [])
+    tracker.finish(run, summarise(run), [])
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
 
 

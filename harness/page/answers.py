@@ -10,12 +10,12 @@ from harness.comparable import variants
 from harness.page.content import place
 from harness.records import Exhibit, GenerationRecord, Run
 
-_MAX_SHOWN = 1_000_000
+MAX_SHOWN = 1_000_000
 """Tokens of answers and nodes of trees in one page: about 10 MB of it."""
 
 
-def answers(runs: Sequence[Run]) -> dict[str, Any]:
-    """Every answer that has an exhibit, in the page's budget.
+def answers(runs: Sequence[Run], max_shown: int = MAX_SHOWN) -> dict[str, Any]:
+    """Every answer that has an exhibit, within `max_shown` tokens and nodes of trees.
 
     num_kept: how many the runs have. vocabularies: token texts, one map a target; an answer's `vocabulary`
     is an index into them. The first conversation of every run comes before anybody's second.
@@ -25,7 +25,7 @@ def answers(runs: Sequence[Run]) -> dict[str, Any]:
     found.sort(key=lambda one: one[0])
     vocabularies: dict[tuple[str, str], dict[int, str]] = {}
     shown: list[dict[str, Any]] = []
-    left = _MAX_SHOWN
+    left = max_shown
     for _, run, record, exhibit in found:
         left -= len(record.output_ids) + sum(len(tree.tokens) for tree in exhibit.trees)
         if left < 0:

@@ -16,7 +16,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from harness.page.answers import answers
+from harness.page.answers import MAX_SHOWN, answers
 from harness.page.content import content
 from harness.records import Run
 from harness.row import Pair, Row
@@ -38,8 +38,14 @@ _SCRIPTS = (
 _UNSAFE = str.maketrans({sign: f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"})
 
 
-def document(rows: Sequence[Row], pairs: Sequence[Pair], runs: Sequence[Run], notes: Sequence[str]) -> str:
-    """The page as HTML. rows, pairs, notes: of `runs`, as the tables have them."""
+def document(
+    rows: Sequence[Row],
+    pairs: Sequence[Pair],
+    runs: Sequence[Run],
+    notes: Sequence[str],
+    max_shown: int = MAX_SHOWN,
+) -> str:
+    """The page as HTML. rows, pairs, notes: of `runs`, as the tables have them. max_shown: see `answers`."""
     scripts = [(_FOLDER / name).read_text(encoding="utf-8").strip() + "\n" for name in _SCRIPTS]
     assert not any("</script" in script.lower() for script in scripts), "a script would end its element"
     text: str = _template().render(
@@ -47,7 +53,7 @@ def document(rows: Sequence[Row], pairs: Sequence[Pair], runs: Sequence[Run], no
         scripts=scripts,
         hashes=" ".join(_hash(script) for script in scripts),
         content=script_json(content(rows, pairs, runs, notes)),
-        answers=script_json(answers(runs)),
+        answers=script_json(answers(runs, max_shown)),
     )
     return text
 

@@ -1,0 +1,137 @@
+"""Sync: sends runs of the store to a tracker: after an outage, after `tracker=none`, or to another project.
+
+Nothing is sent twice: a run has the same id whoever sends it, one that the tracker has whole is left alone,
+and one that broke off is gone on with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import conf
+from harness.config import ConfigError, build
+from harness.cost_table import load_tables
+from harness.records import Run
+from harness.reporters import Console
+from harness.rows import summarise
+from harness.store import load_runs
+from harness.trackers import Tracker
+
+_FOLDER = Path(conf.__file__).parent / "tracker"
+_NONE = "none"
+_SENT_AT_ONCE = {"wandb": {"mode": "online"}}
+"""Settings of trackers that differ from their YAMLs unless given: whoever types `sync` wants it sent."""
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The sub-command `sync` of `python -m harness.report`."""
+    command = commands.add_parser(
+        "sync",
+        help="send stored runs to W&B or another tracker, those that it has not got",
+        description=f"{__doc__}\nstdout gets one JSON document. Exit status 1: a run could not be sent.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_argument("--tracker", choices=_names(), default="wandb", help="a YAML of conf/tracker")
+    add_settings(command)
+    command.add_argument("--results", type=Path, default=Path("results"), help="folder that holds runs/")
+    command.add_argument("--only", metavar="PATTERN", help="of run ids, as in 'smollm2_135m.*'")
+
+
+def add_settings(command: argparse.ArgumentParser) -> None:
+    """Arguments that say how the tracker is set, in the words of the benchmark."""
+    command.add_argument(
+        "settings",
+        nargs="*",
+        metavar="tracker.KEY=VALUE",
+        help="as for the benchmark: tracker.project=NAME tracker.entity=NAME; tracker.mode=offline writes"
+        " files, W&B's mode is online unless given",
+    )
+
+
+def run_command(given: argparse.Namespace, console: Console) -> bool:
+    """Send the chosen runs; whether all of them are there now.
+
+    Raises:
+        ConfigError: there are no such runs, or the tracker is set wrongly.
+    """
+    tracker = make_tracker(given.tracker, given.settings, given.results)
+    runs = load_runs(given.results / "runs")
+    chosen = [run for run in runs if fnmatchcase(run.manifest.run_id, given.only or "*")]
+    if not chosen:
+        raise ConfigError(
+            f"{given.results / 'runs'}: none of {len(runs)} runs matches {given.only or '*'!r}; * stands for"
+            " anything. `python -m harness.report build` lists them."
+        )
+    outcome = send_all(tracker, chosen, given.results, console)
+    print(json.dumps(outcome), flush=True)
+    return not outcome["failed"]
+
+
+def make_tracker(name: str, settings: Sequence[str], results: Path) -> Tracker:
+    """The tracker that `conf/tracker/NAME.yaml` describes. settings: `tracker.KEY=VALUE` each.
+
+    Raises:
+        ConfigError: a setting that it does not have, or a package that is not installed.
+    """
+    config: Any = OmegaConf.create({"results": str(results)})
+    config.tracker = OmegaConf.merge(OmegaConf.load(_FOLDER / f"{name}.yaml"), _SENT_AT_ONCE.get(name, {}))
+    for setting in settings:
+        if not setting.startswith("tracker.") or "=" not in setting:
+            raise ConfigError(f"{setting}: a setting is tracker.KEY=VALUE, as in tracker.project=NAME")
+    try:
+        config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(settings)))
+        tracker: Tracker = build(config.tracker, "tracker")
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{' '.join(settings)}: {error}") from error
+    tracker.require()
+    return tracker
+
+
+def send_all(tracker: Tracker, runs: Sequence[Run], results: Path, console: Console) -> dict[str, Any]:
+    """Send what is missing of `runs`, with their figures.
+
+    sent, already: arms, by run id. left_out: ids of runs that were not measured to their end. failed: what
+    went wrong, by run id; after an error of the tracker as a whole, of every run.
+    """
+    outcome: dict[str, Any] = {"sent": {}, "already": {}, "left_out": [], "failed": {}}
+    whole = [run for run in runs if run.finished and run.manifest.arms]
+    outcome["left_out"] = [run.manifest.run_id for run in runs if run not in whole]
+    for run_id in outcome["left_out"]:
+        console.note(f"run {run_id}: not finished, left out")
+    try:
+        tracker.check()
+    except Exception as error:
+        console.error(f"nothing can be sent: {_told(error)}")
+        outcome["failed"] = {run.manifest.run_id: _told(error) for run in whole}
+        return outcome
+    costs = load_tables(results)
+    for run in whole:
+        run_id = run.manifest.run_id
+        try:
+            sent = tracker.send(run, summarise(run, costs), sorted(Path(run.folder).glob("figures/*")))
+        except Exception as error:
+            console.error(f"run {run_id}: not sent: {_told(error)}")
+            outcome["failed"][run_id] = _told(error)
+            continue
+        for key, arms, words in (("sent", sent.now, "sent"), ("already", sent.already, "there already")):
+            if arms:
+                outcome[key][run_id] = arms
+                console.note(f"run {run_id}: {words}: {', '.join(arms)}")
+    return outcome
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
+
+
+def _names() -> list[str]:
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml") if path.stem != _NONE)

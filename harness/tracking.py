@@ -1,0 +1,249 @@
+"""Tracking: what a tracker is told of a run, one log an arm, as plain values; trackers only pass them on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from harness import page
+from harness.cells import marks
+from harness.comparable import variants
+from harness.provenance import redact, slug
+from harness.records import BASELINE, Cell, GenerationRecord, Run
+from harness.row import Row, to_json
+from harness.rows import pairwise
+
+PAGE_SHOWN = 100_000
+"""Tokens of answers and nodes of trees in the page of one run: about 1 MB, and 0.6 MB of scripts."""
+_PLACE = ("conversation", "category", "turn", "sample", "repeat")
+_HISTORY = ("tokens", "rounds", "tau", "seconds")
+_COLUMNS = (*_PLACE, *_HISTORY, "verdict")
+_OF_NO_SETTING = ("_target_", "card", "scope")
+_LONGEST_NAME = 128
+
+
+class Table(NamedTuple):
+    """Rows under named columns."""
+
+    columns: tuple[str, ...]
+    rows: list[list[Any]]
+
+
+class Chart(NamedTuple):
+    """A table to draw: the first column along the axis, the second as height, a third for each line."""
+
+    kind: Literal["bar", "line"]
+    title: str
+    table: Table
+
+
+class Picture(NamedTuple):
+    """An image file."""
+
+    path: Path
+
+
+class Page(NamedTuple):
+    """An HTML document that needs nothing but itself."""
+
+    html: str
+
+
+Shown = Table | Chart | Picture | Page
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmLog:
+    """What is logged of one arm of one stored run; all of it follows from the store, in the same order.
+
+    id: the same whenever it is sent. group: of all arms that may be compared, over runs. config: columns to
+    filter and group by. history: one point a generation. numbers: one value each, by stable names. shown:
+    charts, tables and, in the log that leads, what belongs to the whole run.
+    """
+
+    id: str
+    name: str
+    group: str
+    job_type: str
+    tags: tuple[str, ...]
+    config: dict[str, Any]
+    history: list[dict[str, float]]
+    numbers: dict[str, Any]
+    shown: dict[str, Shown]
+    leads: bool
+
+
+def group_of(cell: Cell) -> str:
+    """The name of a cell: its runs compare, whatever command made them."""
+    names = [slug(name) for name in (cell.target, cell.task, cell.decoding)]
+    setting = [f"T{cell.temperature:g}", f"b{cell.batch_size}", cell.profile, cell.baseline, cell.acceptor]
+    return clean(".".join([*names, *setting]))
+
+
+def log_id(run: Run, arm: str) -> str:
+    """What a tracker calls this arm of this run."""
+    return clean(f"{run.manifest.run_id}-{arm}")
+
+
+def log_name(run: Run, arm: str) -> str:
+    """The same for people: the method first, as a legend is narrow."""
+    return f"{arm} {run.manifest.run_id}"
+
+
+def clean(text: str) -> str:
+    """`text` in the characters that trackers allow in ids and names, the last 128 of them."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)[-_LONGEST_NAME:]
+
+
+def arm_log(run: Run, arm: str, rows: Sequence[Row], files: Sequence[Path], tables: bool = True) -> ArmLog:
+    """Everything about `arm`. rows: those of `run`; files: of which images are shown, by the log that leads.
+
+    tables: whether to show what has a line a generation, and the page.
+    """
+    cell, row = run.manifest.cell, next(row for row in rows if row.method == arm and row.kind == "arm")
+    leads = arm == leader(run)
+    measured = [_values(record) for record in run.records if record.arm == arm]
+    shown: dict[str, Shown] = dict(_charts(row))
+    if tables:
+        shown["prompts"] = Table(_COLUMNS, [[values[key] for key in _COLUMNS] for values in measured])
+    if leads:
+        shown |= _of_the_run(run, rows, files, tables)
+    return ArmLog(
+        id=log_id(run, arm),
+        name=log_name(run, arm),
+        group=group_of(cell),
+        job_type=arm,
+        tags=_tags(row),
+        config=_config(run, arm),
+        history=[
+            {
+                "prompt/number": number,
+                **{f"prompt/{key}": values[key] for key in _HISTORY if values[key] is not None},
+            }
+            for number, values in enumerate(measured)
+        ],
+        numbers=_numbers(row),
+        shown=shown,
+        leads=leads,
+    )
+
+
+def leader(run: Run) -> str:
+    """The arm whose log also shows what belongs to the whole run, so that it is sent once."""
+    arms = run.manifest.arms
+    return BASELINE if BASELINE in arms else next(iter(arms))
+
+
+def _config(run: Run, arm: str) -> dict[str, Any]:
+    """Flat columns that a reader filters by; `settings.` are the method's own, `resolved.` is everything."""
+    manifest = run.manifest
+    decoding = manifest.config.get("decoding") or {}
+    device = manifest.provenance.get("device") or {}
+    settings = {key: value for key, value in manifest.arms[arm].items() if key not in _OF_NO_SETTING}
+    found: dict[str, Any] = redact(
+        {
+            "run": manifest.run_id,
+            "method": arm,
+            **manifest.cell._asdict(),
+            "max_new_tokens": decoding.get("max_new_tokens"),
+            "replicate": manifest.replicate,
+            "created": manifest.created,
+            "overrides": " ".join(manifest.overrides),
+            "device": device.get("name"),
+            "commit": (manifest.provenance.get("git") or {}).get("commit"),
+            "settings": settings,
+            "resolved": manifest.config,
+        }
+    )
+    return found
+
+
+def _tags(row: Row) -> tuple[str, ...]:
+    told = [row.profile, row.baseline, f"T={row.temperature:g}", row.acceptor, row.verdict or "no verdict"]
+    return tuple(dict.fromkeys([*told, *(["indicative"] if row.indicative else [])]))
+
+
+def _numbers(row: Row) -> dict[str, Any]:
+    """The numbers of the JSON line by its names, each alone: an interval is NAME_low and NAME_high."""
+    found: dict[str, Any] = {}
+    for key, value in to_json(row).items():
+        if key in (*Cell._fields, "method", "variant"):
+            continue
+        if isinstance(value, Mapping):
+            # A dot would be read as a level.
+            found |= {f"{key}/{name.replace('.', '_')}": ratio for name, ratio in value.items()}
+        elif isinstance(value, list):
+            found |= dict(zip((f"{key}_low", f"{key}_high"), value, strict=True))
+        else:
+            found[key] = value
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _charts(row: Row) -> dict[str, Chart]:
+    """Of one arm; of the same key in several logs a tracker draws one panel."""
+    found: dict[str, Chart] = {}
+    ledger = row.ledger
+    if ledger and ledger.conditional:
+        shares = [[str(kept), count / ledger.num_rounds] for kept, count in enumerate(ledger.histogram)]
+        found["charts/kept"] = Chart(
+            "bar", "Drafted tokens kept in a round", Table(("kept", "share"), shares)
+        )
+        curves = [
+            [position, value, name]
+            for name, values in (("if all before it were", ledger.conditional), ("at all", ledger.joint))
+            for position, value in enumerate(values, 1)
+        ]
+        table = Table(("position", "share kept", "counted"), curves)
+        found["charts/acceptance"] = Chart("line", "How often the token at a position is kept", table)
+    if row.split:
+        parts = Table(("part", "share"), [[name, share] for name, share in row.split.items()])
+        found["charts/time"] = Chart("bar", "Where the time of a round goes", parts)
+    return found
+
+
+def _of_the_run(run: Run, rows: Sequence[Row], files: Sequence[Path], tables: bool) -> dict[str, Shown]:
+    """What compares the run's methods, rungs too."""
+    found: dict[str, Shown] = {}
+    for key, title in (("speedup", "Speedup over vanilla"), ("tokens_per_s", "Tokens per second")):
+        bars = [[row.method, value] for row in rows if (value := to_json(row)[key]) is not None]
+        if bars:
+            found[f"charts/{key}"] = Chart("bar", title, Table(("method", key), bars))
+    found["methods"] = _methods(rows)
+    pairs = pairwise(run)
+    if pairs:
+        found["pairs"] = Table(
+            ("method", "against", "ratio", "low", "high", "which is"),
+            [[pair.over, pair.under, *pair.ratio, pair.difference] for pair in pairs],
+        )
+    found |= {f"figures/{path.stem}": Picture(path) for path in files if path.suffix == ".png"}
+    if tables:
+        found["report"] = Page(page.document(rows, pairs, [run], variants([run])[1], PAGE_SHOWN))
+    return found
+
+
+def _methods(rows: Sequence[Row]) -> Table:
+    """The table of the run."""
+    columns = ("method", "tokens_per_s", "speedup", "speedup_low", "speedup_high", "tau", "verdict", "marks")
+    body = []
+    for row in rows:
+        told = to_json(row)
+        low, high = told["speedup_ci"] or (None, None)
+        numbers = [told["tokens_per_s"], told["speedup"], low, high, told["tau"]]
+        body.append([row.method, *numbers, row.verdict, marks(row)])
+    return Table(columns, body)
+
+
+def _values(record: GenerationRecord) -> dict[str, Any]:
+    """A record in the words of the per-prompt table; None where it has no such number."""
+    rounds = len(record.emitted)
+    return {
+        **{key: getattr(record, key) for key in _PLACE},
+        "tokens": len(record.output_ids),
+        "rounds": rounds,
+        "tau": sum(record.emitted) / rounds if rounds else None,
+        "seconds": record.total_ns * 1e-9 if record.timed else None,
+        "verdict": record.verdict.kind if record.verdict else None,
+    }

@@ -1,0 +1,48 @@
+"""The W&B view: it asks for nothing that runs do not log, and is made without a server."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import reporting, workspace
+from harness.rows import summarise
+from harness.tracking import arm_log
+from tests.builders import sample_run
+
+
+@pytest.fixture
+def definition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    pytest.importorskip("wandb_workspaces", reason="views are made by wandb-workspaces, an extra")
+    assert reporting.main(["workspace", "--dry-run", "tracker.entity=team"]) == 0
+    made: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return made
+
+
+def test_columns_and_panels_name_what_is_logged(definition: dict[str, Any]) -> None:
+    run = sample_run()
+    log = arm_log(run, "vanilla", summarise(run), [])
+    numbers = {*log.numbers, *log.history[0], *log.shown}
+    known = {f"summary:{name}" for name in log.numbers} | {f"config:{name}" for name in log.config}
+    assert set(workspace.COLUMNS) <= known
+    panels = [
+        panel for s in definition["spec"]["section"]["panelBankConfig"]["sections"] for panel in s["panels"]
+    ]
+    text = json.dumps([panel["config"] for panel in panels])
+    named = set(re.findall(r'"summary:([^"]+)"', text))
+    named |= {name for panel in panels for name in panel["config"].get("metrics", [])}
+    named |= {name for panel in panels for name in panel["config"].get("mediaKeys", [])}
+    assert {"speedup", "tau", "tokens_per_s", "prompt/tau", "report"} <= named <= numbers
+    assert set(re.findall(r'"config:([\w.]+?)\.value"', text)) <= set(log.config)
+
+
+def test_without_the_package_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(workspace, "find_spec", lambda name: None)
+    assert reporting.main(["workspace"]) == 2
+    assert "pip install wandb-workspaces" in capsys.readouterr().err
