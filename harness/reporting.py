@@ -17,7 +17,7 @@ from harness.published import load_papers
 from harness.records import Run
 from harness.reporters import Console
 from harness.row import Row
-from harness.rows import pairwise, summarise
+from harness.rows import summarise_with_pairs
 from harness.store import load_runs
 
 GOOD, FAILED, WRONG = 0, 1, 2
@@ -78,7 +78,7 @@ def build(
     if not allow_mixed:
         refuse_mixed(runs)
     _, notes = variants(runs)
-    rows, pairs = summarise(runs, load_tables(results)), pairwise(runs)
+    rows, pairs = summarise_with_pairs(runs, load_tables(results))
     out.mkdir(parents=True, exist_ok=True)
     papers = load_papers()
     makers: dict[str, Callable[[], dict[str, str]]] = {

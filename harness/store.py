@@ -18,7 +18,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from harness.config import ConfigError
-from harness.journal import CorruptJournal, encode, read_journal
+from harness.export import COLUMNS, About, StoredExhibits, StoredRecords, encode_columns, read_about
+from harness.journal import JOURNAL, CorruptJournal, encode, read_journal
 from harness.provenance import digest, now, redact, slug
 from harness.records import (
     READABLE_VERSIONS,
@@ -32,8 +33,7 @@ from harness.records import (
     RunManifest,
 )
 
-MANIFEST, JOURNAL, LOCK = "manifest.json", "journal.jsonl", "lock"
-RECORDS, COLUMNS = "records.jsonl", "records.parquet"
+MANIFEST, LOCK, RECORDS = "manifest.json", "lock", "records.jsonl"
 
 _SAME = ("run_id", "cell", "arms", "rungs", "prompts", "replicate", "schema_version")
 _SAME_TARGET = ("source", "revision", "dtype", "attention", "cache", "num_parameters")
@@ -130,12 +130,19 @@ class OpenRun:
 
     def finish(self) -> None:
         """Export the records and mark the run finished; calling it again changes nothing."""
-        rows = [record.to_json() for record in self._journal.records()]
-        lines = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+        records = self._journal.records()
+        lines = "".join(json.dumps(record.to_json(), separators=(",", ":")) + "\n" for record in records)
         _write_whole(self.folder / RECORDS, lines.encode())
-        _write_columns(self.folder / COLUMNS, rows)
+        # The columns name the journal's last line, so they are written before it and count once it is there.
+        data, size = {"at": now(), "num_records": len(records)}, self._file.tell()
+        end = encode("finished", data)
+        if self.finished:
+            end = (self.folder / JOURNAL).read_bytes().splitlines(keepends=True)[-1]
+            size -= len(end)
+        about = About.of(self._journal, size + len(end), end)
+        _write_whole(self.folder / COLUMNS, encode_columns(records, about))
         if not self.finished:
-            self._write("finished", {"at": now(), "num_records": len(rows)})
+            self._write("finished", data)
 
     def _write(self, kind: str, data: Any) -> None:
         self._journal.add(kind, data)
@@ -266,7 +273,22 @@ def load_runs(root: Path) -> list[Run]:
     if not Path(root).is_dir():
         raise ConfigError(f"{root}: no such folder. `python -m harness.bench` measures runs into it.")
     folders = sorted(path for path in Path(root).iterdir() if path.is_dir())
-    return [load_run(path) for path in folders if _has_content(path)]
+    return [_load_columns(path) or load_run(path) for path in folders if _has_content(path)]
+
+
+def _load_columns(folder: Path) -> Run | None:
+    """A run whose records stay in its export until they are asked for; None without one that is of its journal."""
+    about = read_about(folder)
+    return about and Run(
+        folder=str(folder),
+        manifest=_read_manifest(folder / MANIFEST),
+        records=StoredRecords(folder, about.num_records),
+        nulls=about.nulls,
+        exhibits=StoredExhibits(folder, about.num_exhibits),
+        probes=about.probes,
+        failures=about.failures,
+        finished=True,
+    )
 
 
 def _has_content(folder: Path) -> bool:
@@ -314,15 +336,6 @@ def _lock(folder: Path) -> int:
     os.truncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
-
-
-def _write_columns(path: Path, rows: list[dict[str, Any]]) -> None:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
-    part = path.with_name(path.name + ".part")
-    pq.write_table(pa.Table.from_pylist(rows), part)
-    _put_in_place(part, path)
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -1,0 +1,217 @@
+"""Export: the records of a finished run as columns, and which journal they were made of.
+
+The journal is the truth. An export knows the journal's size and its last line, which has the time and a
+checksum; where these are no longer the journal's own, the export is stale and is not read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from harness.columns import COUNTS, SCALARS, STAGES_NS, Columns, Ragged
+from harness.journal import JOURNAL, CorruptJournal, Journal, read_journal
+from harness.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe
+
+COLUMNS = "records.parquet"
+_ABOUT = b"journal"
+"""Key, in the file's metadata, of what it knows beside the records."""
+_LISTS = ("output_ids", *COUNTS, *STAGES_NS)
+_WORDS = ("arm", "kind", "conversation", "category", "prompt_hash", "stop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """All that a report needs of a finished journal beside the records.
+
+    num_bytes, end: length and last line of the journal.
+    """
+
+    num_bytes: int
+    end: str
+    num_records: int
+    num_exhibits: int
+    nulls: list[NullReplay]
+    probes: list[Probe]
+    failures: list[Failure]
+
+    @classmethod
+    def of(cls, journal: Journal, num_bytes: int, end: bytes) -> About:
+        """Of a journal of this size that ends in the line `end`."""
+        return cls(
+            num_bytes=num_bytes,
+            end=end.decode(),
+            num_records=len(journal.records()),
+            num_exhibits=len(journal.exhibits()),
+            nulls=journal.nulls(),
+            probes=journal.probes,
+            failures=journal.failures(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of JSON types; `from_json` is its inverse."""
+        return {
+            name: [one._asdict() for one in value] if isinstance(value, list) else value
+            for name, value in vars(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> About:
+        """Read what `to_json` wrote."""
+        kinds = {"nulls": NullReplay, "probes": Probe, "failures": Failure}
+        lists: dict[str, Any] = {name: [kind(**one) for one in data[name]] for name, kind in kinds.items()}
+        return cls(**{**data, **lists})
+
+
+def encode_columns(records: Sequence[GenerationRecord], about: About) -> bytes:
+    """The file: a column a field of the records, and `about`."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    schema = _schema().with_metadata({_ABOUT: json.dumps(about.to_json())})
+    rows = [record.to_json() for record in records]
+    arrays = [pa.array([row[field.name] for row in rows], field.type) for field in schema]
+    table, buffer = pa.Table.from_arrays(arrays, schema=schema), BytesIO()
+    # Times do not repeat: a dictionary of them would only take time.
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=list(_WORDS))
+    return buffer.getvalue()
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    special = {
+        **dict.fromkeys(_WORDS, pa.string()),
+        **dict.fromkeys(("prefill_ns", "total_ns", "latency_ns", "peak_memory_bytes"), pa.int64()),
+        **dict.fromkeys(STAGES_NS, pa.list_(pa.int64())),
+        **dict.fromkeys(("output_ids", *COUNTS), pa.list_(pa.int32())),
+        "timed": pa.bool_(),
+        "verdict": pa.struct([("kind", pa.string()), ("position", pa.int32()), ("gap", pa.float64())]),
+    }
+    return pa.schema([(name, special.get(name, pa.int32())) for name in GenerationRecord.names()])
+
+
+def read_about(folder: Path) -> About | None:
+    """Of the export in a run folder; None where there is none, or none of the journal that lies there."""
+    about = _about(folder / COLUMNS)
+    return about if about is not None and _is_of(about, folder / JOURNAL) else None
+
+
+def _about(path: Path) -> About | None:
+    """None also for a file that another version of the harness wrote, which may know less."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        return None
+    try:
+        told = (pq.read_schema(_file(path)).metadata or {}).get(_ABOUT)
+        return About.from_json(json.loads(told)) if told else None
+    except (pa.ArrowInvalid, TypeError, KeyError, ValueError):
+        return None
+
+
+def _is_of(about: About, journal: Path) -> bool:
+    if not isinstance(journal, Path):
+        # Elsewhere a look at a file's end may take the whole file.
+        return bool(journal.stat().st_size == about.num_bytes)
+    end = about.end.encode()
+    with journal.open("rb") as file:
+        if file.seek(0, os.SEEK_END) != about.num_bytes:
+            return False
+        file.seek(-len(end), os.SEEK_END)
+        return file.read() == end
+
+
+def read_columns(folder: Path) -> Columns:
+    """What a report reads of the records of a run folder.
+
+    Raises:
+        CorruptJournal: the export cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / COLUMNS
+    try:
+        table = pq.read_table(_file(path), columns=[*SCALARS, *_LISTS, "verdict"])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CorruptJournal(
+            f"{path}: cannot be read ({error}). Delete it: the journal beside it has all that it had."
+        ) from error
+    verdict = table["verdict"].combine_chunks()
+    return Columns.build(
+        {name: _plain(table[name]) for name in SCALARS},
+        {name: _ragged(table[name]) for name in _LISTS},
+        [None if one is None else one["kind"] for one in verdict.to_pylist()],
+        [None if one is None else one["position"] for one in verdict.to_pylist()],
+    )
+
+
+def _file(path: Path) -> Any:
+    """What pyarrow reads: a local file by its name, any other from memory."""
+    return path if isinstance(path, Path) else BytesIO(path.read_bytes())
+
+
+def _plain(column: Any) -> Any:
+    import pyarrow as pa
+
+    return column.to_pylist() if pa.types.is_string(column.type) else column.to_numpy()
+
+
+def _ragged(column: Any) -> Ragged:
+    lists = column.combine_chunks()
+    return Ragged(lists.flatten().to_numpy(), np.diff(lists.offsets.to_numpy()))
+
+
+class StoredRecords(Sequence[GenerationRecord]):
+    """The records of a finished run: as columns from its export, one by one from its journal."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        """Reads nothing; `count`: how many there are."""
+        self._folder, self._count = folder, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[GenerationRecord]:
+        return iter(read_journal(self._folder / JOURNAL).records())
+
+    @overload
+    def __getitem__(self, index: int) -> GenerationRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[GenerationRecord]: ...
+    def __getitem__(self, index: int | slice) -> GenerationRecord | list[GenerationRecord]:
+        return list(self)[index]
+
+    def columns(self) -> Columns:
+        """Read anew each time: a report needs those of one cell at a time."""
+        return read_columns(self._folder)
+
+
+class StoredExhibits(Sequence[Exhibit]):
+    """The exhibits of a finished run, from its journal."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        """Reads nothing; `count`: how many there are."""
+        self._folder, self._count = folder, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Exhibit]:
+        return iter(read_journal(self._folder / JOURNAL, without=("record",)).exhibits())
+
+    @overload
+    def __getitem__(self, index: int) -> Exhibit: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Exhibit]: ...
+    def __getitem__(self, index: int | slice) -> Exhibit | list[Exhibit]:
+        return list(self)[index]
