@@ -21,17 +21,40 @@ Counts = NDArray[np.int32]
 Flags = NDArray[np.bool_]
 
 VERDICTS: tuple[VerdictKind, ...] = get_args(VerdictKind)
+NAMES = ("arm", "kind", "conversation")
 SCALARS = (
-    *("arm", "kind", "conversation", "turn", "sample", "repeat", "batch_size", "timed", "num_prompt_tokens"),
+    *("turn", "sample", "repeat", "batch_size", "timed", "num_prompt_tokens"),
     *("prefill_ns", "total_ns", "latency_ns"),
 )
-"""Fields of a record that a report reads, one value a generation; beside them `verdict` and `output_ids`."""
+"""One value a generation."""
 COUNTS = ("drafted", "depth", "accepted", "emitted")
 """One value a round."""
 STAGES_NS = ("draft_ns", "verify_ns", "accept_ns", "commit_ns")
 """One value a round; all but `verify_ns` are kept as sums of a generation."""
+LISTS = ("output_ids", *COUNTS, *STAGES_NS)
 LOOP_NGRAM = 8
+_WIDE = ("timed", "prefill_ns", "total_ns", "latency_ns")
+"""Not 32-bit numbers."""
 _MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Named(NamedTuple):
+    """A name of each generation [N], as an index into the different ones."""
+
+    names: tuple[Any, ...]
+    indices: Counts
+
+    @classmethod
+    def of(cls, names: Sequence[Any]) -> Named:
+        """The different ones in the order in which they come."""
+        known = tuple(dict.fromkeys(names))
+        place = {name: number for number, name in enumerate(known)}
+        return cls(known, np.fromiter((place[name] for name in names), np.int32, len(names)))
+
+    def among(self, known: Sequence[Any]) -> Counts:
+        """The same as indices into `known`."""
+        place = {name: number for number, name in enumerate(known)}
+        return np.array([place[name] for name in self.names], np.int32)[self.indices]
 
 
 class Ragged(NamedTuple):
@@ -107,60 +130,60 @@ class Columns:
         if isinstance(records, HasColumns):
             return records.columns()
         return cls.build(
+            {name: Named.of([getattr(record, name) for record in records]) for name in NAMES},
             {name: [getattr(record, name) for record in records] for name in SCALARS},
-            {
-                name: Ragged.of([getattr(record, name) for record in records])
-                for name in ("output_ids", *COUNTS, *STAGES_NS)
-            },
-            [record.verdict.kind if record.verdict else None for record in records],
-            [record.verdict.position if record.verdict else None for record in records],
+            {name: Ragged.of([getattr(record, name) for record in records]) for name in LISTS},
+            Named.of([record.verdict.kind if record.verdict else None for record in records]),
+            [-1 if (r.verdict is None or (at := r.verdict.position) is None) else at for r in records],
         )
 
     @classmethod
     def build(
         cls,
-        scalars: Mapping[str, Sequence[Any] | NDArray[Any]],
+        names: Mapping[str, Named],
+        scalars: Mapping[str, Sequence[int] | NDArray[Any]],
         lists: Mapping[str, Ragged],
-        verdicts: Sequence[str | None],
-        positions: Sequence[int | None],
+        verdicts: Named,
+        positions: Sequence[int] | NDArray[Any],
     ) -> Columns:
-        """From the fields of records: `SCALARS`, and `output_ids`, `COUNTS` and `STAGES_NS` as lists."""
-        arms = tuple(dict.fromkeys(scalars["arm"]))
-        conversations = tuple(sorted(set(scalars["conversation"])))
+        """From the fields of records called `NAMES`, `SCALARS` and `LISTS`, and their verdicts."""
         ids, num_tokens = lists["output_ids"]
         num_grams, num_repeated = _loops(ids, num_tokens)
-        whole = ("turn", "sample", "repeat", "batch_size", "num_prompt_tokens")
+        conversations = tuple(sorted(names["conversation"].names))
+        fields: dict[str, Any] = {
+            **{name: np.asarray(scalars[name], np.int32) for name in SCALARS if name not in _WIDE},
+            **{name: np.asarray(scalars[name], np.int64) for name in _WIDE if name != "timed"},
+            **{name: lists[name].values.astype(np.int32) for name in COUNTS},
+            **{name: lists[name].sums() for name in STAGES_NS},
+        }
         return cls(
-            arms=arms,
+            arms=names["arm"].names,
             conversations=conversations,
             run=np.zeros(len(num_tokens), np.int32),
-            arm=_indices(scalars["arm"], arms),
-            is_arm=_indices(scalars["kind"], ("rung", "arm")).astype(bool),
-            conversation=_indices(scalars["conversation"], conversations),
+            arm=names["arm"].indices,
+            is_arm=names["kind"].among(("rung", "arm")).astype(bool),
+            conversation=names["conversation"].among(conversations),
             timed=np.asarray(scalars["timed"], bool),
             num_tokens=num_tokens,
             num_grams=num_grams,
             num_repeated=num_repeated,
-            verdict=_indices(verdicts, (None, *VERDICTS)) - 1,
-            position=np.fromiter((-1 if one is None else one for one in positions), np.int32),
-            num_rounds=lists["emitted"][1],
-            round_verify_ns=lists["verify_ns"][0],
-            **{name: np.asarray(scalars[name], np.int32) for name in whole},
-            **{
-                name: np.asarray(scalars[name], np.int64) for name in ("prefill_ns", "total_ns", "latency_ns")
-            },
-            **{name: lists[name][0].astype(np.int32) for name in COUNTS},
-            **{name: lists[name].sums() for name in STAGES_NS},
+            verdict=verdicts.among((None, *VERDICTS)) - 1,
+            position=np.asarray(positions, np.int32),
+            num_rounds=lists["emitted"].lengths,
+            round_verify_ns=lists["verify_ns"].values,
+            **fields,
         )
 
     def subset(self, chosen: Flags) -> Columns:
         """The generations [N] that are chosen, in their order; names keep their indices."""
+        if chosen.all():
+            return self
         rounds = np.repeat(chosen, self.num_rounds)
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         kept = {
             name: values[rounds if name in _OF_ROUNDS else chosen]
             for name, values in own.items()
-            if name not in _NAMES
+            if name not in _VOCABULARIES
         }
         return dataclasses.replace(self, **kept)
 
@@ -172,12 +195,12 @@ class Columns:
         own = {
             field.name: np.concatenate([getattr(part, field.name) for part in parts])
             for field in dataclasses.fields(cls)
-            if field.name not in _NAMES
+            if field.name not in _VOCABULARIES
         }
         own["run"] = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
-        own["arm"] = np.concatenate([_indices(part.arms, arms)[part.arm] for part in parts])
+        own["arm"] = np.concatenate([Named(part.arms, part.arm).among(arms) for part in parts])
         own["conversation"] = np.concatenate(
-            [_indices(part.conversations, conversations)[part.conversation] for part in parts]
+            [Named(part.conversations, part.conversation).among(conversations) for part in parts]
         )
         return cls(arms=arms, conversations=conversations, **own)
 
@@ -202,7 +225,7 @@ class Columns:
         """Sums [C] of values [N] over the turns, samples and repeats of each conversation, by its name."""
         present = np.unique(self.conversation)
         # Exact up to 2 ** 53, which is a hundred days of nanoseconds.
-        return tuple(np.bincount(self.conversation, weights=one)[present] for one in values)
+        return tuple(np.asarray(np.bincount(self.conversation, one)[present], float) for one in values)
 
     def rounds_sum(self, values: NDArray[Any]) -> Ints:
         """Sums [N] over the rounds of each generation of values [M]."""
@@ -220,17 +243,12 @@ class HasColumns(Protocol):
 
 Records = Sequence[GenerationRecord] | HasColumns | Columns
 
-_NAMES = ("arms", "conversations")
+_VOCABULARIES = ("arms", "conversations")
 _OF_ROUNDS = (*COUNTS, "round_verify_ns")
 
 
-def _indices(names: Sequence[Any] | NDArray[Any], known: Sequence[Any]) -> Counts:
-    place = {name: number for number, name in enumerate(known)}
-    return np.fromiter((place[name] for name in names), np.int32, len(names))
-
-
 def _loops(ids: NDArray[Any], lengths: Counts) -> tuple[Counts, Counts]:
-    """Of each output its 8-grams, and how many of them stood in it before; they are told apart by 64-bit hashes."""
+    """Of each output its 8-grams, and how many of them stood in it before; told apart by 64-bit hashes."""
     num_grams = np.maximum(lengths - (LOOP_NGRAM - 1), 0).astype(np.int32)
     owner = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
     if not num_grams.any():
@@ -241,7 +259,7 @@ def _loops(ids: NDArray[Any], lengths: Counts) -> tuple[Counts, Counts]:
     for step in range(LOOP_NGRAM):
         grams = _mixed(grams ^ ids[step : step + windows].astype(np.uint64))
     grams, owner = grams[inside], owner[:windows][inside]
-    order = np.argsort(grams, kind="stable")
+    order = np.argsort(grams)
     again = np.zeros(len(grams), bool)
     again[order[1:]] = grams[order][1:] == grams[order][:-1]
     return num_grams, np.bincount(owner[again], minlength=len(lengths)).astype(np.int32)

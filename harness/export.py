@@ -16,14 +16,13 @@ from typing import Any, overload
 
 import numpy as np
 
-from harness.columns import COUNTS, SCALARS, STAGES_NS, Columns, Ragged
+from harness.columns import COUNTS, LISTS, NAMES, SCALARS, STAGES_NS, Columns, Named, Ragged
 from harness.journal import JOURNAL, CorruptJournal, Journal, read_journal
 from harness.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe
 
 COLUMNS = "records.parquet"
 _ABOUT = b"journal"
 """Key, in the file's metadata, of what it knows beside the records."""
-_LISTS = ("output_ids", *COUNTS, *STAGES_NS)
 _WORDS = ("arm", "kind", "conversation", "category", "prompt_hash", "stop")
 
 
@@ -141,17 +140,19 @@ def read_columns(folder: Path) -> Columns:
 
     path = folder / COLUMNS
     try:
-        table = pq.read_table(_file(path), columns=[*SCALARS, *_LISTS, "verdict"])
+        # Without pyarrow's data sets, which take longer to open a small file than it takes to read it.
+        table = pq.ParquetFile(_file(path)).read([*NAMES, *SCALARS, *LISTS, "verdict"])
     except (pa.ArrowInvalid, OSError) as error:
         raise CorruptJournal(
             f"{path}: cannot be read ({error}). Delete it: the journal beside it has all that it had."
         ) from error
-    verdict = table["verdict"].combine_chunks()
+    kinds, positions, _ = table["verdict"].combine_chunks().flatten()
     return Columns.build(
-        {name: _plain(table[name]) for name in SCALARS},
-        {name: _ragged(table[name]) for name in _LISTS},
-        [None if one is None else one["kind"] for one in verdict.to_pylist()],
-        [None if one is None else one["position"] for one in verdict.to_pylist()],
+        {name: _named(table[name].combine_chunks()) for name in NAMES},
+        {name: table[name].to_numpy() for name in SCALARS},
+        {name: _ragged(table[name].combine_chunks()) for name in LISTS},
+        _named(kinds),
+        positions.fill_null(-1).to_numpy(),
     )
 
 
@@ -160,14 +161,12 @@ def _file(path: Path) -> Any:
     return path if isinstance(path, Path) else BytesIO(path.read_bytes())
 
 
-def _plain(column: Any) -> Any:
-    import pyarrow as pa
+def _named(column: Any) -> Named:
+    coded = column.dictionary_encode(null_encoding="encode")
+    return Named(tuple(coded.dictionary.to_pylist()), coded.indices.to_numpy())
 
-    return column.to_pylist() if pa.types.is_string(column.type) else column.to_numpy()
 
-
-def _ragged(column: Any) -> Ragged:
-    lists = column.combine_chunks()
+def _ragged(lists: Any) -> Ragged:
     return Ragged(lists.flatten().to_numpy(), np.diff(lists.offsets.to_numpy()))
 
 

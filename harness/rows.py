@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any, Literal
 
 import numpy as np
 
 from harness import metrics, stats
-from harness.columns import Columns, Flags
+from harness.columns import Columns
 from harness.comparable import variants
 from harness.cost_table import CostTable
 from harness.headroom import headroom, settings_of, table_of
@@ -30,6 +30,7 @@ class _Group:
     variant: str
     runs: list[Run]
     table: CostTable | None = None
+    _chosen: dict[tuple[str, tuple[int, ...]], Columns] = field(default_factory=dict)
 
     @cached_property
     def methods(self) -> dict[str, Literal["arm", "rung"]]:
@@ -45,7 +46,15 @@ class _Group:
 
     def places(self, method: str) -> tuple[int, ...]:
         """The runs in which it was measured, as indices: only their vanilla was interleaved with it."""
-        return tuple(np.unique(self._columns.run[self._of(method)]).tolist())
+        return self._places.get(method, ())
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, ...]]:
+        runs = self._columns.run
+        return {
+            name: tuple(np.unique(runs[self._columns.arm == number]).tolist())
+            for number, name in enumerate(self._columns.arms)
+        }
 
     def with_method(self, method: str) -> list[Run]:
         """The runs in which it was measured."""
@@ -53,13 +62,12 @@ class _Group:
 
     def records(self, method: str, interleaved_with: str) -> Columns:
         """A method's, of the runs in which another was measured as well."""
-        return self._columns.subset(
-            self._of(method) & np.isin(self._columns.run, self.places(interleaved_with))
-        )
-
-    def _of(self, method: str) -> Flags:
-        arms = self._columns.arms
-        return self._columns.arm == (arms.index(method) if method in arms else -1)
+        key = method, self.places(interleaved_with)
+        if key not in self._chosen:
+            arms = self._columns.arms
+            own = self._columns.arm == (arms.index(method) if method in arms else -1)
+            self._chosen[key] = self._columns.subset(own & np.isin(self._columns.run, key[1]))
+        return self._chosen[key]
 
 
 def _arms(run: Run) -> Iterable[str]:

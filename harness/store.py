@@ -277,9 +277,11 @@ def load_runs(root: Path) -> list[Run]:
 
 
 def _load_columns(folder: Path) -> Run | None:
-    """A run whose records stay in its export until they are asked for; None without one that is of its journal."""
+    """A run whose records stay in its export; None without an export that is of its journal."""
     about = read_about(folder)
-    return about and Run(
+    if about is None:
+        return None
+    return Run(
         folder=str(folder),
         manifest=_read_manifest(folder / MANIFEST),
         records=StoredRecords(folder, about.num_records),

@@ -77,7 +77,7 @@ def row_verdict(records: Records, nulls: Sequence[NullReplay]) -> VerdictKind | 
         return None
     if ties(columns, nulls).excessive:
         return "broken"
-    return _SEVERITY[severity.max()]
+    return _SEVERITY[int(severity.max())]
 
 
 def _severities(columns: Columns) -> Counts:

@@ -1,9 +1,9 @@
-"""Scale of the store: made-up runs written by the store's own writer, and what `report build` takes over them.
+"""Scale of the store: made-up runs, written by the store's own writer, and what `report build` takes.
 
     python scripts/store_scale.py FOLDER --runs 10 100 1000
 
-Makes FOLDER/N/runs for each N (1,000 records a run; what is there already stays) and prints, for each N, seconds
-and peak memory of `python -m harness.report build` in a process of its own. A run is vanilla and one of ten
+Makes FOLDER/N/runs for each N (1,000 records a run; what is there already stays) and prints seconds and peak
+memory of `python -m harness.report build` over it, in a process of its own. A run is vanilla and one of ten
 methods on 125 conversations of two turns, each measured twice; ten methods share a cell.
 """
 
