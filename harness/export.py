@@ -19,6 +19,7 @@ import numpy as np
 from harness.columns import COUNTS, LISTS, NAMES, SCALARS, STAGES_NS, Columns, Named, Ragged
 from harness.journal import JOURNAL, CorruptJournal, Journal, read_journal
 from harness.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe
+from harness.roots import is_local, size_of
 
 COLUMNS = "records.parquet"
 _ABOUT = b"journal"
@@ -118,13 +119,13 @@ def _about(path: Path) -> About | None:
 
 
 def _is_of(about: About, journal: Path) -> bool:
-    if not isinstance(journal, Path):
+    if not journal.exists() or size_of(journal) != about.num_bytes:
+        return False
+    if not is_local(journal):
         # Elsewhere a look at a file's end may take the whole file.
-        return bool(journal.stat().st_size == about.num_bytes)
+        return True
     end = about.end.encode()
     with journal.open("rb") as file:
-        if file.seek(0, os.SEEK_END) != about.num_bytes:
-            return False
         file.seek(-len(end), os.SEEK_END)
         return file.read() == end
 
@@ -158,7 +159,7 @@ def read_columns(folder: Path) -> Columns:
 
 def _file(path: Path) -> Any:
     """What pyarrow reads: a local file by its name, any other from memory."""
-    return path if isinstance(path, Path) else BytesIO(path.read_bytes())
+    return path if is_local(path) else BytesIO(path.read_bytes())
 
 
 def _named(column: Any) -> Named:

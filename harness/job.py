@@ -83,7 +83,8 @@ class Job:
             run = load_run(folder)
             rows = summarise(run, load_tables(plan.results))
             figures = sorted((folder / "figures").glob("*"))
-            if not figures:
+            # Of a run that was packed the folder is not there; its figures are in the pack.
+            if not figures and folder.is_dir():
                 with spared(self._console, "drawing"):
                     figures = draw(rows, folder / "figures")
             told = json_rows(rows)
