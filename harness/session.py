@@ -9,6 +9,7 @@ from typing import Any
 from harness.chat import render
 from harness.config import ConfigError
 from harness.conversation import Message
+from harness.parallel import agreed, expect_processes
 from harness.plan import Plan
 from harness.playing import Player
 from harness.profiling import verify_ns
@@ -27,6 +28,7 @@ class Session:
             ConfigError: weights, prompts, a trace or a drafter that do not fit; nothing is measured.
         """
         self.plan, self.console = plan, console
+        expect_processes(plan.target.tensor_parallel)
         plan.acceptor.load()
         self.conversations = plan.task.load()
         self.warmup = plan.task.warmup() if plan.measure.num_warmup else []
@@ -45,7 +47,8 @@ class Session:
         self.verify_ns: list[int] = []
         if plan.measure.timed:
             console.note("timing the target's forward by width")
-            self.verify_ns = verify_ns(self.target, plan.measure.batch_size)
+            # Drafts are padded by it, in all processes alike.
+            self.verify_ns = agreed(verify_ns(self.target, plan.measure.batch_size))
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
         """Have the drafters look at some prompts, once.
