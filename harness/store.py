@@ -272,9 +272,8 @@ def load_run(folder: Path) -> Run:
 def load_runs(root: Path) -> list[Run]:
     """Read all runs below `root`, by name, also packed ones; an empty folder (an early crash) is no run.
 
-    The records of a finished run with an export of its journal stay there until they are asked for.
-
-    Raises what `load_run` does; nothing is passed over because it cannot be read.
+    Records stay in an export that is of its journal until they are asked for. Raises what `load_run` does;
+    nothing is passed over because it cannot be read.
     """
     if not root.is_dir():
         raise ConfigError(f"{root}: no such folder. `python -m harness.bench` measures runs into it.")
@@ -284,8 +283,7 @@ def load_runs(root: Path) -> list[Run]:
 
 def _load_columns(folder: Path) -> Run | None:
     """A run whose records stay in its export; None without an export that is of its journal."""
-    about = read_about(folder)
-    if about is None:
+    if (about := read_about(folder)) is None:
         return None
     return Run(
         folder=str(folder),
