@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
@@ -23,6 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 import conf
 from harness.comparable import variants
 from harness.config import ConfigError, near
+from harness.parallel import is_follower
 from harness.records import Run
 from harness.reporters import Console
 from harness.store import load_run, unwritable
@@ -31,6 +34,8 @@ OUTCOME = "outcome.json"
 """What a job leaves in its Hydra folder: `run_dirs`, `errors` and `status`."""
 
 GOOD, FAILED, WRONG = 0, 1, 2
+_GRACE_S = 10
+"""Seconds that a process that failed leaves to the first one, before its end ends all."""
 _HINTS = ("See https://hydra.cc", "Set the environment variable")
 """Lines of Hydra's that help nobody here."""
 
@@ -57,6 +62,9 @@ def main(job: Callable[[], Any]) -> int:
 
 
 def _wrong(text: str) -> int:
+    if is_follower():
+        # The first process meets the same mistake, and must live to tell it.
+        return GOOD
     Console().error(text)
     return WRONG
 
@@ -70,8 +78,16 @@ def run_job(config: DictConfig) -> None:
     hydra = HydraConfig.get()
     sweeping = hydra.mode == RunMode.MULTIRUN
     overrides = list(hydra.overrides.task)
-    job: Survey | Job = Survey(config, overrides) if config.dry_run else Job(config, overrides, Console())
+    follows = is_follower()
+    console = Console(io.StringIO() if follows else None)
+    job: Survey | Job = Survey(config, overrides) if config.dry_run else Job(config, overrides, console)
     job.run(sweeping)
+    if follows:
+        if job.outcome()["status"] == FAILED and not sweeping:
+            # If all failed, the first still has to say so; if this one did alone, the others wait for it.
+            time.sleep(_GRACE_S)
+            raise SystemExit(FAILED)
+        return
     folder = Path(hydra.runtime.output_dir)
     (folder / OUTCOME).write_text(json.dumps(job.outcome()))
     if job.interrupted and sweeping:
@@ -101,6 +117,8 @@ class Collect(Callback):
         self._end([job.parent / OUTCOME for job in jobs])
 
     def _end(self, outcomes: Iterable[Path]) -> None:
+        if is_follower():
+            return
         console = Console()
         try:
             status = _report([_read(path) for path in outcomes], console)

@@ -12,6 +12,7 @@ from harness import provenance
 from harness.config import ConfigError, build
 from harness.cost_table import COSTS, CostTable, identity
 from harness.engine import LocalEngine
+from harness.parallel import refuse_shared
 from harness.profiling import Profile
 from harness.reporters import Console
 from harness.target import Target
@@ -29,6 +30,7 @@ def run_costs(config: DictConfig) -> None:
     profile: Profile = build(config.costs, "costs")
     drafters = {str(name): build(node, f"methods.{name}") for name, node in (config.methods or {}).items()}
     spec: TargetSpec = build(config.target, "target")
+    refuse_shared(spec.tensor_parallel, "profiling")
     weights = spec.load(console.note)
     profile.check(weights.max_context)
     target = Target(weights.model, spec.attention, spec.linear, spec.cache, spec.compile)

@@ -272,7 +272,9 @@ def load_table(file: Path) -> CostTable:
 
 def load_tables(results: Path) -> list[CostTable]:
     """All tables below a results folder, by name."""
-    return [load_table(file) for file in sorted((results / COSTS).glob("*.json"))]
+    folder = results / COSTS
+    files = [file for file in folder.iterdir() if file.name.endswith(".json")] if folder.is_dir() else []
+    return [load_table(file) for file in sorted(files, key=lambda file: file.name)]
 
 
 def identity(

@@ -13,6 +13,7 @@ from harness import cells
 from harness.comparable import NOT_SET, facts
 from harness.config import ConfigError, near
 from harness.records import BASELINE, Run
+from harness.roots import run_folders
 from harness.row import Row
 from harness.rows import summarise
 from harness.store import MANIFEST, load_run
@@ -31,7 +32,7 @@ def find_run(root: Path, name: str) -> Run:
     """
     if (Path(name) / MANIFEST).is_file():
         return load_run(Path(name))
-    known = sorted(path.name for path in root.glob("*") if path.is_dir()) if root.is_dir() else []
+    known = list(run_folders(root)) if root.is_dir() else []
     found = [name] if name in known else [one for one in known if name in one]
     if len(found) == 1:
         return load_run(root / found[0])

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from harness.parallel import own_part
+
 
 def step_bytes(model: Any, experts: tuple[int, int] | None = None) -> int:
-    """Bytes of weights that a single-token step reads.
+    """Bytes of weights that a single-token step reads in this process, whose part of them it holds.
 
     A table that is only looked up (the input embedding, unless it is also the LM head) counts nothing.
     experts: of a mixture, how many there are and how many a token uses.
@@ -19,7 +21,7 @@ def step_bytes(model: Any, experts: tuple[int, int] | None = None) -> int:
     for name, weight in model.named_parameters():
         if id(weight) in looked_up:
             continue
-        share = weight.nbytes
+        share = own_part(weight).nbytes
         if experts is not None and ".experts." in name:
             share = share * experts[1] // experts[0]
         total += share

@@ -1,22 +1,22 @@
 """Headroom and prediction: what an arm's ledger and a cost table say of seconds that were not spent.
 
-Every function takes the records of one arm. A number that they cannot tell is nan.
+Every function takes the records of one arm, as records or as columns. A number that they cannot tell is nan.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.columns import Columns, Records
 from harness.cost_table import CostTable, DraftingCost, identity
-from harness.records import GenerationRecord, RunManifest
+from harness.records import RunManifest
 
-Records = Sequence[GenerationRecord]
 Floats = NDArray[np.float64]
 _NOT_SETTINGS = ("scope", "card")
 """Of a manifest's arm: what is not its configuration."""
@@ -40,62 +40,64 @@ def headroom(
     records: Records, table: CostTable | None, method: str, settings: Mapping[str, Any] | None
 ) -> Headroom:
     """Of an arm's timed records. settings: the arm's configuration, to find its drafting in the table."""
+    columns = Columns.of(records)
     drafting = table.drafting(method, settings) if table and settings is not None else None
+    num_tokens = float(columns.num_tokens.sum())
+    spent, drafts = columns.total_ns.sum() * 1e-9, columns.draft_ns.sum() * 1e-9
+    saved = _saved_seconds(columns, table)
 
-    def rate(seconds: Callable[[GenerationRecord], float]) -> float:
-        total = sum(map(seconds, records))
-        return sum(len(r.output_ids) for r in records) / total if total > 0 else math.nan
+    def rate(seconds: float) -> float:
+        return num_tokens / float(seconds) if seconds > 0 else math.nan
 
     return Headroom(
-        free_drafter=rate(lambda r: (r.total_ns - sum(r.draft_ns)) * 1e-9),
-        oracle_length=rate(lambda r: r.total_ns * 1e-9 - _saved(r, table)),
-        both=rate(lambda r: (r.total_ns - sum(r.draft_ns)) * 1e-9 - _saved(r, table)),
-        predicted=rate(lambda r: predicted_seconds(r, table, drafting)),
+        free_drafter=rate(spent - drafts),
+        oracle_length=rate(spent - saved),
+        both=rate(spent - drafts - saved),
+        predicted=rate(_predicted_seconds(columns, table, drafting)),
     )
 
 
-def contexts(record: GenerationRecord) -> Floats:
+def contexts(records: Records) -> Floats:
     """Tokens in the cache before each round: the prompt and the output but for the pending token."""
-    before = np.concatenate([[0], np.cumsum(record.emitted)[:-1]]) if record.emitted else np.zeros(0)
-    return np.asarray(record.num_prompt_tokens + before, float)
+    columns = Columns.of(records)
+    return np.asarray(columns.of_rounds(columns.num_prompt_tokens) + columns.begins - 1, float)
 
 
-def predicted_seconds(
-    record: GenerationRecord, table: CostTable | None, drafting: DraftingCost | None
-) -> float:
-    """A generation's share of its batch's time: the prefill as measured, the rounds by the table.
+def _predicted_seconds(columns: Columns, table: CostTable | None, drafting: DraftingCost | None) -> float:
+    """The generations' shares of their batches' time: the prefill as measured, the rounds by the table.
 
     nan without a table, outside of it, and where an arm drafts and its drafter is not in it.
     """
-    drafts = any(record.drafted)
-    if table is None or (drafts and drafting is None):
+    drafts = columns.rounds_sum(columns.drafted) > 0
+    if table is None or (drafts.any() and drafting is None):
         return math.nan
-    places: dict[str, Any] = {"batch": float(record.batch_size), "context": contexts(record)}
-    tokens = 1.0 + np.asarray(record.drafted, float)
-    if not table.forward.covers(**places, tokens=tokens):
+    batch, context = columns.of_rounds(columns.batch_size).astype(float), contexts(columns)
+    tokens = 1.0 + columns.drafted
+    if not table.forward.covers(batch=batch, context=context, tokens=tokens):
         return math.nan
-    seconds = table.step_seconds(**places, tokens=tokens).sum()
-    if drafts:
-        assert drafting is not None
+    seconds = table.step_seconds(batch, context, tokens)
+    if drafting is not None:
+        drafted = columns.of_rounds(drafts)
+        places = {"batch": batch[drafted], "context": context[drafted]}
         if not drafting.round.covers(**places):
             return math.nan
-        seconds += drafting.round.at(**places).sum()
-    return float(record.prefill_ns * 1e-9 + seconds / record.batch_size)
+        seconds[drafted] += drafting.round.at(**places)
+    return float(columns.prefill_ns.sum() * 1e-9 + (seconds / batch).sum())
 
 
-def _saved(record: GenerationRecord, table: CostTable | None) -> float:
-    """Seconds of verifying that a generation would have spared by drafting only what was kept.
+def _saved_seconds(columns: Columns, table: CostTable | None) -> float:
+    """Seconds of verifying that would have been spared by drafting only what was kept.
 
     The measured time is scaled by the table's ratio, so that a table that is off as a whole does no harm.
     """
     if table is None:
         return math.nan
-    places: dict[str, Any] = {"batch": float(record.batch_size), "context": contexts(record)}
-    drafted, kept = (1.0 + np.asarray(n, float) for n in (record.drafted, record.accepted))
-    if not table.forward.covers(**places, tokens=drafted):
+    batch, context = columns.of_rounds(columns.batch_size).astype(float), contexts(columns)
+    drafted, kept = 1.0 + columns.drafted, 1.0 + columns.accepted
+    if not table.forward.covers(batch=batch, context=context, tokens=drafted):
         return math.nan
-    ratio = table.seconds(**places, tokens=kept) / table.seconds(**places, tokens=drafted)
-    return float((np.asarray(record.verify_ns) * 1e-9 * (1 - ratio)).sum())
+    ratio = table.seconds(batch, context, kept) / table.seconds(batch, context, drafted)
+    return float((columns.round_verify_ns * 1e-9 * (1 - ratio)).sum())
 
 
 def table_of(manifest: RunManifest, tables: Sequence[CostTable]) -> CostTable | None:

@@ -11,6 +11,8 @@ from harness.config import ConfigError, build
 from harness.cost_table import load_tables
 from harness.experiment import Experiment, failure
 from harness.figures import draw
+from harness.following import FollowedStore
+from harness.parallel import is_follower
 from harness.plan import Plan, make_plan
 from harness.records import Cell, Failure
 from harness.reporters import Console, Reporters, spared
@@ -24,7 +26,8 @@ class Job:
 
     def __init__(self, config: DictConfig, overrides: list[str], console: Console) -> None:
         self._config, self._overrides, self._console = config, overrides, console
-        self._store = ResultStore(Path(config.results) / "runs")
+        kind = FollowedStore if is_follower() else ResultStore
+        self._store = kind(Path(config.results) / "runs")
         self._folders: list[Path] = []
         self._errors: list[str] = []
         self._status = 0
@@ -69,7 +72,8 @@ class Job:
             folder = self._store.root / run_id
             fresh = not self._store.is_finished(run_id)
             experiment.run(self._store)
-            self._report(plan, folder, fresh)
+            if not is_follower():
+                self._report(plan, folder, fresh)
         except (Exception, KeyboardInterrupt) as error:
             if folder is None or not _is_sound(folder):
                 self._fail(error, experiment.cell)
@@ -83,7 +87,8 @@ class Job:
             run = load_run(folder)
             rows = summarise(run, load_tables(plan.results))
             figures = sorted((folder / "figures").glob("*"))
-            if not figures:
+            # Of a run that was packed the folder is not there; its figures are in the pack.
+            if not figures and folder.is_dir():
                 with spared(self._console, "drawing"):
                     figures = draw(rows, folder / "figures")
             if not fresh:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from harness.config import ConfigError
 from harness.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe
 
+JOURNAL = "journal.jsonl"
+"""Its name in a run folder."""
 _CRC_BYTES = len(b'{"crc":"00000000",')
 
 
@@ -114,8 +117,8 @@ def encode(kind: str, data: Any) -> bytes:
     return b'{"crc":"%08x",' % zlib.crc32(body) + body + b"\n"
 
 
-def read_journal(path: Path) -> Journal:
-    """Read and check every line; no file is an empty journal.
+def read_journal(path: Path, without: Sequence[str] = ()) -> Journal:
+    """Read and check every line; no file is an empty journal. without: kinds that are passed over.
 
     Only the last line may be unsound, as a crash tears the line that is being written: it is left out
     and told in `torn`.
@@ -125,7 +128,10 @@ def read_journal(path: Path) -> Journal:
     """
     journal = Journal()
     lines = list(io.BytesIO(path.read_bytes())) if path.exists() else []
+    skipped = tuple(b'"kind":"%s"' % kind.encode() for kind in without)
     for number, line in enumerate(lines, 1):
+        if skipped and line.startswith(skipped, _CRC_BYTES):
+            continue
         try:
             entry = _parse(line)
             journal.add(entry["kind"], entry["data"])

@@ -18,6 +18,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
+from harness.parallel import is_shared
+
 _ROWS_HINT = 16
 """Rows that the layout is chosen for; from one to hundreds of rows no other was faster."""
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -122,10 +124,11 @@ class PackedLinear(nn.Linear):
 
 
 def can_pack(module: nn.Module) -> bool:
-    """Whether oneDNN is there, and the weights are float32 on a CPU."""
+    """Whether oneDNN is there, and the weights are float32 on a CPU, all of them here."""
     first = next(module.parameters(), None)
     return (
         first is not None
+        and not any(map(is_shared, module.parameters()))
         and first.device.type == "cpu"
         and first.dtype == torch.float32
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

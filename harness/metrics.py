@@ -1,71 +1,60 @@
 """Metrics: pure functions from the ledger (generation records) to numbers; what protocol.md calls what.
 
-Every function takes the records of one arm, in any order. A number that the records cannot tell is nan.
+Every function takes the records of one arm, in any order, as records or as columns. A number that they cannot
+tell is nan.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import fmean
 
-from harness.records import GenerationRecord
+import numpy as np
+from numpy.typing import NDArray
 
-Records = Sequence[GenerationRecord]
-Place = tuple[str, int, int]
-"""(conversation, turn, sample): what the generations of two arms are paired by."""
+from harness.columns import Columns, Records
 
 STAGES = ("draft", "verify", "accept", "commit", "other")
-_LOOP_NGRAM = 8
 _MAX_STRETCHES = 16
-
-
-def place(record: GenerationRecord) -> Place:
-    """See `Place`."""
-    return record.conversation, record.turn, record.sample
-
-
-def by_conversation(records: Records) -> dict[str, list[GenerationRecord]]:
-    """The records of each conversation (the cluster of the statistics), sorted by its name."""
-    clusters: dict[str, list[GenerationRecord]] = defaultdict(list)
-    for record in records:
-        clusters[record.conversation].append(record)
-    return dict(sorted(clusters.items()))
 
 
 def mean_length(records: Records) -> float:
     """Output tokens of a generation."""
-    return _mean(len(r.output_ids) for r in records)
+    return _mean(Columns.of(records).num_tokens)
 
 
 def ratio(amount: float, cost: float) -> float:
     """Their quotient; nan over nothing."""
-    return amount / cost if cost else float("nan")
+    return float(amount) / float(cost) if cost else float("nan")
 
 
-def _mean(values: Iterable[float]) -> float:
-    found = list(values)
+def _mean(values: Iterable[float] | NDArray[np.number]) -> float:
+    found = values.tolist() if isinstance(values, np.ndarray) else list(values)
     return fmean(found) if found else float("nan")
 
 
-def _num_rounds(records: Records) -> int:
-    return sum(len(r.emitted) for r in records)
+def _num_rounds(columns: Columns) -> int:
+    return len(columns.emitted)
 
 
 def tau(records: Records) -> float:
     """The headline: tokens emitted in rounds over rounds, bonus included, trimmed, pooled. Vanilla has 1."""
-    return ratio(sum(sum(r.emitted) for r in records), _num_rounds(records))
+    columns = Columns.of(records)
+    return ratio(columns.emitted.sum(), _num_rounds(columns))
 
 
 def macro_tau(records: Records) -> float:
     """Mean over conversations of each one's tau."""
-    return _mean(tau(group) for group in by_conversation(records).values() if _num_rounds(group))
+    columns = Columns.of(records)
+    emitted, rounds = columns.clusters(columns.rounds_sum(columns.emitted), columns.num_rounds)
+    return _mean(emitted[rounds > 0] / rounds[rounds > 0])
 
 
 def untrimmed_tau(records: Records) -> float:
     """As `tau`, with the tokens that were cut off at the end token and the cap."""
-    return ratio(sum(sum(r.accepted) + len(r.accepted) for r in records), _num_rounds(records))
+    columns = Columns.of(records)
+    return ratio(columns.accepted.sum() + _num_rounds(columns), _num_rounds(columns))
 
 
 def as_eagle(records: Records) -> float:
@@ -74,14 +63,16 @@ def as_eagle(records: Records) -> float:
     New tokens are untrimmed and without the prefill's; the index counts from 0 (hence too high a number), and
     turns of one cycle, where it is 0, are left out (EAGLE repository, `cb7e084`).
     """
-    turns = [r for r in records if len(r.accepted) > 1]
-    return _mean((sum(r.accepted) + len(r.accepted)) / (len(r.accepted) - 1) for r in turns)
+    columns = Columns.of(records)
+    made, last = columns.rounds_sum(columns.accepted) + columns.num_rounds, columns.num_rounds - 1
+    return _mean(made[last > 0] / last[last > 0])
 
 
 def as_vllm(records: Records) -> float:
     """vLLM's mean acceptance length: 1 + accepted over rounds that carried a draft, before trimming."""
-    accepted = [a for r in records for a, n in zip(r.accepted, r.drafted, strict=True) if n]
-    return 1 + _mean(accepted)
+    columns = Columns.of(records)
+    drafting = columns.drafted > 0
+    return 1 + ratio(columns.accepted[drafting].sum(), drafting.sum())
 
 
 def as_spec_bench(records: Records) -> float:
@@ -89,14 +80,14 @@ def as_spec_bench(records: Records) -> float:
 
     That is how its wrapper of prompt lookup counts (`fd2c1cd`); its tree methods leave the prefill out.
     """
-    arms = [r for r in records if r.kind == "arm"]
-    return ratio(sum(len(r.output_ids) for r in arms), _num_rounds(arms) + len(arms))
+    columns = Columns.of(records)
+    steps = (columns.num_rounds + 1)[columns.is_arm]
+    return ratio(columns.num_tokens[columns.is_arm].sum(), steps.sum())
 
 
 def histogram(records: Records) -> tuple[int, ...]:
     """Rounds by accepted length 0, 1, 2, ... (before trimming)."""
-    counts = Counter(length for r in records for length in r.accepted)
-    return tuple(counts[length] for length in range(max(counts) + 1)) if counts else ()
+    return tuple(np.bincount(Columns.of(records).accepted).tolist())
 
 
 def acceptance_by_position(records: Records) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -105,14 +96,14 @@ def acceptance_by_position(records: Records) -> tuple[tuple[float, ...], tuple[f
     joint: of the rounds with a draft, the share that kept at least that many tokens (vLLM's). conditional: of
     the rounds that kept all before it and had a token there, the share that kept that one too.
     """
-    rounds = [
-        (length, depth) for r in records for length, depth in zip(r.accepted, r.depth, strict=True) if depth
-    ]
+    columns = Columns.of(records)
+    drafting = columns.depth > 0
+    length, depth = columns.accepted[drafting], columns.depth[drafting]
     joint, conditional = [], []
-    for position in range(1, max((depth for _, depth in rounds), default=0) + 1):
-        kept = sum(length >= position for length, _ in rounds)
-        tried = sum(length >= position - 1 and depth >= position for length, depth in rounds)
-        joint.append(kept / len(rounds))
+    for position in range(1, depth.max(initial=0) + 1):
+        kept = (length >= position).sum()
+        tried = ((length >= position - 1) & (depth >= position)).sum()
+        joint.append(ratio(kept, len(depth)))
         conditional.append(ratio(kept, tried))
     return tuple(joint), tuple(conditional)
 
@@ -122,17 +113,13 @@ def tau_along(records: Records) -> tuple[int, tuple[float, ...]]:
 
     The stride, in output tokens, is a power of two, 4 or more, that makes 16 stretches or fewer.
     """
-    longest = max((len(r.output_ids) for r in records), default=0)
+    columns = Columns.of(records)
     stride = 4
-    while longest > stride * _MAX_STRETCHES:
+    while columns.num_tokens.max(initial=0) > stride * _MAX_STRETCHES:
         stride *= 2
-    rounds: dict[int, list[int]] = defaultdict(list)
-    for record in records:
-        begin = 1
-        for accepted, emitted in zip(record.accepted, record.emitted, strict=True):
-            rounds[begin // stride].append(accepted + 1)
-            begin += emitted
-    return stride, tuple(_mean(rounds[stretch]) for stretch in range(max(rounds, default=-1) + 1))
+    stretch = columns.begins // stride
+    tokens, rounds = np.bincount(stretch, weights=columns.accepted + 1), np.bincount(stretch)
+    return stride, tuple(map(ratio, tokens, rounds))
 
 
 def n_alpha(records: Records) -> tuple[float, ...]:
@@ -141,9 +128,10 @@ def n_alpha(records: Records) -> tuple[float, ...]:
     EAGLE (arXiv 2401.15077, section 4.1): acceptance at a place of a chain where all before it were kept, n
     being the features of its input that the drafter had guessed itself. Empty where any draft was a tree.
     """
-    if any(r.drafted != r.depth for r in records):
+    columns = Columns.of(records)
+    if not np.array_equal(columns.drafted, columns.depth):
         return ()
-    return acceptance_by_position(records)[1]
+    return acceptance_by_position(columns)[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,25 +164,26 @@ class Ledger:
 
 def ledger(records: Records) -> Ledger:
     """Everything about acceptance at once."""
-    num_rounds, num_drafted = _num_rounds(records), sum(sum(r.drafted) for r in records)
-    joint, conditional = acceptance_by_position(records)
-    along_stride, along = tau_along(records)
+    columns = Columns.of(records)
+    num_rounds, num_drafted = _num_rounds(columns), int(columns.drafted.sum())
+    joint, conditional = acceptance_by_position(columns)
+    along_stride, along = tau_along(columns)
     return Ledger(
         num_rounds=num_rounds,
         num_drafted=num_drafted,
         num_verified=num_drafted + num_rounds,
-        num_wasted=num_drafted - sum(sum(r.accepted) for r in records),
-        tau=tau(records),
-        macro_tau=macro_tau(records),
-        untrimmed_tau=untrimmed_tau(records),
-        as_eagle=as_eagle(records),
-        as_vllm=as_vllm(records),
-        as_spec_bench=as_spec_bench(records),
-        coverage=ratio(sum(n > 0 for r in records for n in r.drafted), num_rounds),
+        num_wasted=num_drafted - int(columns.accepted.sum()),
+        tau=tau(columns),
+        macro_tau=macro_tau(columns),
+        untrimmed_tau=untrimmed_tau(columns),
+        as_eagle=as_eagle(columns),
+        as_vllm=as_vllm(columns),
+        as_spec_bench=as_spec_bench(columns),
+        coverage=ratio((columns.drafted > 0).sum(), num_rounds),
         joint=joint,
         conditional=conditional,
-        n_alpha=n_alpha(records),
-        histogram=histogram(records),
+        n_alpha=n_alpha(columns),
+        histogram=histogram(columns),
         along_stride=along_stride,
         along=along,
     )
@@ -202,58 +191,64 @@ def ledger(records: Records) -> Ledger:
 
 def is_timed(records: Records) -> bool:
     """Whether the clock counted, for every one of them."""
-    return bool(records) and all(r.timed and r.total_ns > 0 for r in records)
+    columns = Columns.of(records)
+    return bool(len(columns)) and bool((columns.timed & (columns.total_ns > 0)).all())
 
 
 def tokens_per_s(records: Records) -> float:
     """Output tokens over seconds of whole calls, prefill included."""
-    if not is_timed(records):
+    columns = Columns.of(records)
+    if not is_timed(columns):
         return float("nan")
-    return ratio(sum(len(r.output_ids) for r in records), sum(r.total_ns for r in records) * 1e-9)
+    return ratio(columns.num_tokens.sum(), columns.total_ns.sum() * 1e-9)
 
 
 def latency_s(records: Records) -> float:
     """Median seconds of a sequence from entering the batch to its last token."""
-    known = [r.latency_ns for r in records if r.latency_ns > 0]
-    return median(known) * 1e-9 if known and is_timed(records) else float("nan")
+    columns = Columns.of(records)
+    known = columns.latency_ns[columns.latency_ns > 0]
+    return float(np.median(known)) * 1e-9 if len(known) and is_timed(columns) else float("nan")
 
 
 def latency_per_token_s(records: Records) -> float:
     """Seconds between tokens as one sequence sees them, its prefill included, pooled."""
-    known = [r for r in records if r.latency_ns > 0]
-    if not is_timed(records):
+    columns = Columns.of(records)
+    known = columns.latency_ns > 0
+    if not is_timed(columns):
         return float("nan")
-    return ratio(sum(r.latency_ns for r in known) * 1e-9, sum(len(r.output_ids) for r in known))
+    return ratio(columns.latency_ns[known].sum() * 1e-9, columns.num_tokens[known].sum())
 
 
 def decode_tokens_per_s(records: Records) -> float:
     """Tokens emitted in rounds over seconds outside the prefill."""
-    if not is_timed(records) or not _num_rounds(records):
+    columns = Columns.of(records)
+    if not is_timed(columns) or not _num_rounds(columns):
         return float("nan")
-    return ratio(sum(sum(r.emitted) for r in records), decode_ns(records) * 1e-9)
+    return ratio(columns.emitted.sum(), decode_ns(columns) * 1e-9)
 
 
 def decode_ns(records: Records) -> int:
     """Nanoseconds of the calls outside their prefill."""
-    return sum(r.total_ns - r.prefill_ns for r in records)
-
-
-def draft_ns(records: Records) -> int:
-    """Nanoseconds that the drafter took, seeing outcomes included."""
-    return sum(sum(r.draft_ns) for r in records)
+    columns = Columns.of(records)
+    return int((columns.total_ns - columns.prefill_ns).sum())
 
 
 def mean_of_rates(records: Records) -> float:
     """Mean over conversations of each one's tokens per second, as papers average."""
-    return _mean(tokens_per_s(group) for group in by_conversation(records).values())
+    columns = Columns.of(records)
+    if not is_timed(columns):
+        return float("nan")
+    tokens, spent_ns = columns.clusters(columns.num_tokens, columns.total_ns)
+    return _mean(tokens / (spent_ns * 1e-9))
 
 
 def time_split(records: Records) -> dict[str, float]:
     """Shares of decode time by `STAGES`; empty where no round was timed."""
-    if not is_timed(records) or not _num_rounds(records):
+    columns = Columns.of(records)
+    if not is_timed(columns) or not _num_rounds(columns):
         return {}
-    whole = decode_ns(records)
-    split = {name: sum(sum(getattr(r, f"{name}_ns")) for r in records) / whole for name in STAGES[:-1]}
+    whole = decode_ns(columns)
+    split = {name: ratio(getattr(columns, f"{name}_ns").sum(), whole) for name in STAGES[:-1]}
     return {**split, "other": 1 - sum(split.values())}
 
 
@@ -265,9 +260,10 @@ def loop_overhead(records: Records) -> float:
 
 def mean_context(records: Records) -> float:
     """Mean number of tokens before an output token."""
-    num_tokens = sum(len(r.output_ids) for r in records)
-    before = sum(len(r.output_ids) * (r.num_prompt_tokens + (len(r.output_ids) - 1) / 2) for r in records)
-    return ratio(before, num_tokens)
+    columns = Columns.of(records)
+    length = columns.num_tokens.astype(np.int64)
+    before = length * (columns.num_prompt_tokens + (length - 1) / 2)
+    return ratio(before.sum(), length.sum())
 
 
 def roof_tokens_per_s(
@@ -283,32 +279,33 @@ def roof_tokens_per_s(
 
 def forward_s(records: Records) -> float:
     """Mean seconds of one forward of the target, over all sequences of its batch; nan without rounds."""
-    return ratio(sum(sum(r.verify_ns) for r in records) * 1e-9, _batch_rounds(records))
+    columns = Columns.of(records)
+    return ratio(columns.verify_ns.sum() * 1e-9, _batch_rounds(columns))
 
 
 def round_s(records: Records) -> float:
     """Mean seconds of a whole round, over all sequences of its batch; nan without rounds."""
-    return ratio(decode_ns(records) * 1e-9, _batch_rounds(records))
+    columns = Columns.of(records)
+    return ratio(decode_ns(columns) * 1e-9, _batch_rounds(columns))
 
 
-def _batch_rounds(records: Records) -> float:
+def _batch_rounds(columns: Columns) -> float:
     """A batch's sequences share its rounds."""
-    return sum(len(record.emitted) / record.batch_size for record in records)
+    return float((columns.num_rounds / columns.batch_size).sum())
 
 
 def energy_per_token_j(records: Records) -> float:
     """Joules of the device for a token; nan where its meter was not read."""
-    if any(record.energy_mj is None for record in records):
+    columns = Columns.of(records)
+    if (columns.energy_mj < 0).any():
         return float("nan")
-    return ratio(sum(r.energy_mj or 0 for r in records) * 1e-3, sum(len(r.output_ids) for r in records))
+    return ratio(columns.energy_mj.sum() * 1e-3, columns.num_tokens.sum())
 
 
 def looped_share(records: Records) -> float:
     """Share of the output's 8-grams that stood in the same output before."""
-    num_grams = num_repeated = 0
-    for record in records:
-        ids = record.output_ids
-        grams = [tuple(ids[i : i + _LOOP_NGRAM]) for i in range(len(ids) - _LOOP_NGRAM + 1)]
-        num_grams += len(grams)
-        num_repeated += len(grams) - len(set(grams))
-    return ratio(num_repeated, num_grams) if num_grams else 0.0 if records else float("nan")
+    columns = Columns.of(records)
+    num_grams = columns.num_grams.sum()
+    return (
+        ratio(columns.num_repeated.sum(), num_grams) if num_grams else 0.0 if len(columns) else float("nan")
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -92,6 +93,11 @@ class GenerationRecord:
         """Read what `to_json` wrote."""
         verdict = data["verdict"]
         return cls(**{**data, "verdict": Verdict(**verdict) if verdict else None})
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Of all fields, in their order."""
+        return [field.name for field in dataclasses.fields(cls)]
 
 
 class DraftTree(NamedTuple):
@@ -191,9 +197,9 @@ class Run:
 
     folder: str
     manifest: RunManifest
-    records: list[GenerationRecord]
+    records: Sequence[GenerationRecord]
     nulls: list[NullReplay] = field(default_factory=list)
-    exhibits: list[Exhibit] = field(default_factory=list)
+    exhibits: Sequence[Exhibit] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     finished: bool = False

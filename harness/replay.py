@@ -133,7 +133,7 @@ def _round_seconds(
     others: tuple[Floats, Floats],
 ) -> Floats:
     """Seconds of a batch's rounds in which this sequence has its recorded ones, [rounds]."""
-    before, size = contexts(record), _size(record, length)
+    before, size = contexts([record]), _size(record, length)
     widths, shares = others
     wide = np.maximum(size[:, None], widths[None])
     steps = (table.step_seconds(batch, before[:, None], 1 + wide) * shares).sum(-1)

@@ -13,17 +13,25 @@ from harness.comparable import refuse_mixed, variants
 from harness.config import ConfigError
 from harness.cost_table import load_tables
 from harness.diff import describe, find_run
+from harness.migration import migrate
+from harness.packs import compact, expand
 from harness.published import load_papers
 from harness.records import Run
 from harness.reporters import Console
+from harness.roots import RUNS, is_local, locate
 from harness.row import Row
-from harness.rows import pairwise, summarise
+from harness.rows import summarise_with_pairs
 from harness.store import load_runs
 
 GOOD, FAILED, WRONG = 0, 1, 2
 TABLES = ("md", "tex", "csv", "figures")
 """What is written where no format is asked for."""
 FORMATS = (*TABLES, "html")
+_UPKEEP = {
+    "compact": "put the finished runs into a few archives, which are read as their folders are",
+    "expand": "put packed runs back into folders of their own",
+    "migrate": "write runs of older versions of the harness anew as this one writes them",
+}
 _MAX_LISTED = 10
 
 
@@ -35,25 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     console = Console()
     try:
-        if given.command == "replay":
-            replay.run_command(given, console)
+        if given.command in _COMMANDS:
+            _COMMANDS[given.command](given, console)
             return GOOD
         if given.command == "sync":
             return GOOD if sync.run_command(given, console) else FAILED
         if given.command == "workspace":
             workspace.run_command(given, console)
             return GOOD
-        if given.command == "diff":
-            print(describe(*(find_run(given.results / "runs", name) for name in (given.first, given.second))))
-            return GOOD
-        rows = build(
-            given.results,
-            given.out or given.results / "tables",
-            console,
-            given.only,
-            given.allow_mixed,
-            given.format,
-        )
+        roots = [locate(root) for root in given.results]
+        if given.out is None and not is_local(roots[0]):
+            raise ConfigError(f"--results {roots[0]}: nothing is written there; type --out FOLDER as well")
+        out = given.out or roots[0] / "tables"
+        rows = build(roots, out, console, given.only, given.allow_mixed, given.format)
     except (ConfigError, OSError) as error:
         console.error(error)
         return WRONG
@@ -65,8 +67,35 @@ def is_bad(row: Row) -> bool:
     return row.failed or bool(row.failures) or (row.verdict == "broken" and row.kind == "arm")
 
 
+def _diff(given: argparse.Namespace, _: Console) -> None:
+    print(describe(*(find_run(given.results / RUNS, name) for name in (given.first, given.second))))
+
+
+def _compact(given: argparse.Namespace, console: Console) -> None:
+    made = compact(given.results / RUNS, console.note)
+    console.note(f"{len(made)} packs more; python -m harness.report expand gives the folders back")
+
+
+def _expand(given: argparse.Namespace, console: Console) -> None:
+    console.note(f"{expand(given.results / RUNS, console.note)} runs are folders again")
+
+
+def _migrate(given: argparse.Namespace, console: Console) -> None:
+    console.note(f"{migrate(given.results / RUNS, console.note)} runs were of another version")
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
+    "replay": replay.run_command,
+    "diff": _diff,
+    "compact": _compact,
+    "expand": _expand,
+    "migrate": _migrate,
+}
+"""All but `build`; what they do is done or raises."""
+
+
 def build(
-    results: Path,
+    roots: Sequence[Path],
     out: Path,
     console: Console,
     only: str | None = None,
@@ -77,16 +106,17 @@ def build(
 
     Where papers published the same cells, replication.md and replication.csv stand beside them.
 
-    only: pattern of run ids. allow_mixed: runs that do not compare stand side by side with footnotes.
+    roots: folders of results; a run that lies in two is counted once. only: pattern of run ids. allow_mixed:
+    runs that do not compare stand side by side with footnotes.
 
     Raises:
         ConfigError: there are no such runs, or they do not compare.
     """
-    runs = _choose(load_runs(results / "runs"), results / "runs", only)
+    runs = _choose(_merged(roots, console), roots, only)
     if not allow_mixed:
         refuse_mixed(runs)
     _, notes = variants(runs)
-    rows, pairs = summarise(runs, load_tables(results)), pairwise(runs)
+    rows, pairs = summarise_with_pairs(runs, [table for root in roots for table in load_tables(root)])
     out.mkdir(parents=True, exist_ok=True)
     papers = load_papers()
     makers: dict[str, Callable[[], dict[str, str]]] = {
@@ -126,7 +156,20 @@ def _redraw(rows: Sequence[Row], folder: Path) -> list[Path]:
     return written
 
 
-def _choose(runs: Sequence[Run], where: Path, only: str | None) -> list[Run]:
+def _merged(roots: Sequence[Path], console: Console) -> list[Run]:
+    """The runs of all roots; of one that lies in several the first that is finished, else the first."""
+    found: dict[str, Run] = {}
+    for run in (run for root in roots for run in load_runs(root / RUNS)):
+        known = found.setdefault(run.manifest.run_id, run)
+        if known is not run:
+            chosen = run if run.finished and not known.finished else known
+            found[run.manifest.run_id] = chosen
+            console.note(f"{run.manifest.run_id}: in {known.folder} and {run.folder}; {chosen.folder} counts")
+    return list(found.values())
+
+
+def _choose(runs: Sequence[Run], roots: Sequence[Path], only: str | None) -> list[Run]:
+    where = ", ".join(str(root / RUNS) for root in roots)
     chosen = [run for run in runs if only is None or fnmatchcase(run.manifest.run_id, only)]
     if chosen:
         return chosen
@@ -157,7 +200,12 @@ def _parser() -> argparse.ArgumentParser:
         default=TABLES,
         help=f"html is one page that opens without a network; {' '.join(TABLES)} unless given",
     )
-    command.add_argument("--results", type=Path, default=Path("results"), help="folder that holds runs/")
+    command.add_argument(
+        "--results",
+        nargs="+",
+        default=["results"],
+        help="folders or URLs (s3://..., https://...) that hold runs/; several are read as one",
+    )
     command.add_argument("--out", type=Path, help="folder to write into (default: RESULTS/tables)")
     command.add_argument("--only", metavar="PATTERN", help="of run ids, as in 'smollm2_135m.*'")
     command.add_argument(
@@ -175,4 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("first", "second"):
         command.add_argument(name, metavar="RUN", help="a run's id, a part of it, or its folder")
     command.add_argument("--results", type=Path, default=Path("results"), help="folder that holds runs/")
+    for name, told in _UPKEEP.items():
+        command = commands.add_parser(name, help=told, description=f"{told}.", allow_abbrev=False)
+        command.add_argument("--results", type=Path, default=Path("results"), help="folder that holds runs/")
     return parser

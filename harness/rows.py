@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
 from typing import Any, Literal
 
 import numpy as np
 
 from harness import metrics, stats
+from harness.columns import Columns
 from harness.comparable import variants
 from harness.cost_table import CostTable
 from harness.headroom import headroom, settings_of, table_of
-from harness.records import BASELINE, LAPS_PER_ROUND, Cell, GenerationRecord, Run
+from harness.records import BASELINE, LAPS_PER_ROUND, Cell, Run
 from harness.row import Pair, Row
 from harness.stats import Interval, Totals
 from harness.ties import row_verdict, ties
@@ -28,7 +30,9 @@ class _Group:
     variant: str
     runs: list[Run]
     table: CostTable | None = None
+    _chosen: dict[tuple[str, tuple[int, ...]], Columns] = field(default_factory=dict)
 
+    @cached_property
     def methods(self) -> dict[str, Literal["arm", "rung"]]:
         """Vanilla first, then the arms and the rungs as their runs name them."""
         arms = dict.fromkeys(name for run in self.runs for name in _arms(run))
@@ -36,9 +40,34 @@ class _Group:
         ordered = sorted(arms, key=lambda name: name != BASELINE)
         return {**dict.fromkeys(ordered, "arm"), **dict.fromkeys(rungs, "rung")}
 
+    @cached_property
+    def _columns(self) -> Columns:
+        return Columns.join([Columns.of(run.records) for run in self.runs])
+
+    def places(self, method: str) -> tuple[int, ...]:
+        """The runs in which it was measured, as indices: only their vanilla was interleaved with it."""
+        return self._places.get(method, ())
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, ...]]:
+        runs = self._columns.run
+        return {
+            name: tuple(np.unique(runs[self._columns.arm == number]).tolist())
+            for number, name in enumerate(self._columns.arms)
+        }
+
     def with_method(self, method: str) -> list[Run]:
-        """The runs in which it was measured: only their vanilla was interleaved with it."""
-        return [run for run in self.runs if any(r.arm == method for r in run.records)]
+        """The runs in which it was measured."""
+        return [self.runs[place] for place in self.places(method)]
+
+    def records(self, method: str, interleaved_with: str) -> Columns:
+        """A method's, of the runs in which another was measured as well."""
+        key = method, self.places(interleaved_with)
+        if key not in self._chosen:
+            arms = self._columns.arms
+            own = self._columns.arm == (arms.index(method) if method in arms else -1)
+            self._chosen[key] = self._columns.subset(own & np.isin(self._columns.run, key[1]))
+        return self._chosen[key]
 
 
 def _arms(run: Run) -> Iterable[str]:
@@ -52,7 +81,7 @@ def summarise(runs: Run | Sequence[Run], costs: Sequence[CostTable] = ()) -> lis
     Sorted by target, batch size, task, temperature; within a cell vanilla, arms, rungs. What failed is a row
     without numbers until the same command has measured it. costs: tables, of which a run's own is used.
     """
-    return [_row(group, method) for group in _groups(runs, costs) for method in group.methods()]
+    return [_row(group, method) for group in _groups(runs, costs) for method in group.methods]
 
 
 def pairwise(runs: Run | Sequence[Run]) -> list[Pair]:
@@ -60,19 +89,35 @@ def pairwise(runs: Run | Sequence[Run]) -> list[Pair]:
 
     Each is taken relative to the vanilla of its own runs; where both were in the same runs that cancels.
     """
+    return summarise_with_pairs(runs)[1]
+
+
+def summarise_with_pairs(
+    runs: Run | Sequence[Run], costs: Sequence[CostTable] = ()
+) -> tuple[list[Row], list[Pair]]:
+    """`summarise` and `pairwise` at once; the records of one cell at a time are in memory."""
+    rows: list[Row] = []
+    pairs: list[Pair] = []
+    for group in _groups(runs, costs):
+        own = [_row(group, method) for method in group.methods]
+        rows += own
+        pairs += _pairs(group, own)
+    return rows, pairs
+
+
+def _pairs(group: _Group, rows: Sequence[Row]) -> list[Pair]:
+    timed = [row for row in rows if not math.isnan(row.speedup)]
+    floor = next((row.aa_floor for row in timed), math.nan)
     pairs = []
-    for group in _groups(runs):
-        rows = [row for name in group.methods() if not math.isnan((row := _row(group, name)).speedup)]
-        floor = next((row.aa_floor for row in rows), math.nan)
-        for i, under in enumerate(rows):
-            for over in rows[i + 1 :]:
-                ratio, difference = stats.compare(*_paired(group, over.method, under.method), floor)
-                broken = "broken" in (over.verdict, under.verdict)
-                pairs.append(Pair(over, over.method, under.method, ratio, difference, broken))
+    for i, under in enumerate(timed):
+        for over in timed[i + 1 :]:
+            ratio, difference = stats.compare(*_paired(group, over.method, under.method), floor)
+            broken = "broken" in (over.verdict, under.verdict)
+            pairs.append(Pair(over, over.method, under.method, ratio, difference, broken))
     return pairs
 
 
-def _groups(runs: Run | Sequence[Run], costs: Sequence[CostTable] = ()) -> list[_Group]:
+def _groups(runs: Run | Sequence[Run], costs: Sequence[CostTable] = ()) -> Iterator[_Group]:
     many = (
         [runs]
         if isinstance(runs, Run)
@@ -87,19 +132,21 @@ def _groups(runs: Run | Sequence[Run], costs: Sequence[CostTable] = ()) -> list[
     ordered = sorted(
         groups, key=lambda key: (key[0].target, key[0].batch_size, key[0].task, *key[0][3:], key)
     )
-    return [_Group(*key, groups[key], table_of(groups[key][0].manifest, costs)) for key in ordered]
+    for key in ordered:
+        # Of a group that was counted nothing stays.
+        yield _Group(*key, groups[key], table_of(groups[key][0].manifest, costs))
 
 
 def _row(group: _Group, method: str) -> Row:
     runs = group.with_method(method)
     asking = runs or [run for run in group.runs if method in _arms(run) or method in run.manifest.rungs]
-    records, vanilla = _records(runs, method), _records(runs, BASELINE)
+    records, vanilla = group.records(method, method), group.records(BASELINE, method)
     nulls = [null for run in runs for null in run.nulls]
     decoding = asking[0].manifest.config.get("decoding") or {}
     known: dict[str, Any] = {
         **group.cell._asdict(),
         "method": method,
-        "kind": group.methods()[method],
+        "kind": group.methods[method],
         "variant": group.variant,
         "scope": asking[0].manifest.arms.get(method, {}).get("scope", "conversation"),
         "seeds": tuple(decoding.get("seeds") or ()),
@@ -107,14 +154,14 @@ def _row(group: _Group, method: str) -> Row:
         "partial": any(not run.finished for run in asking),
         "failures": tuple(failure for run in asking for failure in run.failures),
     }
-    if not records:
+    if not len(records):
         return Row(**known)
     return Row(
         **known,
         verdict=row_verdict(records, nulls),
         ties=ties(records, nulls),
-        num_prompts=len({record.conversation for record in records}),
-        num_tokens=sum(len(record.output_ids) for record in records),
+        num_prompts=len(np.unique(records.conversation)),
+        num_tokens=int(records.num_tokens.sum()),
         mean_output_tokens=metrics.mean_length(records),
         mean_baseline_tokens=metrics.mean_length(vanilla),
         looped_share=metrics.looped_share(records),
@@ -124,24 +171,16 @@ def _row(group: _Group, method: str) -> Row:
     )
 
 
-def _records(runs: Iterable[Run], method: str) -> list[GenerationRecord]:
-    return [record for run in runs for record in run.records if record.arm == method]
-
-
-def _acceptance(records: Sequence[GenerationRecord]) -> dict[str, Any]:
+def _acceptance(records: Columns) -> dict[str, Any]:
     """Fields about rounds; a rung tells none."""
-    if not any(record.emitted for record in records):
+    if not len(records.emitted):
         return {}
-    clusters = metrics.by_conversation(records)
-    emitted = [sum(sum(r.emitted) for r in group) for group in clusters.values()]
-    rounds = [sum(len(r.emitted) for r in group) for group in clusters.values()]
-    interval = stats.bootstrap([Totals(np.array(emitted, float), np.array(rounds, float))])
+    totals = Totals(*records.clusters(records.rounds_sum(records.emitted), records.num_rounds))
+    interval = stats.bootstrap([totals])
     return {"tau": interval.value, "tau_ci": interval.ends, "ledger": metrics.ledger(records)}
 
 
-def _timing(
-    group: _Group, method: str, records: list[GenerationRecord], vanilla: list[GenerationRecord]
-) -> dict[str, Any]:
+def _timing(group: _Group, method: str, records: Columns, vanilla: Columns) -> dict[str, Any]:
     """Fields about time; none where the clock did not count."""
     if not metrics.is_timed(records):
         return {}
@@ -163,7 +202,7 @@ def _timing(
     speedup = Interval(1.0, floor.low, floor.high)
     if method != BASELINE:
         speedup = stats.bootstrap(*_paired(group, method, BASELINE))
-    rungs = [name for name, kind in group.methods().items() if kind == "rung" and group.with_method(name)]
+    rungs = [name for name, kind in group.methods.items() if kind == "rung" and group.places(name)]
     against = {name: stats.bootstrap(*_paired(group, method, name)) for name in rungs}
     ours, theirs = _matched(records, vanilla)
     over, under = _totals(ours), _totals(theirs)
@@ -189,7 +228,7 @@ def _timing(
     }
 
 
-def _roof(group: _Group, records: Sequence[GenerationRecord]) -> float:
+def _roof(group: _Group, records: Columns) -> float:
     """Most tokens per second of plain decoding of these contexts; nan where nothing was probed."""
     probes = [probe.read_bandwidth for run in group.runs for probe in run.probes]
     card = next((run.manifest.target for run in group.runs if run.manifest.target), {})
@@ -200,9 +239,7 @@ def _roof(group: _Group, records: Sequence[GenerationRecord]) -> float:
     return metrics.roof_tokens_per_s(card["step_bytes"], cache, context, batch_size, bandwidth)
 
 
-def _forwards(
-    group: _Group, records: Sequence[GenerationRecord], vanilla: Sequence[GenerationRecord]
-) -> dict[str, float]:
+def _forwards(group: _Group, records: Columns, vanilla: Columns) -> dict[str, float]:
     """What a forward of the target takes, against the roof, and a round against vanilla's forward."""
     seconds, step = metrics.forward_s(records), metrics.forward_s(vanilla)
     return {
@@ -212,7 +249,7 @@ def _forwards(
     }
 
 
-def _memory(runs: Sequence[Run], method: str, records: Sequence[GenerationRecord]) -> dict[str, int]:
+def _memory(runs: Sequence[Run], method: str, records: Columns) -> dict[str, int]:
     """Bytes by what they hold, as far as it was written down."""
     probed = [probe.memory for run in runs for probe in run.probes if probe.memory]
     found: dict[str, int] = {
@@ -222,14 +259,14 @@ def _memory(runs: Sequence[Run], method: str, records: Sequence[GenerationRecord
         found["drafter"] = probed[-1][method]
     card = next((run.manifest.target for run in runs if run.manifest.target), {})
     if each := card.get("cache_bytes_per_token"):
-        longest = max(record.num_prompt_tokens + len(record.output_ids) for record in records)
-        found["cache"] = each * longest * max(record.batch_size for record in records)
-    if peaks := [record.peak_memory_bytes for record in records if record.peak_memory_bytes]:
-        found["peak"] = max(peaks)
+        longest = int((records.num_prompt_tokens + records.num_tokens).max())
+        found["cache"] = each * longest * int(records.batch_size.max())
+    if (peak := int(records.peak_memory_bytes.max())) > 0:
+        found["peak"] = peak
     return found
 
 
-def _probe_share(group: _Group, records: Sequence[GenerationRecord]) -> float:
+def _probe_share(group: _Group, records: Columns) -> float:
     """Share of decode time that goes into reading the clock; nan where its cost was not probed."""
     costs = [probe.lap_ns for run in group.runs for probe in run.probes]
     if not costs:
@@ -237,10 +274,10 @@ def _probe_share(group: _Group, records: Sequence[GenerationRecord]) -> float:
     return max(costs) * 1e-9 * LAPS_PER_ROUND / metrics.round_s(records)
 
 
-def _against_itself(vanilla: list[GenerationRecord]) -> Interval:
+def _against_itself(vanilla: Columns) -> Interval:
     """Vanilla's first repeats over its later ones; nan where it ran once."""
-    first, later = ([r for r in vanilla if (r.repeat == 0) == is_first] for is_first in (True, False))
-    if not first or not later:
+    first, later = (vanilla.subset((vanilla.repeat == 0) == is_first) for is_first in (True, False))
+    if not len(first) or not len(later):
         return Interval(math.nan, math.nan, math.nan)
     over, under = _matched(first, later)
     return stats.bootstrap([_totals(over)], [_totals(under)])
@@ -248,34 +285,23 @@ def _against_itself(vanilla: list[GenerationRecord]) -> Interval:
 
 def _paired(group: _Group, over: str, under: str) -> tuple[list[Totals], list[Totals]]:
     """What `stats.bootstrap` needs for the ratio of two methods' speedups, on the prompts that both had."""
-    sides = []
-    for method in (over, under):
-        runs = group.with_method(method)
-        sides.append((_records(runs, method), _records(runs, BASELINE)))
-    ids = [[run.manifest.run_id for run in group.with_method(method)] for method in (over, under)]
-    if ids[0] == ids[1] or BASELINE in (over, under):
+    if group.places(over) == group.places(under) or BASELINE in (over, under):
         # In the same runs vanilla cancels; and vanilla as a side means that of the other side's runs.
-        runs = group.with_method(under if over == BASELINE else over)
-        ours, theirs = _matched(_records(runs, over), _records(runs, under))
+        where = under if over == BASELINE else over
+        ours, theirs = _matched(group.records(over, where), group.records(under, where))
         return [_totals(ours)], [_totals(theirs)]
-    parts = [part for side in sides for part in side]
-    common = set.intersection(*({metrics.place(r) for r in part} for part in parts))
-    a, a_vanilla, b, b_vanilla = (_totals([r for r in part if metrics.place(r) in common]) for part in parts)
+    parts = _matched(*(group.records(name, where) for where in (over, under) for name in (where, BASELINE)))
+    a, a_vanilla, b, b_vanilla = map(_totals, parts)
     return [a, b_vanilla], [b, a_vanilla]
 
 
-def _matched(
-    ours: Sequence[GenerationRecord], theirs: Sequence[GenerationRecord]
-) -> tuple[list[GenerationRecord], list[GenerationRecord]]:
-    """Those of places that both have."""
-    common = {metrics.place(r) for r in ours} & {metrics.place(r) for r in theirs}
-    first, second = ([r for r in side if metrics.place(r) in common] for side in (ours, theirs))
-    return first, second
+def _matched(*parts: Columns) -> list[Columns]:
+    """Those of places that all have."""
+    common = reduce(np.intersect1d, [part.places for part in parts])
+    return [part.subset(np.isin(part.places, common)) for part in parts]
 
 
-def _totals(records: Sequence[GenerationRecord]) -> Totals:
+def _totals(records: Columns) -> Totals:
     """Tokens and seconds of each conversation, by name."""
-    clusters = metrics.by_conversation(records)
-    tokens = [sum(len(r.output_ids) for r in group) for group in clusters.values()]
-    seconds = [sum(r.total_ns for r in group) * 1e-9 for group in clusters.values()]
-    return Totals(np.array(tokens, float), np.array(seconds, float))
+    tokens, spent_ns = records.clusters(records.num_tokens, records.total_ns)
+    return Totals(tokens, spent_ns * 1e-9)

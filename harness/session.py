@@ -9,6 +9,7 @@ from typing import Any
 from harness.chat import render
 from harness.config import ConfigError
 from harness.conversation import Message
+from harness.parallel import agreed, expect_processes
 from harness.plan import Plan
 from harness.playing import Player
 from harness.profiling import Paces, paces
@@ -30,6 +31,7 @@ class Session:
             ConfigError: weights, prompts, a trace or a drafter that do not fit; nothing is measured.
         """
         self.plan, self.console = plan, console
+        expect_processes(plan.target.tensor_parallel)
         plan.acceptor.load()
         self.conversations = plan.task.load()
         self.warmup = plan.task.warmup() if plan.measure.num_warmup else []
@@ -50,7 +52,8 @@ class Session:
             self.target.reserve(self._most_tokens())
         if plan.measure.timed:
             console.note(f"timing the target's forward by width: {', '.join(self.target.steps)}")
-            self.paces = paces(self.target, plan.measure.batch_size)
+            # Steps are chosen and drafts padded by it, in all processes alike.
+            self.paces = agreed(paces(self.target, plan.measure.batch_size))
             self.target.choose(self.paces.steps, plan.measure.batch_size)
 
     def _most_tokens(self) -> int:

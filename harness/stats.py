@@ -8,6 +8,7 @@ Shapes: C clusters, R resamples.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -47,8 +48,9 @@ class Totals(NamedTuple):
     cost: Floats
 
 
+@lru_cache(maxsize=4)
 def resample(num_clusters: int, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> Floats:
-    """How often each cluster is drawn [R, C]; the same for the same arguments."""
+    """How often each cluster is drawn [R, C]; the same for the same arguments, and not to be written to."""
     even = np.full(num_clusters, 1.0 / num_clusters)
     return np.random.default_rng(seed).multinomial(num_clusters, even, size=num_resamples).astype(np.float64)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -18,10 +17,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from harness.config import ConfigError
-from harness.journal import CorruptJournal, encode, read_journal
+from harness.export import COLUMNS, About, StoredExhibits, StoredRecords, encode_columns, read_about
+from harness.files import PART, sync_folder, write_whole
+from harness.journal import JOURNAL, CorruptJournal, Journal, encode, read_journal
 from harness.provenance import digest, now, redact, slug
 from harness.records import (
     READABLE_VERSIONS,
+    SCHEMA_VERSION,
     Cell,
     Exhibit,
     Failure,
@@ -31,9 +33,9 @@ from harness.records import (
     Run,
     RunManifest,
 )
+from harness.roots import run_folder, run_folders
 
-MANIFEST, JOURNAL, LOCK = "manifest.json", "journal.jsonl", "lock"
-RECORDS, COLUMNS = "records.jsonl", "records.parquet"
+MANIFEST, LOCK, RECORDS = "manifest.json", "lock", "records.jsonl"
 
 _SAME = ("run_id", "cell", "arms", "rungs", "prompts", "replicate", "schema_version")
 _SAME_TARGET = ("source", "revision", "dtype", "attention", "cache", "num_parameters")
@@ -69,7 +71,7 @@ class OpenRun:
                 self.healed = f"{path}: {self._journal.torn}; dropped it, its prompt is measured again"
                 os.truncate(path, self._journal.num_bytes)
             self._file = path.open("ab")
-            _sync_folder(folder)
+            sync_folder(folder)
             if not self.finished:
                 self._write("open", {"at": now(), "pid": os.getpid()})
         except BaseException:
@@ -130,12 +132,11 @@ class OpenRun:
 
     def finish(self) -> None:
         """Export the records and mark the run finished; calling it again changes nothing."""
-        rows = [record.to_json() for record in self._journal.records()]
-        lines = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
-        _write_whole(self.folder / RECORDS, lines.encode())
-        _write_columns(self.folder / COLUMNS, rows)
+        data = {"at": now(), "num_records": len(self._journal.records())}
+        # The columns name the line that ends the journal: they are written first and count once it is there.
+        export_records(self.folder, self._journal, b"" if self.finished else encode("finished", data))
         if not self.finished:
-            self._write("finished", {"at": now(), "num_records": len(rows)})
+            self._write("finished", data)
 
     def _write(self, kind: str, data: Any) -> None:
         self._journal.add(kind, data)
@@ -148,8 +149,8 @@ class OpenRun:
         path = self.folder / MANIFEST
         if not path.exists():
             text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-            _write_whole(path, f"{text}\n".encode())
-        stored = _read_manifest(path)
+            write_whole(path, f"{text}\n".encode())
+        stored = read_manifest(path)
         ours, theirs = (json.loads(json.dumps(each.to_json())) for each in (manifest, stored))
         differing = [key for key in _SAME if ours[key] != theirs[key]]
         differing += [
@@ -190,7 +191,7 @@ class ResultStore:
 
     def is_finished(self, run_id: str) -> bool:
         """Whether this run was measured to its end."""
-        return read_journal(self.root / run_id / JOURNAL).finished
+        return read_journal(run_folder(self.root / run_id) / JOURNAL).finished
 
     def next_replicate(self, make_id: Callable[[int], str]) -> int:
         """The first replicate (0, 1, ...) whose run, named by `make_id`, is not finished."""
@@ -229,6 +230,16 @@ class ResultStore:
             return run.folder
 
 
+def export_records(folder: Path, journal: Journal, end: bytes = b"") -> None:
+    """Write the exports of a run. end: the line that will end its journal, where it is not there yet."""
+    records = journal.records()
+    lines = "".join(json.dumps(record.to_json(), separators=(",", ":")) + "\n" for record in records)
+    write_whole(folder / RECORDS, lines.encode())
+    written = (folder / JOURNAL).read_bytes()
+    about = About.of(journal, len(written) + len(end), end or written.splitlines(keepends=True)[-1])
+    write_whole(folder / COLUMNS, encode_columns(records, about))
+
+
 def unwritable(folder: Path | str, error: OSError) -> ConfigError:
     """What to tell of a folder below `results` that refuses."""
     return ConfigError(
@@ -243,8 +254,8 @@ def load_run(folder: Path) -> Run:
         ConfigError: `folder` holds no run, or one of another version of the store.
         CorruptJournal: a file does not hold what was written.
     """
-    folder = Path(folder)
-    manifest = _read_manifest(folder / MANIFEST)
+    folder = run_folder(folder)
+    manifest = read_manifest(folder / MANIFEST)
     journal = read_journal(folder / JOURNAL)
     return Run(
         folder=str(folder),
@@ -259,21 +270,39 @@ def load_run(folder: Path) -> Run:
 
 
 def load_runs(root: Path) -> list[Run]:
-    """Read all run folders below `root`, by name; an empty one (a crash before the manifest) is no run.
+    """Read all runs below `root`, by name, also packed ones; an empty folder (an early crash) is no run.
 
-    Raises what `load_run` does; nothing is passed over because it cannot be read.
+    Records stay in an export that is of its journal until they are asked for. Raises what `load_run` does;
+    nothing is passed over because it cannot be read.
     """
-    if not Path(root).is_dir():
+    if not root.is_dir():
         raise ConfigError(f"{root}: no such folder. `python -m harness.bench` measures runs into it.")
-    folders = sorted(path for path in Path(root).iterdir() if path.is_dir())
-    return [load_run(path) for path in folders if _has_content(path)]
+    folders = run_folders(root).values()
+    return [_load_columns(folder) or load_run(folder) for folder in folders if _has_content(folder)]
+
+
+def _load_columns(folder: Path) -> Run | None:
+    """A run whose records stay in its export; None without an export that is of its journal."""
+    if (about := read_about(folder)) is None:
+        return None
+    return Run(
+        folder=str(folder),
+        manifest=read_manifest(folder / MANIFEST),
+        records=StoredRecords(folder, about.num_records),
+        nulls=about.nulls,
+        exhibits=StoredExhibits(folder, about.num_exhibits),
+        probes=about.probes,
+        failures=about.failures,
+        finished=True,
+    )
 
 
 def _has_content(folder: Path) -> bool:
-    return any(child.name != LOCK and child.suffix != ".part" for child in folder.iterdir())
+    return any(child.name != LOCK and not child.name.endswith(PART) for child in folder.iterdir())
 
 
-def _read_manifest(path: Path) -> RunManifest:
+def read_manifest(path: Path) -> RunManifest:
+    """What a run is; raises what `load_run` does."""
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -288,13 +317,18 @@ def _read_manifest(path: Path) -> RunManifest:
     if version not in READABLE_VERSIONS:
         raise ConfigError(
             f"{path}: has schema version {version}, this harness reads"
-            f" {' and '.join(map(str, READABLE_VERSIONS))}."
-            " Read it with the harness that wrote it, or measure again."
+            f" {' and '.join(map(str, READABLE_VERSIONS))}. {_remedy(path, version)}"
         )
     try:
         return RunManifest.from_json(data)
     except (TypeError, KeyError) as error:
         raise CorruptJournal(f"{path}: {error}. Restore it, or move the folder away.") from error
+
+
+def _remedy(path: Path, version: object) -> str:
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        return "Read it with the harness that wrote it, or measure again."
+    return f"Type python -m harness.report migrate --results {path.parents[2]}"
 
 
 def _lock(folder: Path) -> int:
@@ -314,34 +348,3 @@ def _lock(folder: Path) -> int:
     os.truncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
-
-
-def _write_columns(path: Path, rows: list[dict[str, Any]]) -> None:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
-    part = path.with_name(path.name + ".part")
-    pq.write_table(pa.Table.from_pylist(rows), part)
-    _put_in_place(part, path)
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write `path` so that a crash leaves either nothing or all of it."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content)
-    _put_in_place(part, path)
-
-
-def _put_in_place(part: Path, path: Path) -> None:
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in `folder` outlive a power cut, where the file system can."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    with suppress(OSError):
-        os.fsync(descriptor)
-    os.close(descriptor)

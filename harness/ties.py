@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness import metrics
-from harness.records import GenerationRecord, NullReplay, VerdictKind
+import numpy as np
+
+from harness.columns import VERDICTS, Columns, Counts, Records
+from harness.metrics import ratio
+from harness.records import NullReplay, VerdictKind
 from harness.stats import clopper_pearson
 
 _SEVERITY: tuple[VerdictKind, ...] = (
@@ -40,45 +43,44 @@ class Ties:
     excessive: bool
 
 
-def ties(records: metrics.Records, nulls: Sequence[NullReplay]) -> Ties:
+def ties(records: Records, nulls: Sequence[NullReplay]) -> Ties:
     """Count ties once a place: repeats of the same prompt are no new evidence."""
-    worst: dict[metrics.Place, GenerationRecord] = {}
-    for record in records:
-        if record.verdict and record.verdict.kind != "unpaired":
-            known = worst.get(metrics.place(record))
-            if known is None or _severity(record) > _severity(known):
-                worst[metrics.place(record)] = record
-    num_ties = num_compared = 0
-    for record in worst.values():
-        assert record.verdict is not None
-        position = record.verdict.position
-        num_ties += record.verdict.kind == "tie"
-        num_compared += len(record.output_ids) if position is None else position + 1
+    columns = Columns.of(records)
+    severity = _severities(columns)
+    judged = np.flatnonzero(severity > _SEVERITY.index("unpaired"))
+    # The worst generation of each place, the first of equals.
+    order = judged[np.lexsort((judged, -severity[judged], columns.places[judged]))]
+    worst = order[np.unique(columns.places[order], return_index=True)[1]]
+    position = columns.position[worst]
+    num_ties = int((severity[worst] == _SEVERITY.index("tie")).sum())
+    num_compared = int(np.where(position < 0, columns.num_tokens[worst], position + 1).sum())
     differing, replayed = sum(null.num_differing for null in nulls), sum(null.num_tokens for null in nulls)
     return Ties(
         num_ties=num_ties,
         num_compared=num_compared,
-        rate=metrics.ratio(num_ties, num_compared),
-        null_rate=metrics.ratio(differing, replayed),
+        rate=ratio(num_ties, num_compared),
+        null_rate=ratio(differing, replayed),
         null_ci=clopper_pearson(differing, replayed),
         excessive=clopper_pearson(num_ties, num_ties + differing)[0] * (num_compared + replayed)
         > num_compared,
     )
 
 
-def row_verdict(records: metrics.Records, nulls: Sequence[NullReplay]) -> VerdictKind | None:
+def row_verdict(records: Records, nulls: Sequence[NullReplay]) -> VerdictKind | None:
     """The verdict on an arm: its worst record's, and `broken` where ties are too many to be rounding.
 
     `unpaired` only where nothing could be compared. None where nothing was judged.
     """
-    judged = [r for r in records if r.verdict]
-    if not judged:
+    columns = Columns.of(records)
+    severity = _severities(columns)
+    if not (severity >= 0).any():
         return None
-    if ties(records, nulls).excessive:
+    if ties(columns, nulls).excessive:
         return "broken"
-    return _SEVERITY[max(_severity(r) for r in judged)]
+    return _SEVERITY[int(severity.max())]
 
 
-def _severity(record: GenerationRecord) -> int:
-    assert record.verdict is not None
-    return _SEVERITY.index(record.verdict.kind)
+def _severities(columns: Columns) -> Counts:
+    """Index into `_SEVERITY` of each generation's verdict, -1 where it has none."""
+    ranks = np.array([*map(_SEVERITY.index, VERDICTS), -1], np.int32)
+    return ranks[columns.verdict]

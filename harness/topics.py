@@ -66,7 +66,7 @@ TOPICS = (
     ),
     Topic(
         "placement",
-        r"target\.(config\.)?device(_map)?",
+        r"target\.(config\.)?(device(_map)?|tensor_parallel)",
         "The weights lie elsewhere: seconds are those of another machine; tau moves by rounding only.",
     ),
     Topic(

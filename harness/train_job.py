@@ -19,6 +19,7 @@ from harness.dialogues import Dialogues, Sample, Writer, without_overlap
 from harness.drafter import Drafter, TrainableDrafter
 from harness.engine import LocalEngine
 from harness.features import CachedFeatures, Features
+from harness.parallel import refuse_shared
 from harness.reporters import Console
 from harness.target import Target
 from harness.tasks import JsonlTask, Task
@@ -38,6 +39,7 @@ def run_training(config: DictConfig) -> None:
         ConfigError: what cannot be trained, and what to type instead.
     """
     spec: TargetSpec = build(config.target, "target")
+    refuse_shared(spec.tensor_parallel, "training")
     processes = PartialState(cpu=spec.resolved_device().type == "cpu")
     if spec.device == "auto" and processes.num_processes > 1:
         spec = dataclasses.replace(spec, device=str(processes.device))

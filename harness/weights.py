@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator
 
+from harness import parallel
 from harness.checkpoint import Checkpoint, fingerprint, locate, readable_config
 from harness.config import ConfigError, configurable, near
 from harness.footprint import cache_bytes_per_token, expert_counts, step_bytes
@@ -39,11 +40,12 @@ class TargetSpec:
 
     name: in tables; the last part of `path` where empty. path: hub id or folder. revision: of the hub.
     dtype: `auto` is what the checkpoint says. device: `auto` is the first CUDA device, else the CPU.
-    device_map: transformers', over several devices. linear: `packed` lays float32 weights on a CPU out for
-    oneDNN (see `harness.linear`), `plain` leaves them, `auto` packs where it can. cache: what a verify step
-    reads, the slots in use (`dynamic`) or all that are allocated (`static`), so that every step is the same
-    program; `auto` takes for every width what is found to be fastest before a run. compile: that program may
-    be compiled too (see `harness.compiled`).
+    device_map: transformers', whole layers over several devices. tensor_parallel: processes under torchrun
+    that hold a part of every layer each, by transformers' plan for the model. linear: `packed` lays float32
+    weights on a CPU out for oneDNN (see `harness.linear`), `plain` leaves them, `auto` packs where it can.
+    cache: what a verify step reads, the slots in use (`dynamic`) or all that are allocated (`static`), so
+    that every step is the same program; `auto` takes for every width what is found to be fastest before a
+    run. compile: that program may be compiled too (see `harness.compiled`).
     attention: `grouped` is the harness's kernel, put in after loading; the others are transformers'.
     template: NAME of harness/templates/NAME.jinja or a file; None is the model's own. system_prompt: put
     before a conversation that has none. thinking: the template's `enable_thinking`, None where it has none.
@@ -59,6 +61,7 @@ class TargetSpec:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     device_map: str | dict[str, int | str] | None = None
+    tensor_parallel: int = Field(default=1, ge=1)
     linear: Literal["auto", "packed", "plain"] = "auto"
     cache: Literal["auto", "dynamic", "static"] = "auto"
     compile: bool = False
@@ -100,6 +103,7 @@ class TargetSpec:
         progress(f"target {self.name}: looking for {self.path}")
         checkpoint, config = self._found()
         self._refuse_pickles(checkpoint)
+        self._check_parallel(config)
         where = self._where(checkpoint)
         try:
             from transformers import AutoTokenizer
@@ -170,6 +174,8 @@ class TargetSpec:
             "num_experts": experts and experts[0],
             "experts_per_token": experts and experts[1],
         }
+        if self.tensor_parallel > 1:
+            card["tensor_parallel"] = self.tensor_parallel
         return LoadedWeights(
             model=model,
             tokenizer=tokenizer,
@@ -212,6 +218,25 @@ class TargetSpec:
             )
         return device
 
+    def _check_parallel(self, config: Any) -> None:
+        """Raise ConfigError where the weights cannot be held by several processes as asked."""
+        if self.tensor_parallel == 1:
+            return
+        unfit = {
+            "device": self.device != "auto",
+            "device_map": self.device_map is not None,
+            "weights": self.weights == "random",
+            "compile": self.compile,
+            "linear": self.linear == "packed",
+        }
+        if named := [f"target.{name}={getattr(self, name)}" for name, is_set in unfit.items() if is_set]:
+            raise ConfigError(
+                f"target.tensor_parallel={self.tensor_parallel}: not together with {', '.join(named)}; leave"
+                " those at auto, null, checkpoint and false"
+            )
+        parallel.expect_processes(self.tensor_parallel)
+        parallel.refuse_unfit(config, (config.architectures or ["this model"])[0], self.tensor_parallel)
+
     def _kernel(self) -> str:
         return "sdpa" if self.attention == "grouped" else self.attention
 
@@ -249,6 +274,7 @@ class TargetSpec:
             attn_implementation=self._kernel(),
             use_safetensors=checkpoint.has_safetensors,
             output_loading_info=True,
+            **parallel.sharded(self.tensor_parallel),
         )
         missing = sorted(report["missing_keys"])
         if missing:
@@ -256,7 +282,7 @@ class TargetSpec:
                 f"target.path={self.path}: {len(missing)} tensors are missing from its weights, the first is "
                 f"{missing[0]!r}. It is another kind of model, or an incomplete copy."
             )
-        return model if self.device_map is not None else model.to(device)
+        return model if self.device_map is not None or self.tensor_parallel > 1 else model.to(device)
 
     def _context(self, config: Any) -> int:
         limit = getattr(config, "max_position_embeddings", None)

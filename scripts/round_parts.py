@@ -1,9 +1,10 @@
 """A round against its parts, timed alone: python scripts/round_parts.py [key=value ...], as harness.bench.
 
-Decodes one warm-up prompt with an EAGLE arm (default: EAGLE-3, 60 nodes, depth 7, 10 wide). Between two rounds
-of the loop it times, alone: the target's forward over the round's tree and over one token, and the forwards of
-the head that the round made. Prints medians, and the round over the sum of its parts. With a cost table (a file
-of `python -m harness.cost`) as COSTS=FILE in the environment, also what it says of a tree of 16 nodes.
+Decodes one warm-up prompt with an EAGLE arm (default: EAGLE-3, 60 nodes, depth 7, 10 wide). Between two
+rounds of the loop it times, alone: the target's forward over the round's tree and over one token, and the
+forwards of the head that the round made. Prints medians, and the round over the sum of its parts. With a cost
+table (a file of `python -m harness.cost`) as COSTS=FILE in the environment, also what it says of a tree of 16
+nodes.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ import torch
 from harness import cli, reporting
 from harness.accept import Accepted, Coupled
 from harness.bench import bench
+from harness.packs import compact
 from harness.store import load_run
 from harness.target import Target
 from harness.trackers import NoTracker
@@ -85,6 +86,17 @@ def type_in(
         return Ended(status, *capsys.readouterr())
 
     return run
+
+
+def test_a_run_that_was_packed_is_done_and_stays_packed(type_in: Type, tmp_path: Path) -> None:
+    before = type_in().document
+    runs = tmp_path / "results" / "runs"
+    compact(runs, lambda _: None)
+    again = type_in()
+    assert again.status == 0, again.err
+    assert "done already" in again.err
+    assert again.document["rows"] == before["rows"]
+    assert not [path for path in runs.iterdir() if path.is_dir()]
 
 
 def test_a_run_prints_one_json_document_and_everything_else_on_stderr(type_in: Type) -> None:

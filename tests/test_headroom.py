@@ -28,7 +28,7 @@ def with_drafting(table: CostTable) -> CostTable:
 
 def test_the_context_of_a_round_is_what_lies_in_the_cache() -> None:
     # Prompt 90; the first round keeps two and adds one, of which the last is pending.
-    assert contexts(RECORD).tolist() == [90, 93]
+    assert contexts([RECORD]).tolist() == [90, 93]
 
 
 def test_an_oracle_verifies_only_what_it_keeps() -> None:

@@ -1,0 +1,284 @@
+"""Columns: generations as arrays, one a field, so that a million of them are counted in seconds.
+
+Shapes: N generations, M rounds of all of them, one generation after the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.records import GenerationRecord, VerdictKind
+
+Ints = NDArray[np.int64]
+Counts = NDArray[np.int32]
+Flags = NDArray[np.bool_]
+
+VERDICTS: tuple[VerdictKind, ...] = get_args(VerdictKind)
+NAMES = ("arm", "kind", "conversation")
+SCALARS = (
+    *("turn", "sample", "repeat", "batch_size", "timed", "num_prompt_tokens"),
+    *("prefill_ns", "total_ns", "latency_ns"),
+)
+"""One value a generation."""
+METERED = ("peak_memory_bytes", "energy_mj")
+"""One value a generation, -1 where it is not known."""
+COUNTS = ("drafted", "depth", "accepted", "emitted")
+"""One value a round."""
+STAGES_NS = ("draft_ns", "verify_ns", "accept_ns", "commit_ns")
+"""One value a round; all but `verify_ns` are kept as sums of a generation."""
+LISTS = ("output_ids", *COUNTS, *STAGES_NS)
+LOOP_NGRAM = 8
+_WIDE = ("timed", "prefill_ns", "total_ns", "latency_ns")
+"""Not 32-bit numbers."""
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Named(NamedTuple):
+    """A name of each generation [N], as an index into the different ones."""
+
+    names: tuple[Any, ...]
+    indices: Counts
+
+    @classmethod
+    def of(cls, names: Sequence[Any]) -> Named:
+        """The different ones in the order in which they come."""
+        known = tuple(dict.fromkeys(names))
+        place = {name: number for number, name in enumerate(known)}
+        return cls(known, np.fromiter((place[name] for name in names), np.int32, len(names)))
+
+    def among(self, known: Sequence[Any]) -> Counts:
+        """The same as indices into `known`."""
+        place = {name: number for number, name in enumerate(known)}
+        return np.array([place[name] for name in self.names], np.int32)[self.indices]
+
+
+class Ragged(NamedTuple):
+    """Lists of several generations behind one another, and the length of each [N]."""
+
+    values: NDArray[Any]
+    lengths: Counts
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[int]]) -> Ragged:
+        """From a list for each generation."""
+        flat = np.fromiter((value for one in lists for value in one), np.int64)
+        return cls(flat, np.array([len(one) for one in lists], np.int32))
+
+    def sums(self) -> Ints:
+        """Of each list; 0 of an empty one."""
+        total = np.concatenate([[0], np.cumsum(self.values, dtype=np.int64)])
+        ends = np.cumsum(self.lengths, dtype=np.int64)
+        return np.asarray(total[ends] - total[ends - self.lengths])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Generations of any arms and runs. `subset` and `join` keep and unite them.
+
+    arms, conversations: names, which `arm` and `conversation` are indices into; conversations are sorted.
+    run: which of the joined parts a generation is of. is_arm: false for a rung of the ladder. verdict: index
+    into `VERDICTS`, -1 for none; position: of its first difference, -1 for none. num_grams, num_repeated: the
+    output's 8-grams, and those of them that stood in the same output before. num_tokens: of the output.
+    Sums over a generation's rounds end in `_ns`; `round_verify_ns`, drafted, depth, accepted and emitted have
+    one value a round.
+    """
+
+    arms: tuple[str, ...]
+    conversations: tuple[str, ...]
+    run: Counts
+    arm: Counts
+    is_arm: Flags
+    conversation: Counts
+    turn: Counts
+    sample: Counts
+    repeat: Counts
+    batch_size: Counts
+    timed: Flags
+    num_prompt_tokens: Counts
+    num_tokens: Counts
+    num_grams: Counts
+    num_repeated: Counts
+    verdict: Counts
+    position: Counts
+    prefill_ns: Ints
+    total_ns: Ints
+    latency_ns: Ints
+    peak_memory_bytes: Ints
+    energy_mj: Ints
+    draft_ns: Ints
+    verify_ns: Ints
+    accept_ns: Ints
+    commit_ns: Ints
+    num_rounds: Counts
+    drafted: Counts
+    depth: Counts
+    accepted: Counts
+    emitted: Counts
+    round_verify_ns: Ints
+
+    def __len__(self) -> int:
+        return len(self.arm)
+
+    @classmethod
+    def of(cls, records: Records) -> Columns:
+        """Of records, of what can read itself as columns, or of columns, which are themselves."""
+        if isinstance(records, Columns):
+            return records
+        if isinstance(records, HasColumns):
+            return records.columns()
+        return cls.build(
+            {name: Named.of([getattr(record, name) for record in records]) for name in NAMES},
+            {
+                **{name: [getattr(record, name) for record in records] for name in SCALARS},
+                **{name: [_known(getattr(record, name)) for record in records] for name in METERED},
+            },
+            {name: Ragged.of([getattr(record, name) for record in records]) for name in LISTS},
+            Named.of([record.verdict.kind if record.verdict else None for record in records]),
+            [-1 if (r.verdict is None or (at := r.verdict.position) is None) else at for r in records],
+        )
+
+    @classmethod
+    def build(
+        cls,
+        names: Mapping[str, Named],
+        scalars: Mapping[str, Sequence[int] | NDArray[Any]],
+        lists: Mapping[str, Ragged],
+        verdicts: Named,
+        positions: Sequence[int] | NDArray[Any],
+    ) -> Columns:
+        """From the fields of records called `NAMES`, `SCALARS`, `METERED`, `LISTS`, and their verdicts."""
+        ids, num_tokens = lists["output_ids"]
+        num_grams, num_repeated = _loops(ids, num_tokens)
+        conversations = tuple(sorted(names["conversation"].names))
+        fields: dict[str, Any] = {
+            **{name: np.asarray(scalars[name], np.int32) for name in SCALARS if name not in _WIDE},
+            **{name: np.asarray(scalars[name], np.int64) for name in (*_WIDE, *METERED) if name != "timed"},
+            **{name: lists[name].values.astype(np.int32) for name in COUNTS},
+            **{name: lists[name].sums() for name in STAGES_NS},
+        }
+        return cls(
+            arms=names["arm"].names,
+            conversations=conversations,
+            run=np.zeros(len(num_tokens), np.int32),
+            arm=names["arm"].indices,
+            is_arm=names["kind"].among(("rung", "arm")).astype(bool),
+            conversation=names["conversation"].among(conversations),
+            timed=np.asarray(scalars["timed"], bool),
+            num_tokens=num_tokens,
+            num_grams=num_grams,
+            num_repeated=num_repeated,
+            verdict=verdicts.among((None, *VERDICTS)) - 1,
+            position=np.asarray(positions, np.int32),
+            num_rounds=lists["emitted"].lengths,
+            round_verify_ns=lists["verify_ns"].values,
+            **fields,
+        )
+
+    def subset(self, chosen: Flags) -> Columns:
+        """The generations [N] that are chosen, in their order; names keep their indices."""
+        if chosen.all():
+            return self
+        rounds = np.repeat(chosen, self.num_rounds)
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        kept = {
+            name: values[rounds if name in _OF_ROUNDS else chosen]
+            for name, values in own.items()
+            if name not in _VOCABULARIES
+        }
+        return dataclasses.replace(self, **kept)
+
+    @classmethod
+    def join(cls, parts: Sequence[Columns]) -> Columns:
+        """The generations of all parts, in their order; `run` counts the parts."""
+        arms = tuple(dict.fromkeys(name for part in parts for name in part.arms))
+        conversations = tuple(sorted({name for part in parts for name in part.conversations}))
+        own = {
+            field.name: np.concatenate([getattr(part, field.name) for part in parts])
+            for field in dataclasses.fields(cls)
+            if field.name not in _VOCABULARIES
+        }
+        own["run"] = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
+        own["arm"] = np.concatenate([Named(part.arms, part.arm).among(arms) for part in parts])
+        own["conversation"] = np.concatenate(
+            [Named(part.conversations, part.conversation).among(conversations) for part in parts]
+        )
+        return cls(arms=arms, conversations=conversations, **own)
+
+    @cached_property
+    def places(self) -> Ints:
+        """(conversation, turn, sample) of each [N] as one number: what the arms are paired by."""
+        place = self.conversation.astype(np.int64) << 40
+        return np.asarray(place | (self.turn.astype(np.int64) << 20) | self.sample)
+
+    @cached_property
+    def begins(self) -> Ints:
+        """Output tokens that were there before each round [M]; the prefill has made one."""
+        ends = np.cumsum(self.emitted, dtype=np.int64)
+        before = np.concatenate([[0], ends])[np.cumsum(self.num_rounds) - self.num_rounds]
+        return np.asarray(1 + ends - self.emitted - np.repeat(before, self.num_rounds))
+
+    def of_rounds(self, values: NDArray[Any]) -> NDArray[Any]:
+        """What is known of each generation [N], for each of its rounds [M]."""
+        return np.repeat(values, self.num_rounds)
+
+    def clusters(self, *values: NDArray[Any]) -> tuple[NDArray[np.float64], ...]:
+        """Sums [C] of values [N] over the turns, samples and repeats of each conversation, by its name."""
+        present = np.unique(self.conversation)
+        # Exact up to 2 ** 53, which is a hundred days of nanoseconds.
+        return tuple(np.asarray(np.bincount(self.conversation, one)[present], float) for one in values)
+
+    def rounds_sum(self, values: NDArray[Any]) -> Ints:
+        """Sums [N] over the rounds of each generation of values [M]."""
+        return Ragged(values, self.num_rounds).sums()
+
+
+@runtime_checkable
+class HasColumns(Protocol):
+    """Records that lie in a file of columns."""
+
+    def columns(self) -> Columns:
+        """Read them."""
+        ...
+
+
+Records = Sequence[GenerationRecord] | HasColumns | Columns
+
+_VOCABULARIES = ("arms", "conversations")
+_OF_ROUNDS = (*COUNTS, "round_verify_ns")
+
+
+def _known(value: int | None) -> int:
+    return -1 if value is None else value
+
+
+def _loops(ids: NDArray[Any], lengths: Counts) -> tuple[Counts, Counts]:
+    """Of each output its 8-grams, and how many of them stood in it before; told apart by 64-bit hashes."""
+    num_grams = np.maximum(lengths - (LOOP_NGRAM - 1), 0).astype(np.int32)
+    owner = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+    if not num_grams.any():
+        return num_grams, np.zeros_like(num_grams)
+    windows = len(ids) - LOOP_NGRAM + 1
+    inside = owner[:windows] == owner[LOOP_NGRAM - 1 :]
+    grams = _mixed(owner[:windows].astype(np.uint64))
+    for step in range(LOOP_NGRAM):
+        grams = _mixed(grams ^ ids[step : step + windows].astype(np.uint64))
+    grams, owner = grams[inside], owner[:windows][inside]
+    order = np.argsort(grams)
+    again = np.zeros(len(grams), bool)
+    again[order[1:]] = grams[order][1:] == grams[order][:-1]
+    return num_grams, np.bincount(owner[again], minlength=len(lengths)).astype(np.int32)
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A one-to-one map of 64-bit numbers that spreads them (Stafford's mix 13, of splitmix64)."""
+    values = values + _MIX
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(values ^ (values >> np.uint64(31)))

@@ -1,0 +1,220 @@
+"""Export: the records of a finished run as columns, and which journal they were made of.
+
+The journal is the truth. An export knows the journal's size and its last line, which has the time and a
+checksum; where these are no longer the journal's own, the export is stale and is not read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from harness.columns import COUNTS, LISTS, METERED, NAMES, SCALARS, STAGES_NS, Columns, Named, Ragged
+from harness.journal import JOURNAL, CorruptJournal, Journal, read_journal
+from harness.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe
+from harness.roots import is_local, size_of
+
+COLUMNS = "records.parquet"
+_ABOUT = b"journal"
+"""Key, in the file's metadata, of what it knows beside the records."""
+_WORDS = ("arm", "kind", "conversation", "category", "prompt_hash", "stop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """All that a report needs of a finished journal beside the records.
+
+    num_bytes, end: length and last line of the journal.
+    """
+
+    num_bytes: int
+    end: str
+    num_records: int
+    num_exhibits: int
+    nulls: list[NullReplay]
+    probes: list[Probe]
+    failures: list[Failure]
+
+    @classmethod
+    def of(cls, journal: Journal, num_bytes: int, end: bytes) -> About:
+        """Of a journal of this size that ends in the line `end`."""
+        return cls(
+            num_bytes=num_bytes,
+            end=end.decode(),
+            num_records=len(journal.records()),
+            num_exhibits=len(journal.exhibits()),
+            nulls=journal.nulls(),
+            probes=journal.probes,
+            failures=journal.failures(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of JSON types; `from_json` is its inverse."""
+        return {
+            name: [one._asdict() for one in value] if isinstance(value, list) else value
+            for name, value in vars(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> About:
+        """Read what `to_json` wrote."""
+        kinds = {"nulls": NullReplay, "probes": Probe, "failures": Failure}
+        lists: dict[str, Any] = {name: [kind(**one) for one in data[name]] for name, kind in kinds.items()}
+        return cls(**{**data, **lists})
+
+
+def encode_columns(records: Sequence[GenerationRecord], about: About) -> bytes:
+    """The file: a column a field of the records, and `about`."""
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    schema = _schema().with_metadata({_ABOUT: json.dumps(about.to_json())})
+    rows = [record.to_json() for record in records]
+    arrays = [pa.array([row[field.name] for row in rows], field.type) for field in schema]
+    table, buffer = pa.Table.from_arrays(arrays, schema=schema), BytesIO()
+    # Times do not repeat: a dictionary of them would only take time.
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=list(_WORDS))
+    return buffer.getvalue()
+
+
+def _schema() -> Any:
+    import pyarrow as pa
+
+    special = {
+        **dict.fromkeys(_WORDS, pa.string()),
+        **dict.fromkeys(("prefill_ns", "total_ns", "latency_ns", *METERED), pa.int64()),
+        **dict.fromkeys(STAGES_NS, pa.list_(pa.int64())),
+        **dict.fromkeys(("output_ids", *COUNTS), pa.list_(pa.int32())),
+        "timed": pa.bool_(),
+        "verdict": pa.struct([("kind", pa.string()), ("position", pa.int32()), ("gap", pa.float64())]),
+    }
+    return pa.schema([(name, special.get(name, pa.int32())) for name in GenerationRecord.names()])
+
+
+def read_about(folder: Path) -> About | None:
+    """Of the export in a run folder; None where there is none, or none of the journal that lies there."""
+    about = _about(folder / COLUMNS)
+    return about if about is not None and _is_of(about, folder / JOURNAL) else None
+
+
+def _about(path: Path) -> About | None:
+    """None also for a file that another version of the harness wrote, which may know less."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.exists():
+        return None
+    try:
+        told = (pq.read_schema(_file(path)).metadata or {}).get(_ABOUT)
+        return About.from_json(json.loads(told)) if told else None
+    except (pa.ArrowInvalid, TypeError, KeyError, ValueError):
+        return None
+
+
+def _is_of(about: About, journal: Path) -> bool:
+    if not journal.exists() or size_of(journal) != about.num_bytes:
+        return False
+    if not is_local(journal):
+        # Elsewhere a look at a file's end may take the whole file.
+        return True
+    end = about.end.encode()
+    with journal.open("rb") as file:
+        file.seek(-len(end), os.SEEK_END)
+        return file.read() == end
+
+
+def read_columns(folder: Path) -> Columns:
+    """What a report reads of the records of a run folder.
+
+    Raises:
+        CorruptJournal: the export cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / COLUMNS
+    try:
+        # Without pyarrow's data sets, which take longer to open a small file than it takes to read it.
+        table = pq.ParquetFile(_file(path)).read([*NAMES, *SCALARS, *METERED, *LISTS, "verdict"])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CorruptJournal(
+            f"{path}: cannot be read ({error}). Delete it: the journal beside it has all that it had."
+        ) from error
+    kinds, positions, _ = table["verdict"].combine_chunks().flatten()
+    return Columns.build(
+        {name: _named(table[name].combine_chunks()) for name in NAMES},
+        {
+            **{name: table[name].to_numpy() for name in SCALARS},
+            **{name: table[name].combine_chunks().fill_null(-1).to_numpy() for name in METERED},
+        },
+        {name: _ragged(table[name].combine_chunks()) for name in LISTS},
+        _named(kinds),
+        positions.fill_null(-1).to_numpy(),
+    )
+
+
+def _file(path: Path) -> Any:
+    """What pyarrow reads: a local file by its name, any other from memory."""
+    return path if is_local(path) else BytesIO(path.read_bytes())
+
+
+def _named(column: Any) -> Named:
+    coded = column.dictionary_encode(null_encoding="encode")
+    return Named(tuple(coded.dictionary.to_pylist()), coded.indices.to_numpy())
+
+
+def _ragged(lists: Any) -> Ragged:
+    return Ragged(lists.flatten().to_numpy(), np.diff(lists.offsets.to_numpy()))
+
+
+class StoredRecords(Sequence[GenerationRecord]):
+    """The records of a finished run: as columns from its export, one by one from its journal."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        """Reads nothing; `count`: how many there are."""
+        self._folder, self._count = folder, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[GenerationRecord]:
+        return iter(read_journal(self._folder / JOURNAL).records())
+
+    @overload
+    def __getitem__(self, index: int) -> GenerationRecord: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[GenerationRecord]: ...
+    def __getitem__(self, index: int | slice) -> GenerationRecord | list[GenerationRecord]:
+        return list(self)[index]
+
+    def columns(self) -> Columns:
+        """Read anew each time: a report needs those of one cell at a time."""
+        return read_columns(self._folder)
+
+
+class StoredExhibits(Sequence[Exhibit]):
+    """The exhibits of a finished run, from its journal."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        """Reads nothing; `count`: how many there are."""
+        self._folder, self._count = folder, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Exhibit]:
+        return iter(read_journal(self._folder / JOURNAL, without=("record",)).exhibits())
+
+    @overload
+    def __getitem__(self, index: int) -> Exhibit: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Exhibit]: ...
+    def __getitem__(self, index: int | slice) -> Exhibit | list[Exhibit]:
+        return list(self)[index]

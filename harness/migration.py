@@ -1,0 +1,62 @@
+"""Migration: stores of older versions of the harness, written anew as this one writes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.config import ConfigError
+from harness.export import read_about
+from harness.files import write_whole
+from harness.journal import JOURNAL, CorruptJournal, read_journal
+from harness.records import SCHEMA_VERSION
+from harness.store import MANIFEST, export_records, read_manifest
+
+STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    # Version 1 had no exhibits; a manifest says nothing of them.
+    1: lambda manifest: manifest,
+}
+"""Version -> what makes of its manifest one of the next version, but for the version's number."""
+
+
+def migrate(root: Path, note: Callable[[str], None]) -> int:
+    """Bring every run folder below `root` up to this version; how many were not.
+
+    A manifest gets this version's form, a finished run gets exports of its journal, which is not touched.
+    What is of this version already stays as it is, so that what broke off is completed by the same command.
+
+    Raises:
+        ConfigError: there is no such folder, or no way from a run's version to this one.
+        CorruptJournal: a journal is not what was written.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"{root}: no such folder. `python -m harness.bench` measures runs into it.")
+    folders = sorted(path.parent for path in root.glob(f"*/{MANIFEST}"))
+    changed = [folder for folder in folders if _migrate(folder)]
+    for folder in changed:
+        note(f"migrated {folder}")
+    return len(changed)
+
+
+def _migrate(folder: Path) -> bool:
+    manifest = folder / MANIFEST
+    try:
+        data = json.loads(manifest.read_bytes())
+    except ValueError as error:
+        raise CorruptJournal(f"{manifest}: is not JSON ({error}). Restore it, or move it away.") from error
+    version = data.get("schema_version")
+    is_old = bool(version != SCHEMA_VERSION)
+    while version in STEPS and version != SCHEMA_VERSION:
+        data = {**STEPS[version](data), "schema_version": version + 1}
+        version += 1
+    if is_old and version == SCHEMA_VERSION:
+        text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+        write_whole(manifest, f"{text}\n".encode())
+    read_manifest(manifest)
+    journal = read_journal(folder / JOURNAL)
+    if not journal.finished or read_about(folder) is not None:
+        return is_old
+    export_records(folder, journal)
+    return True

@@ -1,0 +1,171 @@
+"""Packs: many finished run folders in one archive, and back, byte for byte.
+
+A pack is a ZIP file of whole folders, so that any tool can open it; the reports read runs in it as they read
+folders. Whatever breaks off, every run lies whole in its folder, in a pack, or in both.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from harness.config import ConfigError
+from harness.export import COLUMNS
+from harness.files import PART, put_in_place, sync_folder, write_whole
+from harness.journal import JOURNAL, read_journal
+from harness.provenance import digest
+from harness.roots import PACKS, in_pack, is_pack
+from harness.store import LOCK
+
+NUM_TOGETHER = 250
+"""Runs of one pack."""
+_GONE = ".gone-"
+"""Beginning of the name of a folder that is being deleted."""
+_LOCK = ".packing"
+
+Note = Callable[[str], None]
+"""Takes a line for the user."""
+
+
+def compact(root: Path, note: Note, together: int = NUM_TOGETHER) -> list[Path]:
+    """Put the finished runs below `root` into packs of `together` runs, and delete their folders; the packs.
+
+    A lock file, which says which process writes a run, is left out. Runs that are not finished stay.
+
+    Raises:
+        ConfigError: a run lies in a pack already, with other content; or is no run.
+    """
+    with FileLock(_checked(root) / _LOCK):
+        _sweep(root)
+        packed = {name: place for pack in _packs(root) for name, place in in_pack(pack).items()}
+        finished = [folder for folder in _folders(root) if read_journal(folder / JOURNAL).finished]
+        for folder in [folder for folder in finished if folder.name in packed]:
+            # An earlier packing was broken off before it could delete the folder.
+            _delete(folder, packed[folder.name])
+            finished.remove(folder)
+        made = []
+        for start in range(0, len(finished), together):
+            chosen = finished[start : start + together]
+            made.append(_write(root, chosen))
+            places = in_pack(made[-1])
+            for folder in chosen:
+                _delete(folder, places[folder.name])
+            note(f"packed {len(chosen)} runs into {made[-1]}")
+        return made
+
+
+def expand(root: Path, note: Note) -> int:
+    """Put the runs of all packs below `root` back into their folders, and delete the packs; how many runs.
+
+    Raises:
+        ConfigError: a folder is there already, with other content.
+    """
+    number = 0
+    with FileLock(_checked(root) / _LOCK):
+        _sweep(root)
+        for pack in _packs(root):
+            for name, place in in_pack(pack).items():
+                _restore(root / name, place)
+                number += 1
+            sync_folder(root)
+            pack.unlink()
+            note(f"unpacked {pack}")
+    return number
+
+
+def _checked(root: Path) -> Path:
+    if not root.is_dir():
+        raise ConfigError(f"{root}: no such folder. `python -m harness.bench` measures runs into it.")
+    return root
+
+
+def _packs(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if is_pack(path.name))
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """All files of a run folder but its lock, by name."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise ConfigError(f"{path}: is neither a file nor a folder, and cannot be packed; move it away.")
+        if path.is_file() and path != folder / LOCK:
+            yield path
+
+
+def _write(root: Path, folders: Sequence[Path]) -> Path:
+    path = root / digest([folder.name for folder in folders])[:12].join(PACKS)
+    part = path.with_name(path.name + PART)
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+        for folder in folders:
+            archive.mkdir(folder.name)
+            for file in _files(folder):
+                # Columns are compressed in themselves.
+                how = zipfile.ZIP_STORED if file.name == COLUMNS else zipfile.ZIP_DEFLATED
+                archive.write(file, file.relative_to(root), how)
+    put_in_place(part, path)
+    return path
+
+
+def _delete(folder: Path, place: Path) -> None:
+    """A folder whose every byte is at `place` in a pack."""
+    if differing := _differing(folder, place):
+        raise _conflict(folder / differing, place)
+    gone = folder.with_name(_GONE + folder.name)
+    # A folder that is half deleted would be no run.
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _restore(folder: Path, place: Path) -> None:
+    if folder.is_dir():
+        if differing := _differing(folder, place):
+            raise _conflict(folder / differing, place)
+        return
+    # Until all of it is there it has the name of what a crash leaves behind.
+    part = folder.with_name(_GONE + folder.name)
+    part.mkdir()
+    for name, packed in _packed_files(place).items():
+        (part / name).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(part / name, packed.read_bytes())
+    part.rename(folder)
+
+
+def _conflict(path: Path, place: Path) -> ConfigError:
+    return ConfigError(
+        f"{path}: is not the same as in {place}. Move one of the two away, then type the command again."
+    )
+
+
+def _differing(folder: Path, place: Path) -> str:
+    """The first file in which a folder and its place in a pack differ, "" where they do not."""
+    ours = {str(path.relative_to(folder)): path for path in _files(folder)}
+    theirs = _packed_files(place)
+    for name in sorted({*ours, *theirs}):
+        if name not in ours or name not in theirs or ours[name].read_bytes() != theirs[name].read_bytes():
+            return name
+    return ""
+
+
+def _packed_files(place: Path, prefix: str = "") -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for child in place.iterdir():
+        name = f"{prefix}{child.name}"
+        found |= _packed_files(child, f"{name}/") if child.is_dir() else {name: child}
+    return found
+
+
+def _sweep(root: Path) -> None:
+    """What a crash left half deleted or half written; all of it lies whole elsewhere."""
+    for path in root.iterdir():
+        if path.name.startswith(_GONE):
+            shutil.rmtree(path)
+        elif path.name.startswith(PACKS[0]) and path.name.endswith(PART):
+            path.unlink()
