@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from harness.config import ConfigError
 from harness.journal import CorruptJournal, encode, read_journal
+from harness.lease import LOCK, Lease
 from harness.provenance import digest, now, redact, slug
 from harness.records import (
     READABLE_VERSIONS,
@@ -32,15 +33,11 @@ from harness.records import (
     RunManifest,
 )
 
-MANIFEST, JOURNAL, LOCK = "manifest.json", "journal.jsonl", "lock"
+MANIFEST, JOURNAL = "manifest.json", "journal.jsonl"
 RECORDS, COLUMNS = "records.jsonl", "records.parquet"
 
 _SAME = ("run_id", "cell", "arms", "rungs", "prompts", "replicate", "schema_version")
 _SAME_TARGET = ("source", "revision", "dtype", "attention", "cache", "num_parameters")
-
-
-class RunBusy(ConfigError):
-    """Another process is writing this run."""
 
 
 class OpenRun:
@@ -59,7 +56,7 @@ class OpenRun:
         """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(folder)
+        self._lease = Lease(folder)
         try:
             self.manifest = self._settle(manifest)
             path = folder / JOURNAL
@@ -73,7 +70,7 @@ class OpenRun:
             if not self.finished:
                 self._write("open", {"at": now(), "pid": os.getpid()})
         except BaseException:
-            os.close(self._lock)
+            self._lease.close()
             raise
 
     def __enter__(self) -> Self:
@@ -88,7 +85,7 @@ class OpenRun:
         """Let another process have the run; what was written stays."""
         if not self._file.closed:
             self._file.close()
-            os.close(self._lock)
+            self._lease.close()
 
     @property
     def finished(self) -> bool:
@@ -295,25 +292,6 @@ def _read_manifest(path: Path) -> RunManifest:
         return RunManifest.from_json(data)
     except (TypeError, KeyError) as error:
         raise CorruptJournal(f"{path}: {error}. Restore it, or move the folder away.") from error
-
-
-def _lock(folder: Path) -> int:
-    """The descriptor that holds the folder's lock; the system lets go of it when the process dies."""
-    import fcntl  # not on Windows, where runs can still be read
-
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = os.pread(descriptor, 32, 0).decode().strip() or "unknown"
-        os.close(descriptor)
-        raise RunBusy(
-            f"{folder}: process {pid} is writing this run. Wait until it ends (calling again then resumes"
-            " the run or finds it done), or measure beside it: `replicate=N` with a number not yet used."
-        ) from None
-    os.truncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
 
 
 def _write_columns(path: Path, rows: list[dict[str, Any]]) -> None:
