@@ -146,7 +146,7 @@ class OpenRun:
         if not path.exists():
             text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
             _write_whole(path, f"{text}\n".encode())
-        stored = _read_manifest(path)
+        stored = read_manifest(path)
         ours, theirs = (json.loads(json.dumps(each.to_json())) for each in (manifest, stored))
         differing = [key for key in _SAME if ours[key] != theirs[key]]
         differing += [
@@ -241,7 +241,7 @@ def load_run(folder: Path) -> Run:
         CorruptJournal: a file does not hold what was written.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder / MANIFEST)
+    manifest = read_manifest(folder / MANIFEST)
     journal = read_journal(folder / JOURNAL)
     return Run(
         folder=str(folder),
@@ -270,7 +270,8 @@ def _has_content(folder: Path) -> bool:
     return any(child.name != LOCK and child.suffix != ".part" for child in folder.iterdir())
 
 
-def _read_manifest(path: Path) -> RunManifest:
+def read_manifest(path: Path) -> RunManifest:
+    """What a run is; see `load_run` for what can be wrong."""
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
