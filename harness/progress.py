@@ -150,11 +150,11 @@ def seconds_left(cells: Sequence[Mapping[str, Any]]) -> float | None:
     todo = [cell for cell in cells if cell["state"] != "done"]
     if not done:
         return None if todo else 0.0
-    total: float = 0.0
+    total = 0.0
     for cell in todo:
         alike = [one for one in done if one["target"] == cell["target"]]
         closest = [one for one in alike if one["task"] == cell["task"]] or alike or done
-        total += fmean(one["seconds"] for one in closest) * (1 - cell["share"])
+        total += fmean(one["seconds"] for one in closest) * (1 - float(cell["share"]))
     return total / max(1, sum(cell["state"] == "running" for cell in cells))
 
 
