@@ -1,8 +1,9 @@
 """A sweep of a hundred cells, interrupted in every way: python -m scripts.sweep_trial slurm|ray FOLDER
 
 slurm: after `scripts/slurm_loopback.sh start SLURM`, with its SLURM_CONF set. ray: after
-`python -m scripts.ray_loopback start`. Ctrl-C, kill -9 of a worker, a job put back into the queue, the scheduler
-killed and started again; after each the same command. Prints what the store holds at every turn, as JSON lines.
+`python -m scripts.ray_loopback start`. Ctrl-C, kill -9 of a worker, a job put back into the queue, the
+scheduler killed and started again; then the same command. Prints what the store holds at every turn, as JSON
+lines.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ LAUNCHERS = {
 }
 NUM_JOBS = 50
 """Two cells each, greedy and sampled."""
-NUM_PROMPTS = 6
+NUM_PROMPTS = 8
 
 
 class Trial:
@@ -47,7 +48,7 @@ class Trial:
         self._command = [
             *(sys.executable, "-m", "harness.bench", "--multirun", *LAUNCHERS[launcher], "~experiment"),
             *("target=tiny", "task=local", f"task.path={prompts}", "method=[ngram]", "measure=acceptance"),
-            *("measure.batch_size=1", "max_new_tokens=16,17", "decoding=[greedy,sampled]", "tracker=none"),
+            *("measure.batch_size=1", "max_new_tokens=32,33", "decoding=[greedy,sampled]", "tracker=none"),
             *(f"results={self.results}", sweep),
         ]
         self._log, self._begin = folder / "log", time.monotonic()
@@ -58,16 +59,19 @@ class Trial:
         """Type the command; when `until` cells are done, do something to it."""
         with self._log.open("a") as log:
             process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=log, text=True)
-            while until is not None and act and process.poll() is None:
+            while act and process.poll() is None:
                 if self.num("done") >= until and self.num("running"):
                     self.tell(act(process))
                     break
                 time.sleep(0.2)
             out, _ = process.communicate()
         document = json.loads(out) if out else {"rows": [], "run_dirs": []}
-        failed = sum("FAILED" in line for line in self._log.read_text().splitlines())
+        told = self._log.read_text()[seen:].splitlines()
         self.tell(
-            "ended", status=process.returncode, runs=len(document["run_dirs"]), failed_rows_so_far=failed
+            "ended",
+            status=process.returncode,
+            run_dirs=len(document["run_dirs"]),
+            failed_rows=sum("FAILED" in line for line in told),
         )
 
     def num(self, state: str) -> int:
@@ -83,26 +87,21 @@ class Trial:
         found = Shelf(self.results / "runs").found
         runs = [load_run(one.folder) for one in found]
         keys = Counter(
-            (run.manifest.run_id, r.arm, r.conversation, r.turn, r.sample, r.repeat)
+            (run.manifest.run_id, one.arm, one.conversation, one.sample, one.repeat)
             for run in runs
-            for r in run.records
+            for one in run.records
         )
-        print(
-            json.dumps(
-                {
-                    "at_s": round(time.monotonic() - self._begin),
-                    "what": what,
-                    "cells": dict(Counter(one.state for one in found)),
-                    "records": keys.total(),
-                    "double": sum(number > 1 for number in keys.values()),
-                    "failures": sorted(
-                        {f"{f.kind}: {f.message}"[:150] for run in runs for f in run.failures}
-                    ),
-                    **more,
-                }
-            ),
-            flush=True,
-        )
+        failures = {f"{one.kind}: {one.message}"[:150] for run in runs for one in run.failures}
+        line = {
+            "at_s": round(time.monotonic() - self._begin),
+            "what": what,
+            "cells": dict(Counter(one.state for one in found)),
+            "records": keys.total(),
+            "double": sum(number > 1 for number in keys.values()),
+            "failures": sorted(failures),
+            **more,
+        }
+        print(json.dumps(line), flush=True)
 
 
 def interrupt(process: subprocess.Popen[str]) -> str:
@@ -113,12 +112,12 @@ def interrupt(process: subprocess.Popen[str]) -> str:
 
 def kill(trial: Trial) -> str:
     """kill -9 of a process that writes a run."""
-    for folder in trial.running():
-        holder = last_holder(folder)
-        if holder and psutil.pid_exists(holder.pid):
-            os.kill(holder.pid, signal.SIGKILL)
-            return f"kill -9 of the worker of {folder.name}"
-    return "kill -9: nobody there"
+    while True:
+        for folder in trial.running():
+            holder = last_holder(folder)
+            if holder and psutil.pid_exists(holder.pid):
+                os.kill(holder.pid, signal.SIGKILL)
+                return f"kill -9 of the worker of {folder.name}"
 
 
 def slurm_requeue() -> str:
@@ -146,21 +145,19 @@ def ray_reboot() -> str:
 def main(launcher: str, folder: Path) -> None:
     """Interrupt, and go on until all is done."""
     trial = Trial(launcher, folder)
+
+    def slurm(_: subprocess.Popen[str]) -> str:
+        for act in (lambda: kill(trial), slurm_requeue, slurm_reboot):
+            trial.tell(act())
+            time.sleep(10)
+        return "ten seconds later"
+
     trial.type(15, interrupt)
     if launcher == "slurm":
-
-        def all_at_once(_: subprocess.Popen[str]) -> str:
-            trial.tell(kill(trial))
-            time.sleep(6)
-            trial.tell(slurm_requeue())
-            time.sleep(6)
-            return slurm_reboot()
-
-        trial.type(35, all_at_once)
+        trial.type(30, slurm)
     else:
-        trial.type(35, lambda _: kill(trial))
-        trial.type(101, None)
-        trial.tell("")
+        trial.type(30, lambda _: kill(trial))
+        trial.type(60, lambda _: ray_reboot())
     trial.type()
     trial.type()
 
