@@ -1,9 +1,8 @@
 """A sweep of a hundred cells, interrupted in every way: python -m scripts.sweep_trial slurm|ray FOLDER
 
-slurm: after `scripts/slurm_loopback.sh start SLURM`, with its SLURM_CONF set. ray: after
-`python -m scripts.ray_loopback start`. Ctrl-C, kill -9 of a worker, a job put back into the queue, the
-scheduler killed and started again; then the same command. Prints what the store holds at every turn, as JSON
-lines.
+slurm: after `scripts/slurm_loopback.sh start SLURM`, with its SLURM_CONF set. ray: starts a cluster of two
+workers. Ctrl-C, kill -9 of a worker, a job put back into the queue, the scheduler killed and started again;
+then the same command. Prints what the store holds at every turn, as JSON lines. Typed again it goes on.
 """
 
 from __future__ import annotations
@@ -25,9 +24,10 @@ from harness.lease import last_holder
 from harness.progress import Shelf
 from harness.store import load_run
 
+RAY_PORT = 26379
 LAUNCHERS = {
-    "slurm": ["hydra/launcher=slurm", "hydra.launcher.gpus_per_task=null", "hydra.launcher.cpus_per_task=1"],
-    "ray": ["hydra/launcher=ray", "hydra.launcher.init.address=auto", "hydra.launcher.remote.num_gpus=0"],
+    "slurm": ["hydra.launcher.gpus_per_task=null", "hydra.launcher.cpus_per_task=1"],
+    "ray": [f"hydra.launcher.init.address=127.0.0.1:{RAY_PORT}", "hydra.launcher.remote.num_gpus=0"],
 }
 NUM_JOBS = 50
 """Two cells each, greedy and sampled."""
@@ -38,25 +38,24 @@ class Trial:
     """One sweep, typed again and again."""
 
     def __init__(self, launcher: str, folder: Path) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         prompts, self.results = folder / "prompts.jsonl", folder / "results"
-        lines = [
-            {"question_id": i, "category": "a", "turns": [f"one two {i} one"]} for i in range(NUM_PROMPTS)
-        ]
+        texts = [f"one two {number} one two" for number in range(NUM_PROMPTS)]
+        lines = [{"question_id": i, "category": "a", "turns": [text]} for i, text in enumerate(texts)]
         prompts.write_text("\n".join(map(json.dumps, lines)))
         sweep = f"methods.ngram.draft_length={','.join(map(str, range(1, NUM_JOBS // 2 + 1)))}"
         self._command = [
-            *(sys.executable, "-m", "harness.bench", "--multirun", *LAUNCHERS[launcher], "~experiment"),
+            *(sys.executable, "-m", "harness.bench", "--multirun", f"hydra/launcher={launcher}"),
+            *(*LAUNCHERS[launcher], "~experiment"),
             *("target=tiny", "task=local", f"task.path={prompts}", "method=[ngram]", "measure=acceptance"),
             *("measure.batch_size=1", "max_new_tokens=32,33", "decoding=[greedy,sampled]", "tracker=none"),
             *(f"results={self.results}", sweep),
         ]
         self._log, self._begin = folder / "log", time.monotonic()
 
-    def type(
-        self, until: int | None = None, act: Callable[[subprocess.Popen[str]], str] | None = None
-    ) -> None:
+    def type(self, until: int = 0, act: Callable[[subprocess.Popen[str]], str] | None = None) -> None:
         """Type the command; when `until` cells are done, do something to it."""
+        seen = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("a") as log:
             process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=log, text=True)
             while act and process.poll() is None:
@@ -135,16 +134,35 @@ def slurm_reboot() -> str:
     return "kill -9 of slurmctld, and its start"
 
 
-def ray_reboot() -> str:
-    """Kill the cluster and start it again."""
-    for what in ("stop", "start"):
-        subprocess.run([sys.executable, "-m", "scripts.ray_loopback", what], check=True, capture_output=True)
-    return "kill -9 of the whole Ray cluster, and its start"
+class RayCluster:
+    """A head without processors and two workers of one each, on this machine."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """At the port that the command knows."""
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "port": RAY_PORT})
+        for _ in range(2):
+            self._cluster.add_node(num_cpus=1)
+
+    def reboot(self) -> str:
+        """Kill all of it and start it again."""
+        self._cluster.shutdown()
+        self.start()
+        return "the whole Ray cluster was shut down, and started again"
+
+    def stop(self) -> None:
+        """For good."""
+        self._cluster.shutdown()
 
 
 def main(launcher: str, folder: Path) -> None:
     """Interrupt, and go on until all is done."""
     trial = Trial(launcher, folder)
+    cluster = RayCluster() if launcher == "ray" else None
 
     def slurm(_: subprocess.Popen[str]) -> str:
         for act in (lambda: kill(trial), slurm_requeue, slurm_reboot):
@@ -152,14 +170,16 @@ def main(launcher: str, folder: Path) -> None:
             time.sleep(10)
         return "ten seconds later"
 
-    trial.type(15, interrupt)
-    if launcher == "slurm":
-        trial.type(30, slurm)
-    else:
-        trial.type(30, lambda _: kill(trial))
-        trial.type(60, lambda _: ray_reboot())
+    ways: list[tuple[int, Callable[[subprocess.Popen[str]], str]]] = [(15, interrupt), (30, slurm)]
+    if cluster:
+        ways[1:] = [(30, lambda _: kill(trial)), (60, lambda _: cluster.reboot())]
+    for until, act in ways:
+        if trial.num("done") < until:
+            trial.type(until, act)
     trial.type()
     trial.type()
+    if cluster:
+        cluster.stop()
 
 
 if __name__ == "__main__":
