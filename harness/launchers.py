@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -47,8 +48,8 @@ class Slurm(PatientLauncher):
             if not submitted():
                 raise ConfigError(f"hydra/launcher=slurm: Slurm takes no job: {_short(error)}") from error
         except KeyboardInterrupt:
-            for job in submitted():
-                job.cancel(check=False)
+            arrays = {job.job_id.partition("_")[0] for job in submitted()}
+            subprocess.run(["scancel", *arrays], check=False)
             raise
         for job in (waiting := submitted()):
             job.wait()

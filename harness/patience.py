@@ -69,10 +69,11 @@ class PatientLauncher(Launcher):
         setup_globals()
         configure_log(self._config.hydra.hydra_logging, self._config.hydra.verbose)
         self._begun = now()
-        jobs = {initial_job_idx + place: list(given) for place, given in enumerate(job_overrides)}
         self._sweep_dir.mkdir(parents=True, exist_ok=True)
-        if self._skip_done:
-            self._leave_out(jobs)
+        todo = [list(given) for given in job_overrides]
+        if self._skip_done and not self._config.dry_run:
+            todo = self._leave_out(todo, initial_job_idx)
+        jobs = dict(enumerate(todo, initial_job_idx))
         try:
             reasons = self._launch(jobs) if jobs else {}
         except KeyboardInterrupt:
@@ -81,29 +82,33 @@ class PatientLauncher(Launcher):
         self._settle(jobs, reasons)
         return []
 
-    def _leave_out(self, jobs: Jobs) -> None:
-        """Take from `jobs` those whose cells are all done, and say so: a queue and a start cost minutes."""
-        if self._config.dry_run:
-            return
-        shelf, devices = self._shelf(), set[str]()
+    def _leave_out(self, jobs: list[list[str]], first: int) -> list[list[str]]:
+        """Those of the jobs that have something to do; the others cost a queue and a start.
+
+        first: their first number. Those that are left out get the last ones.
+        """
+        shelf, todo, devices = self._shelf(), [], set[str]()
         if not shelf.found:
-            return
-        for number, overrides in list(jobs.items()):
-            cells = asked(_without_hydra(self._compose(number, overrides)), overrides)
+            return jobs
+        last = first + len(jobs) - 1
+        for overrides in jobs:
+            cells = asked(_without_hydra(self._compose(last, overrides)), overrides)
             found = [shelf.find(cell, self._begun) for cell in cells]
             done = [one for one in found if one and one.state == "done"]
             if len(done) < len(cells):
+                todo.append(overrides)
                 continue
             devices |= {str(one.manifest.provenance["device"]["name"]) for one in done}
             folders = [str(one.folder) for one in done]
-            self._write_outcome(number, {"run_dirs": folders, "errors": [], "status": 0})
-            del jobs[number]
+            self._write_outcome(last, {"run_dirs": folders, "errors": [], "status": 0})
+            last -= 1
         if devices:
             Console().note(
-                f"done already, on {' and '.join(sorted(devices))}: the cells of all but {len(jobs)} jobs."
+                f"done already, on {' and '.join(sorted(devices))}: the cells of all but {len(todo)} jobs."
                 " That prompts, weights and heads hold what they held is taken on trust; to have each looked"
                 " at, or measured on another device: hydra.launcher.skip_done=false"
             )
+        return todo
 
     @abstractmethod
     def _launch(self, jobs: Jobs) -> dict[int, str]:
