@@ -21,7 +21,7 @@ from harness.patience import Jobs, PatientLauncher
 
 
 class Slurm(PatientLauncher):
-    """A Slurm job a cell, as an array, through hydra-submitit-launcher."""
+    """A Slurm job a job, all of them one array, through hydra-submitit-launcher."""
 
     extra = "slurm"
     module = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
@@ -48,8 +48,8 @@ class Slurm(PatientLauncher):
             if not submitted():
                 raise ConfigError(f"hydra/launcher=slurm: Slurm takes no job: {_short(error)}") from error
         except KeyboardInterrupt:
-            arrays = {job.job_id.partition("_")[0] for job in submitted()}
-            subprocess.run(["scancel", *arrays], check=False)
+            if arrays := {job.job_id.partition("_")[0] for job in submitted()}:
+                subprocess.run(["scancel", *arrays], check=False)
             raise
         for job in (waiting := submitted()):
             job.wait()
@@ -60,7 +60,7 @@ class Slurm(PatientLauncher):
 
 
 class Ray(PatientLauncher):
-    """A Ray task a cell."""
+    """A Ray task a job."""
 
     extra = "ray"
     module = "ray"
@@ -93,7 +93,7 @@ class Ray(PatientLauncher):
 
 
 class Joblib(PatientLauncher):
-    """A process a cell on this machine, for CPU work that is not timed; through hydra-joblib-launcher."""
+    """Processes on this machine, for CPU work that is not timed; through hydra-joblib-launcher."""
 
     extra = "joblib"
     module = "hydra_plugins.hydra_joblib_launcher.joblib_launcher"

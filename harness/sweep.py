@@ -12,7 +12,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.cli import FAILED, GOOD, WRONG
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.cli import FAILED, GOOD, WRONG, explain
 from harness.config import ConfigError
 from harness.reporters import Console
 from harness.sweeping import Sweep, newest, show, status
@@ -33,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         sweep = Sweep(given.folder or newest(given.results))
         found = status(sweep)
-    except ConfigError as error:
-        console.error(error)
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        console.error(explain(error))
         return WRONG
     show(sweep, found, console)
     print(json.dumps(found), flush=True)

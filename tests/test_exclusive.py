@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 
-from harness import exclusive
+from harness import exclusive, job
+from harness.config import ConfigError
 from harness.exclusive import cores, held, units_of
+from harness.reporters import Console
 from harness.tiny import TinyTarget
 
 HOLD = """
@@ -136,3 +139,23 @@ def test_a_cpu_run_occupies_the_cores_it_may_run_on(tmp_path: Path, monkeypatch:
 def test_a_gpu_run_occupies_its_gpu() -> None:
     (unit,) = units_of(TinyTarget(device="cuda"))
     assert unit.startswith("gpu-")
+
+
+@pytest.mark.parametrize(("measure", "timed"), [("quick", True), ("acceptance", False)])
+def test_a_job_holds_what_it_occupies_before_it_loads_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measure: str, timed: bool
+) -> None:
+    asked = []
+
+    def refuse(*given: object) -> None:
+        asked.append(given)
+        raise ConfigError("not today")
+
+    monkeypatch.setattr(job, "held", refuse)
+    monkeypatch.setattr(job, "Session", None)
+    given = ["target=tiny", "target.device=cpu", f"measure={measure}", f"results={tmp_path}", "~experiment"]
+    with initialize_config_module("conf", version_base="1.3"):
+        ours = job.Job(compose("bench", overrides=given), given, Console())
+    ours.run(False)
+    assert ours.outcome()["errors"] == ["not today"]
+    assert [one[:2] for one in asked] == [([f"core-{core}" for core in cores()], timed)]
