@@ -181,8 +181,10 @@ def _bury(
         else:
             folder = begun.folder
             if begun.state != "done":
+                # It may have been finished since it was looked at, or go on.
                 with suppress(RunBusy), store.open_run(begun.manifest) as run:
-                    run.write_failure(told)
+                    if not run.finished:
+                        run.write_failure(told)
         folders.append(str(folder))
         errors.append(f"{told.where}: {told.message}")
     return {"run_dirs": folders, "errors": errors, "status": 1 if errors else 0}
