@@ -23,7 +23,7 @@ from harness.patience import Jobs, PatientLauncher
 class Slurm(PatientLauncher):
     """A Slurm job a job, all of them one array, through hydra-submitit-launcher."""
 
-    extra = "slurm"
+    name = extra = "slurm"
     module = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
 
     def _launch(self, jobs: Jobs) -> dict[int, str]:
@@ -62,7 +62,7 @@ class Slurm(PatientLauncher):
 class Ray(PatientLauncher):
     """A Ray task a job."""
 
-    extra = "ray"
+    name = extra = "ray"
     module = "ray"
 
     def _launch(self, jobs: Jobs) -> dict[int, str]:
@@ -92,9 +92,10 @@ class Ray(PatientLauncher):
         return reasons
 
 
-class Joblib(PatientLauncher):
+class Processes(PatientLauncher):
     """Processes on this machine, for CPU work that is not timed; through hydra-joblib-launcher."""
 
+    name = "processes"  # Hydra would take a `joblib` of ours for that of its own plugin
     extra = "joblib"
     module = "hydra_plugins.hydra_joblib_launcher.joblib_launcher"
 
@@ -132,7 +133,7 @@ def run_on_worker(context: HydraContext, config: DictConfig, task: TaskFunction,
 
 def _refuse_clock_and_gpu(config: DictConfig) -> None:
     """Raise for a job whose seconds would be those of its neighbours, or whose GPU would be."""
-    told = "hydra/launcher=joblib runs cells side by side on the processor of this machine"
+    told = "hydra/launcher=processes runs cells side by side on the processor of this machine"
     if config.measure.profile != "acceptance" and not config.dry_run:
         raise ConfigError(
             f"measure={config.measure.profile}: {told}, and its seconds would be those of its neighbours."

@@ -35,9 +35,10 @@ Jobs = dict[int, list[str]]
 class PatientLauncher(Launcher):
     """Runs all jobs of a sweep, whatever happens to some of them; Ctrl-C ends them all.
 
-    Subclasses say how with `_launch`, and name the extra of this package that brings what they need.
+    Subclasses say how with `_launch`. name: of the YAML. module: what they need, which `extra` brings.
     """
 
+    name = ""
     extra = ""
     module = ""
 
@@ -60,7 +61,7 @@ class PatientLauncher(Launcher):
             importlib.import_module(self.module)
         except ImportError as error:
             raise ConfigError(
-                f"hydra/launcher={self.extra}: needs {self.module.partition('.')[0]} ({error}). Type"
+                f"hydra/launcher={self.name}: needs {self.module.partition('.')[0]} ({error}). Type"
                 f' pip install "specbench-harness[{self.extra}]"'
             ) from error
 

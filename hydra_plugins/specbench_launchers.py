@@ -11,5 +11,5 @@ class Ray(launchers.Ray):
     """See `harness.launchers`."""
 
 
-class Joblib(launchers.Joblib):
+class Processes(launchers.Processes):
     """See `harness.launchers`."""
