@@ -102,6 +102,8 @@ start() {
     sacctmgr -i add cluster loopback >/dev/null 2>&1 || true
     slurmctld
     slurmd
+    # It may have been stopped in the middle of a job.
+    scontrol update "NodeName=$host" State=RESUME 2>/dev/null || true
     wait_for "the node" sh -c "sinfo -h -o %T | grep -qE 'idle|mixed|allocated'"
     echo "export SLURM_CONF=$SLURM_CONF"
 }
