@@ -64,7 +64,7 @@ class Trial:
                     break
                 time.sleep(0.2)
             out, _ = process.communicate()
-        document = json.loads(out) if out else {"rows": [], "run_dirs": []}
+        document = json.loads(out.splitlines()[-1]) if out else {"run_dirs": []}
         told = self._log.read_text()[seen:].splitlines()
         self.tell(
             "ended",
