@@ -114,7 +114,8 @@ end() {
     pid=$(cat "$folder/$1.pid")
     kill "-${2:-TERM}" "$pid" 2>/dev/null || true
     for _ in $(seq 200); do
-        kill -0 "$pid" 2>/dev/null || break
+        # Not `kill -0`: a process that has ended may wait long for its parent to notice.
+        [ -e "/proc/$pid/exe" ] || break
         sleep 0.1
     done
     rm -f "$folder/$1.pid"
