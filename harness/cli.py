@@ -90,7 +90,8 @@ def run_job(config: DictConfig) -> None:
         return
     folder = Path(hydra.runtime.output_dir)
     (folder / OUTCOME).write_text(json.dumps(job.outcome()))
-    if job.interrupted and sweeping:
+    # A launcher that runs jobs elsewhere is interrupted itself, and ends the sweep.
+    if job.interrupted and sweeping and str(hydra.launcher["_target_"]).endswith("BasicLauncher"):
         Collect().on_multirun_end(config=_with_hydra(config))
 
 

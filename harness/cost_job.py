@@ -12,6 +12,7 @@ from harness import provenance
 from harness.config import ConfigError, build
 from harness.cost_table import COSTS, CostTable, identity
 from harness.engine import LocalEngine
+from harness.exclusive import held, units_of
 from harness.parallel import refuse_shared
 from harness.profiling import Profile
 from harness.reporters import Console
@@ -31,20 +32,21 @@ def run_costs(config: DictConfig) -> None:
     drafters = {str(name): build(node, f"methods.{name}") for name, node in (config.methods or {}).items()}
     spec: TargetSpec = build(config.target, "target")
     refuse_shared(spec.tensor_parallel, "profiling")
-    weights = spec.load(console.note)
-    profile.check(weights.max_context)
-    target = Target(weights.model, spec.attention, spec.linear, spec.cache, spec.compile)
-    for name, drafter in drafters.items():
-        try:
-            drafter.bind(target)
-        except ConfigError as error:
-            raise ConfigError(f"methods.{name}.{error}") from error
-    forward, settle, spread = profile.target(target, console.note)
-    engine = LocalEngine(target, weights.end_token_ids, weights.max_context)
-    costs = {}
-    for name, drafter in drafters.items():
-        console.note(f"profiling {name}")
-        costs[name] = profile.drafter(engine, drafter, provenance.redact(settings["methods"][name]))
+    with held(units_of(spec), True, console.note):
+        weights = spec.load(console.note)
+        profile.check(weights.max_context)
+        target = Target(weights.model, spec.attention, spec.linear, spec.cache, spec.compile)
+        for name, drafter in drafters.items():
+            try:
+                drafter.bind(target)
+            except ConfigError as error:
+                raise ConfigError(f"methods.{name}.{error}") from error
+        forward, settle, spread = profile.target(target, console.note)
+        engine = LocalEngine(target, weights.end_token_ids, weights.max_context)
+        costs = {}
+        for name, drafter in drafters.items():
+            console.note(f"profiling {name}")
+            costs[name] = profile.drafter(engine, drafter, provenance.redact(settings["methods"][name]))
     packages = provenance.packages()
     device = provenance.device_facts(target.device)
     table = CostTable(

@@ -14,6 +14,7 @@ from harness.experiment import make_cell
 from harness.plan import Plan, make_plan
 from harness.provenance import device_facts, digest, identity, stored_identity
 from harness.records import Run
+from harness.reporters import duration
 from harness.store import load_runs
 
 _HEADERS = ["target", "task", "T", "batch", "profile", "methods", "state", "generations", "time", "memory"]
@@ -135,16 +136,6 @@ def notes(cells: list[dict[str, Any]]) -> list[str]:
         which = [f"{c['target']}, {c['task']}, T={c['temperature']:g}" for c in cells if c["basis"] == basis]
         lines.append(f"{which[0]}{f' and {len(which) - 1} more' if which[1:] else ''}: {basis}")
     return lines
-
-
-def duration(seconds: float | None) -> str:
-    """`-` where it is not known, else seconds, minutes or hours and minutes."""
-    if seconds is None:
-        return "-"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def size(num_bytes: int | None) -> str:

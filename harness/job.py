@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.config import ConfigError, build
 from harness.cost_table import load_tables
+from harness.exclusive import held, units_of
 from harness.experiment import Experiment, failure
 from harness.figures import draw
 from harness.following import FollowedStore
@@ -47,23 +49,26 @@ class Job:
         sweeping: what is wrong with the configuration becomes a failed row, as in a sweep others go on;
         else it is only told, with the status of a wrong command line.
         """
-        try:
-            self._store.check_writable()
-            plan = make_plan(self._config, self._overrides)
-            plan.tracker.require()
-            session = Session(plan, self._console)
-            experiments = [Experiment(session, params) for params in plan.decodings.values()]
-        except (Exception, KeyboardInterrupt) as error:
-            if isinstance(error, ConfigError) and not sweeping:
-                self._errors, self._status = [str(error)], 2
+        with ExitStack() as stack:
+            try:
+                self._store.check_writable()
+                plan = make_plan(self._config, self._overrides)
+                plan.tracker.require()
+                units = units_of(plan.target)
+                stack.enter_context(held(units, plan.measure.timed, self._console.note))
+                session = Session(plan, self._console)
+                experiments = [Experiment(session, params) for params in plan.decodings.values()]
+            except (Exception, KeyboardInterrupt) as error:
+                if isinstance(error, ConfigError) and not sweeping:
+                    self._errors, self._status = [str(error)], 2
+                    return
+                for cell in cells_of(self._config):
+                    self._fail(error, cell)
                 return
-            for cell in _cells(self._config):
-                self._fail(error, cell)
-            return
-        for experiment in experiments:
-            self._measure(plan, experiment)
-            if self.interrupted:
-                return
+            for experiment in experiments:
+                self._measure(plan, experiment)
+                if self.interrupted:
+                    return
 
     def _measure(self, plan: Plan, experiment: Experiment) -> None:
         folder = None
@@ -130,7 +135,7 @@ def _is_sound(folder: Path) -> bool:
     return True
 
 
-def _cells(config: DictConfig) -> list[Cell]:
+def cells_of(config: DictConfig) -> list[Cell]:
     """The cells that a configuration asks for, as far as it can be read without building anything."""
     return [
         Cell(

@@ -19,6 +19,8 @@ from harness.records import Exhibit, Failure, GenerationRecord, NullReplay, Prob
 JOURNAL = "journal.jsonl"
 """Its name in a run folder."""
 _CRC_BYTES = len(b'{"crc":"00000000",')
+_END_BYTES = 4096
+"""More than the line that ends a finished journal."""
 
 
 class CorruptJournal(ConfigError):
@@ -145,6 +147,24 @@ def read_journal(path: Path, without: Sequence[str] = ()) -> Journal:
             ) from error
         journal.num_bytes += len(line)
     return journal
+
+
+def read_ends(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The first and the last line of a journal, {} where there is none or it is torn; reads no others."""
+    if not path.exists():
+        return {}, {}
+    with path.open("rb") as file:
+        first = file.readline()
+        file.seek(max(0, path.stat().st_size - _END_BYTES))
+        last = (file.read().splitlines(keepends=True) or [b""])[-1]
+    return _parsed(first), _parsed(last)
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        return _parse(line)
+    except _TornLine:
+        return {}
 
 
 def _parse(line: bytes) -> dict[str, Any]:

@@ -14,14 +14,13 @@ from harness.decoding import DecodingParams
 from harness.drafter import Drafter
 from harness.measure import Measure
 from harness.peers import Rung
+from harness.provenance import run_config
 from harness.records import BASELINE
 from harness.tasks import Task
 from harness.trackers import NoTracker
 from harness.weights import TargetSpec
 
 """The arm that every other one is compared with; it is always among the arms."""
-_NOT_OF_A_RUN = ("results", "tracker", "replicate", "decodings", "dry_run")
-"""Where output goes and what a process does; replicate and decodings are put into a run in another form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +45,10 @@ class Plan:
 
     def run_config(self, params: DecodingParams) -> dict[str, Any]:
         """What the manifest of the run with `params` holds as its configuration."""
-        config = {key: value for key, value in self.config.items() if key not in _NOT_OF_A_RUN}
+        config = run_config(self.config, params.name)
         if card := self.acceptor.card():
             config["acceptor"] = {**config["acceptor"], "card": card}
-        return {**config, "decoding": self.config["decodings"][params.name]}
+        return config
 
     def repeats(self, params: DecodingParams) -> dict[str, int]:
         """How often each arm and rung answers a prompt, a seed: by the names that records have."""

@@ -20,6 +20,8 @@ from harness.records import Cell, RunManifest
 REDACTED = "<redacted>"
 
 _OUTPUT_OPTIONS = frozenset({"tracker", "results", "hydra", "replicate"})
+_NOT_OF_A_RUN = frozenset({"results", "tracker", "replicate", "decodings", "dry_run"})
+"""Where output goes and what a process does; replicate and decodings are put into a run in another form."""
 _DEVICE_IDENTITY = ("type", "name", "num_devices", "driver", "cpu", "num_cores", "num_threads")
 _IDENTITY_PACKAGES = ("torch", "transformers")
 _SOURCE_PACKAGES = ("harness", "methods", "conf")
@@ -59,6 +61,12 @@ _SECRET_VALUE = re.compile(
 def now() -> str:
     """The time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def run_config(config: Mapping[str, Any], decoding: str) -> dict[str, Any]:
+    """What the manifest of the run with `decoding` holds of a whole resolved configuration."""
+    kept = {key: value for key, value in config.items() if key not in _NOT_OF_A_RUN}
+    return {**kept, "decoding": config["decodings"][decoding]}
 
 
 def identity(config: Mapping[str, Any], replicate: int, device: Mapping[str, Any]) -> dict[str, Any]:

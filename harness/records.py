@@ -159,7 +159,8 @@ class NullReplay(NamedTuple):
 class Failure(NamedTuple):
     """Something that stopped a run or a cell of a sweep.
 
-    kind: "out-of-memory", "interrupted", "error" or "config"; where: the arm and conversation, or the cell.
+    kind: "out-of-memory", "interrupted", "error", "config" or "lost" (its process ended without a word);
+    where: the arm and conversation, or the cell.
     """
 
     kind: str

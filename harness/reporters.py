@@ -181,3 +181,13 @@ def cause(who: str, error: Exception) -> str:
     """One line: who failed and why."""
     reason = " ".join(str(error).split()) or "no reason given"
     return f"{who} failed ({type(error).__name__}: {reason}). The run itself is safe in the store."
+
+
+def duration(seconds: float | None) -> str:
+    """`-` where it is not known, else seconds, minutes or hours and minutes."""
+    if seconds is None:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -20,6 +20,7 @@ from harness.config import ConfigError
 from harness.export import COLUMNS, About, StoredExhibits, StoredRecords, encode_columns, read_about
 from harness.files import PART, sync_folder, write_whole
 from harness.journal import JOURNAL, CorruptJournal, Journal, encode, read_journal
+from harness.lease import LOCK, Lease
 from harness.provenance import digest, now, redact, slug
 from harness.records import (
     READABLE_VERSIONS,
@@ -35,14 +36,10 @@ from harness.records import (
 )
 from harness.roots import run_folder, run_folders
 
-MANIFEST, LOCK, RECORDS = "manifest.json", "lock", "records.jsonl"
+MANIFEST, RECORDS = "manifest.json", "records.jsonl"
 
 _SAME = ("run_id", "cell", "arms", "rungs", "prompts", "replicate", "schema_version")
 _SAME_TARGET = ("source", "revision", "dtype", "attention", "cache", "num_parameters")
-
-
-class RunBusy(ConfigError):
-    """Another process is writing this run."""
 
 
 class OpenRun:
@@ -61,7 +58,7 @@ class OpenRun:
         """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(folder)
+        self._lease = Lease(folder)
         try:
             self.manifest = self._settle(manifest)
             path = folder / JOURNAL
@@ -75,7 +72,7 @@ class OpenRun:
             if not self.finished:
                 self._write("open", {"at": now(), "pid": os.getpid()})
         except BaseException:
-            os.close(self._lock)
+            self._lease.close()
             raise
 
     def __enter__(self) -> Self:
@@ -90,7 +87,7 @@ class OpenRun:
         """Let another process have the run; what was written stays."""
         if not self._file.closed:
             self._file.close()
-            os.close(self._lock)
+            self._lease.close()
 
     @property
     def finished(self) -> bool:
@@ -329,22 +326,3 @@ def _remedy(path: Path, version: object) -> str:
     if not isinstance(version, int) or version > SCHEMA_VERSION:
         return "Read it with the harness that wrote it, or measure again."
     return f"Type python -m harness.report migrate --results {path.parents[2]}"
-
-
-def _lock(folder: Path) -> int:
-    """The descriptor that holds the folder's lock; the system lets go of it when the process dies."""
-    import fcntl  # not on Windows, where runs can still be read
-
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = os.pread(descriptor, 32, 0).decode().strip() or "unknown"
-        os.close(descriptor)
-        raise RunBusy(
-            f"{folder}: process {pid} is writing this run. Wait until it ends (calling again then resumes"
-            " the run or finds it done), or measure beside it: `replicate=N` with a number not yet used."
-        ) from None
-    os.truncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor

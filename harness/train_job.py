@@ -18,6 +18,7 @@ from harness.config import ConfigError, build
 from harness.dialogues import Dialogues, Sample, Writer, without_overlap
 from harness.drafter import Drafter, TrainableDrafter
 from harness.engine import LocalEngine
+from harness.exclusive import held, units_of
 from harness.features import CachedFeatures, Features
 from harness.parallel import refuse_shared
 from harness.reporters import Console
@@ -51,19 +52,20 @@ def run_training(config: DictConfig) -> None:
     tracker: NoTracker = build(config.tracker, "tracker") if processes.is_main_process else NoTracker()
     tracker.require()
     data: Dialogues = build(config.data, "data")
-    weights = spec.load(console.note)
-    target = Target(weights.model, spec.attention, spec.linear)
-    engine = LocalEngine(target, weights.end_token_ids, weights.max_context, timed=False)
-    drafter.bind(target)
-    with processes.main_process_first():
-        writer = _writer(build(config.writer, "writer"), engine, weights, spec, console)
-        samples, num_dropped, excluded = _samples(config, data, writer)
-    folder, features = Path(settings["out"]), Features(target, drafter.taps)
-    if training.features:
-        made_by = [weights.card.get(key) for key in ("path", "revision", "fingerprint")]
-        features = CachedFeatures(target, drafter.taps, Path(training.features), made_by, console.note)
-    trainer = Trainer(engine, drafter, training, samples, folder, _identity(settings), features)
-    done = trainer.run(console.note, tracker.curves(f"{spec.name}-{name}", provenance.redact(settings)))
+    with held(units_of(spec), False, console.note):
+        weights = spec.load(console.note)
+        target = Target(weights.model, spec.attention, spec.linear)
+        engine = LocalEngine(target, weights.end_token_ids, weights.max_context, timed=False)
+        drafter.bind(target)
+        with processes.main_process_first():
+            writer = _writer(build(config.writer, "writer"), engine, weights, spec, console)
+            samples, num_dropped, excluded = _samples(config, data, writer)
+        folder, features = Path(settings["out"]), Features(target, drafter.taps)
+        if training.features:
+            made_by = [weights.card.get(key) for key in ("path", "revision", "fingerprint")]
+            features = CachedFeatures(target, drafter.taps, Path(training.features), made_by, console.note)
+        trainer = Trainer(engine, drafter, training, samples, folder, _identity(settings), features)
+        done = trainer.run(console.note, tracker.curves(f"{spec.name}-{name}", provenance.redact(settings)))
     if not processes.is_main_process:
         return
     card = {

@@ -17,6 +17,7 @@ import pytest
 
 from harness.config import ConfigError
 from harness.journal import CorruptJournal, encode
+from harness.lease import RunBusy
 from harness.records import (
     Cell,
     Failure,
@@ -26,7 +27,7 @@ from harness.records import (
     RunManifest,
     Verdict,
 )
-from harness.store import OpenRun, ResultStore, RunBusy, load_run, load_runs
+from harness.store import OpenRun, ResultStore, load_run, load_runs
 
 ROOT = Path(__file__).parents[1]
 CELL = Cell("tiny", "smoke", "greedy", 0.0, 1, "quick", "eager", "coupled")
@@ -279,7 +280,7 @@ def test_two_processes_on_one_run_id_refuse_each_other(tmp_path: Path) -> None:
     try:
         assert holder.stdout
         assert holder.stdout.readline() == "open\n"
-        with pytest.raises(RunBusy, match=f"{make_manifest().run_id}: process {holder.pid} is writing"):
+        with pytest.raises(RunBusy, match=f"{make_manifest().run_id}: process {holder.pid} on .* is writing"):
             ResultStore(tmp_path).open_run(make_manifest())
         with ResultStore(tmp_path).open_run(make_manifest("tiny.smoke.greedy.other")):
             pass

@@ -1,0 +1,109 @@
+"""Exclusive: what is timed has its processor cores, or its GPUs, to itself on this machine.
+
+Two timed runs never share a core or a GPU: the second one waits, whoever started it and by whatever means.
+Runs that are not timed share among themselves, but not with a timed one, which they would disturb. Who came
+first goes first, so that a timed run is not kept waiting by a stream of others.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.weights import TargetSpec
+
+FOLDER = "SPECBENCH_LOCKS"
+"""Environment variable: a folder of this machine that all its jobs see, where /dev/shm is each job's own."""
+_CPUS = Path("/sys/devices/system/cpu")
+
+
+@contextmanager
+def held(units: Sequence[str], timed: bool, note: Callable[[str], None]) -> Iterator[None]:
+    """Hold `units` while the block runs: alone if `timed`, else together with others that are not timed.
+
+    Waits where they are taken, and tells `note` so. The system frees them when the process dies.
+    """
+    import fcntl  # not on Windows, where runs can still be read
+
+    begin = time.monotonic()
+    waited = False
+
+    def take(descriptor: int, how: int) -> None:
+        nonlocal waited
+        try:
+            fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waited:
+                other = "a run" if timed else "a timed run"
+                note(f"waiting for {other} that has {', '.join(units)} of this machine")
+            waited = True
+            fcntl.flock(descriptor, how)
+
+    with ExitStack() as stack:
+        # Always in this order, so that no two processes wait for one another.
+        for unit in sorted(units):
+            turn, place = (stack.enter_context(_opened(unit + suffix)) for suffix in (".turn", ""))
+            # Whoever waits for the place keeps the turn: those who come later queue behind.
+            take(turn, fcntl.LOCK_EX)
+            take(place, fcntl.LOCK_EX if timed else fcntl.LOCK_SH)
+            fcntl.flock(turn, fcntl.LOCK_UN)
+        if waited:
+            note(f"waited {time.monotonic() - begin:.0f} s")
+        yield
+
+
+def units_of(target: TargetSpec) -> list[str]:
+    """Names of what a run of `target` occupies: its GPUs, or the cores that this process may run on."""
+    device = target.resolved_device()
+    if device.type == "cuda":
+        import torch
+
+        spread = range(torch.cuda.device_count()) if target.device_map is not None else [device.index or 0]
+        return [f"gpu-{torch.cuda.get_device_properties(index).uuid}" for index in spread]
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        # One run of several processes: the first one holds the cores for all.
+        return []
+    return [f"core-{core}" for core in cores()]
+
+
+def cores() -> list[int]:
+    """The cores that this process may run on, each by the first of its hardware threads."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    allowed = affinity(0) if affinity else range(os.cpu_count() or 1)
+    return sorted({_first_thread(cpu) for cpu in allowed})
+
+
+def _first_thread(cpu: int) -> int:
+    try:
+        siblings = (_CPUS / f"cpu{cpu}/topology/thread_siblings_list").read_text()
+    except OSError:
+        return cpu
+    return int(re.split("[,-]", siblings)[0])
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[int]:
+    """The descriptor of a lock file, which is never written: other people's files may lie in its place."""
+    given, shared = os.environ.get(FOLDER), Path("/dev/shm")
+    folder = Path(given) if given else shared if shared.is_dir() else Path(tempfile.gettempdir())
+    path, how = folder / f"specbench.{name}.lock", os.O_RDONLY | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, how)
+    except FileNotFoundError:
+        # Not simply O_CREAT: in a sticky folder Linux refuses it for a file that someone else has made.
+        with suppress(FileExistsError):
+            made = os.open(path, how | os.O_CREAT | os.O_EXCL, 0o644)
+            os.fchmod(made, 0o644)
+            os.close(made)
+        descriptor = os.open(path, how)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

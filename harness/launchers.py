@@ -1,0 +1,163 @@
+"""Launchers: hand a sweep's jobs to Slurm, Ray or joblib."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.singleton import Singleton
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from harness.config import ConfigError, build
+from harness.patience import Jobs, PatientLauncher
+
+
+class Slurm(PatientLauncher):
+    """A Slurm job a job, all of them one array, through hydra-submitit-launcher."""
+
+    name = extra = "slurm"
+    module = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
+
+    def _launch(self, jobs: Jobs) -> dict[int, str]:
+        import submitit
+        from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+        from submitit.core.utils import FailedJobError, UncompletedJobError
+
+        inner = SlurmLauncher(**self._settings)
+        inner.setup(hydra_context=self._context, task_function=self._task, config=self._config)
+        root = Path(self._settings["submitit_folder"]).parent
+        earlier = set(root.glob("*/*_submitted.pkl"))
+
+        def submitted() -> list[Any]:
+            """Those of this launch, in the order of their numbers."""
+            names = {path.parent.name for path in set(root.glob("*/*_submitted.pkl")) - earlier}
+            ordered = sorted(names, key=lambda name: [int(part) for part in name.split("_")])
+            return [submitit.SlurmJob(self._settings["submitit_folder"], name) for name in ordered]
+
+        try:
+            return _faults(jobs, inner.launch(list(jobs.values()), min(jobs)))
+        except (FailedJobError, UncompletedJobError, RuntimeError) as error:
+            if not submitted():
+                raise ConfigError(f"hydra/launcher=slurm: Slurm takes no job: {_short(error)}") from error
+        except KeyboardInterrupt:
+            if arrays := {job.job_id.partition("_")[0] for job in submitted()}:
+                subprocess.run(["scancel", *arrays], check=False)
+            raise
+        for job in (waiting := submitted()):
+            job.wait()
+        return {
+            number: f"Slurm's job {job.job_id} ended as {job.state}, its log is {job.paths.stderr}"
+            for number, job in zip(jobs, waiting, strict=True)
+        }
+
+
+class Ray(PatientLauncher):
+    """A Ray task a job."""
+
+    name = extra = "ray"
+    module = "ray"
+
+    def _launch(self, jobs: Jobs) -> dict[int, str]:
+        import ray
+        from ray.exceptions import RayError
+
+        if not ray.is_initialized():
+            ray.init(**self._settings["init"])
+        work = ray.remote(**self._settings["remote"])(run_on_worker)
+        state = Singleton.get_state()
+        waiting = {
+            work.remote(self._context, self._compose(number, given), self._task, state): number
+            for number, given in jobs.items()
+        }
+        reasons: dict[int, str] = {}
+        try:
+            while waiting:
+                (ended,), _ = ray.wait(list(waiting), num_returns=1)
+                number = waiting.pop(ended)
+                try:
+                    ray.get(ended)
+                except RayError as error:
+                    reasons[number] = f"Ray: {_short(error)}"
+        finally:
+            # Ends what still runs, after Ctrl-C.
+            ray.shutdown()
+        return reasons
+
+
+class Processes(PatientLauncher):
+    """Processes on this machine, for CPU work that is not timed; through hydra-joblib-launcher."""
+
+    name = "processes"  # Hydra would take a `joblib` of ours for that of its own plugin
+    extra = "joblib"
+    module = "hydra_plugins.hydra_joblib_launcher.joblib_launcher"
+
+    def _launch(self, jobs: Jobs) -> dict[int, str]:
+        from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+        for number, overrides in jobs.items():
+            _refuse_clock_and_gpu(self._compose(number, overrides))
+        inner = JoblibLauncher(**self._settings)
+        inner.setup(hydra_context=self._context, task_function=self._task, config=self._config)
+        try:
+            return _faults(jobs, inner.launch(list(jobs.values()), min(jobs)))
+        except TerminatedWorkerError as error:
+            return dict.fromkeys(jobs, f"joblib: {_short(error)}")
+
+
+def run_on_worker(context: HydraContext, config: DictConfig, task: TaskFunction, state: Any) -> None:
+    """One job, in another process and perhaps on another machine."""
+    with suppress(FileNotFoundError):
+        # Where relative folders of the command line are.
+        os.chdir(config.hydra.runtime.cwd)
+    setup_globals()
+    Singleton.set_state(state)
+    HydraConfig.instance().set_config(config)
+    ended = run_job(
+        hydra_context=context,
+        task_function=task,
+        config=config,
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+    assert ended.return_value is None
+
+
+def _refuse_clock_and_gpu(config: DictConfig) -> None:
+    """Raise for a job whose seconds would be those of its neighbours, or whose GPU would be."""
+    told = "hydra/launcher=processes runs cells side by side on the processor of this machine"
+    if config.measure.profile != "acceptance" and not config.dry_run:
+        raise ConfigError(
+            f"measure={config.measure.profile}: {told}, and its seconds would be those of its neighbours."
+            " Type measure=acceptance, or leave the launcher out: cells are then timed one after the other"
+        )
+    device = build(config.target, "target").resolved_device()
+    if device.type != "cpu":
+        raise ConfigError(
+            f"target.device={config.target.device}: {told}, and none may use a GPU. Type target.device=cpu,"
+            " or hydra/launcher=slurm or ray, which give each cell a GPU of its own"
+        )
+
+
+def _short(error: BaseException) -> str:
+    """The first sentences of an error, on one line."""
+    text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def _faults(jobs: Jobs, returned: Sequence[JobReturn]) -> dict[int, str]:
+    """What jobs raised that ended otherwise in good order."""
+    return {
+        number: f"{type(fault).__name__}: {_short(fault)}"
+        for number, one in zip(jobs, returned, strict=True)
+        if one.status == JobStatus.FAILED
+        for fault in [one._return_value]
+    }

@@ -1,0 +1,48 @@
+"""How a sweep goes: python -m harness.sweep status [FOLDER] [--results RESULTS]
+
+From any machine that sees the results. The last line on stdout is one JSON document, all else goes to stderr.
+Exit status: 0 good, 1 a cell has failed, 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from harness.cli import FAILED, GOOD, WRONG, explain
+from harness.config import ConfigError
+from harness.reporters import Console
+from harness.sweeping import Sweep, newest, show, status
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m harness.sweep", description="How a sweep goes.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "status", help="what is done, running, failed or missing", allow_abbrev=False
+    )
+    command.add_argument("folder", nargs="?", type=Path, help="of the sweep (default: the newest one)")
+    command.add_argument("--results", type=Path, default=Path("results"), help="folder that holds jobs/")
+    given, console = parser.parse_args(arguments), Console()
+    try:
+        sweep = Sweep(given.folder or newest(given.results))
+        found = status(sweep)
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        console.error(explain(error))
+        return WRONG
+    show(sweep, found, console)
+    print(json.dumps(found), flush=True)
+    return FAILED if found["counts"]["failed"] else GOOD
+
+
+if __name__ == "__main__":
+    sys.exit(main())
