@@ -69,8 +69,13 @@ class Ray(PatientLauncher):
         import ray
         from ray.exceptions import RayError
 
-        if not ray.is_initialized():
+        try:
             ray.init(**self._settings["init"])
+        except (ValueError, ConnectionError) as error:
+            raise ConfigError(
+                f"hydra.launcher.init.address={self._settings['init']['address']}: {_short(error)} Allowed:"
+                " local, auto, HOST:PORT"
+            ) from error
         work = ray.remote(**self._settings["remote"])(run_on_worker)
         state = Singleton.get_state()
         waiting = {

@@ -144,7 +144,9 @@ class RayCluster:
         """At the port that the command knows."""
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "gcs_server_port": RAY_PORT})
+        self._cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "gcs_server_port": RAY_PORT}
+        )
         for _ in range(2):
             self._cluster.add_node(num_cpus=1)
 
