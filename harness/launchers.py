@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,11 @@ class Ray(PatientLauncher):
     module = "ray"
 
     def _launch(self, jobs: Jobs) -> dict[int, str]:
+        # Ray tells of dead workers on stdout, which is for the JSON line.
+        with redirect_stdout(sys.stderr):
+            return self._run(jobs)
+
+    def _run(self, jobs: Jobs) -> dict[int, str]:
         import ray
         from ray.exceptions import RayError
 

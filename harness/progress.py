@@ -155,7 +155,7 @@ def seconds_left(cells: Sequence[Mapping[str, Any]]) -> float | None:
         alike = [one for one in done if one["target"] == cell["target"]]
         closest = [one for one in alike if one["task"] == cell["task"]] or alike or done
         total += fmean(one["seconds"] for one in closest) * (1 - float(cell["share"]))
-    num_running = sum(cell["state"] == "running" for cell in cells)
+    num_running: int = sum(cell["state"] == "running" for cell in cells)
     return float(total) / max(1, num_running)
 
 
