@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,21 @@ class Ray(PatientLauncher):
     module = "ray"
 
     def _launch(self, jobs: Jobs) -> dict[int, str]:
+        # Ray tells of dead workers on stdout, which is for the JSON line.
+        with redirect_stdout(sys.stderr):
+            return self._run(jobs)
+
+    def _run(self, jobs: Jobs) -> dict[int, str]:
         import ray
         from ray.exceptions import RayError
 
-        if not ray.is_initialized():
+        try:
             ray.init(**self._settings["init"])
+        except (ValueError, ConnectionError) as error:
+            raise ConfigError(
+                f"hydra.launcher.init.address={self._settings['init']['address']}: {_short(error)} Allowed:"
+                " local, auto, HOST:PORT"
+            ) from error
         work = ray.remote(**self._settings["remote"])(run_on_worker)
         state = Singleton.get_state()
         waiting = {

@@ -88,12 +88,11 @@ class PatientLauncher(Launcher):
 
         first: their first number. Those that are left out get the last ones.
         """
-        shelf, todo, devices = self._shelf(), [], set[str]()
+        shelf, todo, outcomes, devices = self._shelf(), [], [], set[str]()
         if not shelf.found:
             return jobs
-        last = first + len(jobs) - 1
         for overrides in jobs:
-            cells = asked(_without_hydra(self._compose(last, overrides)), overrides)
+            cells = asked(_without_hydra(self._compose(first, overrides)), overrides)
             found = [shelf.find(cell, self._begun) for cell in cells]
             done = [one for one in found if one and one.state == "done"]
             if len(done) < len(cells):
@@ -101,8 +100,9 @@ class PatientLauncher(Launcher):
                 continue
             devices |= {str(one.manifest.provenance["device"]["name"]) for one in done}
             folders = [str(one.folder) for one in done]
-            self._write_outcome(last, {"run_dirs": folders, "errors": [], "status": 0})
-            last -= 1
+            outcomes.append({"run_dirs": folders, "errors": [], "status": 0})
+        for number, outcome in enumerate(outcomes, first + len(todo)):
+            self._write_outcome(number, outcome)
         if devices:
             Console().note(
                 f"done already, on {' and '.join(sorted(devices))}: the cells of all but {len(todo)} jobs."
