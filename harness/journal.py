@@ -15,6 +15,7 @@ from typing import Any
 
 from harness.config import ConfigError
 from harness.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe
+from harness.roots import size_of
 
 JOURNAL = "journal.jsonl"
 """Its name in a run folder."""
@@ -155,7 +156,7 @@ def read_ends(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return {}, {}
     with path.open("rb") as file:
         first = file.readline()
-        file.seek(max(0, path.stat().st_size - _END_BYTES))
+        file.seek(max(0, size_of(path) - _END_BYTES))
         last = (file.read().splitlines(keepends=True) or [b""])[-1]
     return _parsed(first), _parsed(last)
 

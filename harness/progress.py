@@ -17,6 +17,7 @@ from harness.journal import JOURNAL, read_ends, read_journal
 from harness.lease import holder, last_holder
 from harness.provenance import digest, identity, redact, run_config, stored_identity
 from harness.records import RunManifest
+from harness.roots import run_folders
 from harness.store import MANIFEST, read_manifest
 
 State = Literal["done", "running", "failed", "missing"]
@@ -73,8 +74,8 @@ class Shelf:
         Raises:
             ConfigError: one cannot be read.
         """
-        manifests = sorted(root.glob(f"*/{MANIFEST}"))
-        self.found = [look(path.parent) for path in manifests]
+        folders = run_folders(root).values() if root.is_dir() else ()
+        self.found = [look(folder) for folder in folders if (folder / MANIFEST).exists()]
         self._by_config: dict[str, list[Found]] = {}
         self._by_overrides: dict[str, list[Found]] = {}
         for one in self.found:
