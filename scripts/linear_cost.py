@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import torch
 
-from harness.linear import PackedLinear
+from harness.linear import Product
 from harness.measure import read_bandwidth
-from harness.profiling import verify_ns
+from harness.profiling import paces
 from harness.target import Target
 from harness.wheel import WheelTarget
 
 ROWS = (1, 2, 3, 4, 5, 9, 16, 21, 60)
 
 
-def least_ms(layer: torch.nn.Module, rows: torch.Tensor, num_repeats: int = 9) -> float:
+def least_ms(layer: Callable[[torch.Tensor], object], rows: torch.Tensor, num_repeats: int = 9) -> float:
     """Of several calls."""
     times = []
     for _ in range(num_repeats):
@@ -32,11 +33,11 @@ def main() -> None:
     head = loaded.model.get_output_embeddings()
     inputs = {count: torch.randn(count, head.in_features) for count in ROWS}
     print("rows", ROWS)
-    for name, layer in (("plain", head), ("packed", PackedLinear(head))):
+    for name, layer in (("plain", head), ("packed", Product([head]).multiply)):
         print("LM head", name, [round(least_ms(layer, rows), 1) for rows in inputs.values()])
     for linear in ("plain", "packed"):
-        costs = verify_ns(Target(loaded.model, linear=linear), 1, widest=max(ROWS) - 1, num_repeats=5)
-        print("forward", linear, [round(costs[count - 1] / 1e6) for count in ROWS])
+        found = paces(Target(loaded.model, linear=linear), 1, [count - 1 for count in ROWS], num_repeats=5)
+        print("forward", linear, [round(found.verify_ns[count - 1] / 1e6) for count in ROWS])
     print(
         f"reading a step's bytes {1000 * loaded.card['step_bytes'] / read_bandwidth(torch.device('cpu')):.1f}"
     )
