@@ -1,8 +1,8 @@
 """The matrix products of one step, streamed from memory: python scripts/streamed_products.py
 
-SmolLM2-135M's shapes, float32. Milliseconds (median of 11) for several numbers of rows of: a plain sum over the
-same bytes (the roof), torch's own products, one packed product a layer, one for all layers that read the same
-input.
+SmolLM2-135M's shapes, float32. Milliseconds (median of 11) for several numbers of rows of: a plain sum over
+the same bytes (the roof), torch's own products, one packed product a layer, one for all layers that read the
+same input.
 """
 
 from __future__ import annotations
