@@ -267,7 +267,7 @@ class Experiment:
         if num_new and self.plan.measure.timed:
             raise ConfigError(
                 f"target.compile=true: {num_new} programs were compiled while {_name(block)} was timed, which"
-                " spoils its seconds; type the command again (what was compiled is kept), or"
+                f" spoils its seconds; type measure.num_warmup={self.plan.measure.num_warmup + 2}, or"
                 " target.compile=false"
             )
 

@@ -204,13 +204,13 @@ class Target:
 
     @contextmanager
     def only(self, step: str) -> Iterator[None]:
-        """Within it every step is `dynamic`, `static` or `compiled`, whatever was chosen."""
-        chosen = self._chosen
-        self._chosen = (step,)
+        """Within it every step is `dynamic`, `static` or `compiled`, whatever was chosen, for any batch."""
+        chosen = self._chosen, self._compiled_rows
+        self._chosen, self._compiled_rows = (step,), None
         try:
             yield
         finally:
-            self._chosen = chosen
+            self._chosen, self._compiled_rows = chosen
 
     def reserve(self, num_tokens: int) -> None:
         """Where every shape is a program of its own: let the cache have room for that many tokens at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,19 +45,19 @@ class NoTracker:
 
 
 @configurable
-class Tracker(NoTracker):
+class Tracker(NoTracker, ABC):
     """What trackers share: what goes wrong is a warning and stops nothing."""
 
     def check(self) -> None:
         """Raise where nothing can be sent at all: a package or a server is missing."""
 
+    @abstractmethod
     def send(self, run: Run, rows: Sequence[Row], files: Sequence[Path]) -> Sent:
         """Send the arms of a finished run that are not there yet, whoever asks. Raises what goes wrong."""
-        raise NotImplementedError
 
+    @abstractmethod
     def begin_curves(self, name: str, config: Mapping[str, Any]) -> Curves:
         """See `curves`. Raises what goes wrong."""
-        raise NotImplementedError
 
     def finish(self, run: Run, rows: Sequence[Row], files: Sequence[Path]) -> None:
         """See `harness.reporters.Reporter`."""

@@ -386,3 +386,28 @@ def test_steps_that_are_chosen_by_width_emit_what_one_kind_emits(params: Decodin
     drafter.bind(loop.target)
     made = loop.generate(requests(), drafter, params, Coupled())
     assert [one.output_ids for one in made] == expected
+
+
+def test_a_compiled_step_is_taken_for_the_batch_it_was_chosen_at_and_where_it_alone_is_asked_for() -> None:
+    target = Target(copy.deepcopy(tiny_model("llama")), cache="auto")
+    taken: list[int] = []
+
+    def program(
+        ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: object
+    ) -> torch.Tensor:
+        taken.append(len(ids))
+        return torch.zeros(*ids.shape, target.vocab_size)
+
+    target._program = program  # type: ignore[assignment]
+    target.choose(["compiled"], 1)
+    for num_rows in (1, 2):
+        target.begin(num_rows)
+        for row in range(num_rows):
+            target.cache.lengths[row] = 0
+            with target.only("dynamic"):
+                target.prefill(row, [5, 6, 7])
+        pending = torch.ones(num_rows, dtype=torch.int64)
+        target.verify(pending, Draft.empty(num_rows, target.device))
+        with target.only("compiled"):
+            target.verify(pending, Draft.empty(num_rows, target.device))
+    assert taken == [1, 1, 2]
