@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -174,8 +174,11 @@ def _ragged(lists: Any) -> Ragged:
     return Ragged(lists.flatten().to_numpy(), np.diff(lists.offsets.to_numpy()))
 
 
-class StoredRecords(Sequence[GenerationRecord]):
-    """The records of a finished run: as columns from its export, one by one from its journal."""
+Kept = TypeVar("Kept")
+
+
+class _Stored(Sequence[Kept]):
+    """What a finished run holds of one kind; read from its journal where it is looked at one by one."""
 
     def __init__(self, folder: Path, count: int) -> None:
         """Reads nothing; `count`: how many there are."""
@@ -184,37 +187,27 @@ class StoredRecords(Sequence[GenerationRecord]):
     def __len__(self) -> int:
         return self._count
 
+    @overload
+    def __getitem__(self, index: int) -> Kept: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Kept]: ...
+    def __getitem__(self, index: int | slice) -> Kept | list[Kept]:
+        return list(self)[index]
+
+
+class StoredRecords(_Stored[GenerationRecord]):
+    """The records of a finished run: as columns from its export, one by one from its journal."""
+
     def __iter__(self) -> Iterator[GenerationRecord]:
         return iter(read_journal(self._folder / JOURNAL).records())
-
-    @overload
-    def __getitem__(self, index: int) -> GenerationRecord: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[GenerationRecord]: ...
-    def __getitem__(self, index: int | slice) -> GenerationRecord | list[GenerationRecord]:
-        return list(self)[index]
 
     def columns(self) -> Columns:
         """Read anew each time: a report needs those of one cell at a time."""
         return read_columns(self._folder)
 
 
-class StoredExhibits(Sequence[Exhibit]):
+class StoredExhibits(_Stored[Exhibit]):
     """The exhibits of a finished run, from its journal."""
-
-    def __init__(self, folder: Path, count: int) -> None:
-        """Reads nothing; `count`: how many there are."""
-        self._folder, self._count = folder, count
-
-    def __len__(self) -> int:
-        return self._count
 
     def __iter__(self) -> Iterator[Exhibit]:
         return iter(read_journal(self._folder / JOURNAL, without=("record",)).exhibits())
-
-    @overload
-    def __getitem__(self, index: int) -> Exhibit: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Exhibit]: ...
-    def __getitem__(self, index: int | slice) -> Exhibit | list[Exhibit]:
-        return list(self)[index]

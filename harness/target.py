@@ -21,6 +21,7 @@ from harness.draft import Draft
 from harness.drafter import Tap
 from harness.footprint import resident_bytes
 from harness.linear import PackedLinear, can_pack, pack
+from harness.taps import Taps
 
 _PREFILL_CHUNK = 2048
 _STEPS = {
@@ -74,9 +75,7 @@ class Target:
         if self._packs:
             self._packed = pack(model)
         self.cache = SlotCache()
-        self._taps: tuple[Tap, ...] = ()
-        self._hooks: dict[tuple[int, str], Any] = {}
-        self._seen: dict[tuple[int, str], Tensor] = {}
+        self._taps = Taps(model, stay=compiled)
         self.use_kernel()
 
     def use_kernel(self, name: str | None = None) -> None:
@@ -142,37 +141,18 @@ class Target:
         return logits
 
     def watch(self, taps: Sequence[Tap]) -> None:
-        """From now on every forward records the hidden states at `taps`.
-
-        Where the step is compiled, earlier taps stay: without them it would be another program.
-        """
-        if tuple(taps) == self._taps:
-            return
-        self._taps, wanted = tuple(taps), {_place(tap) for tap in taps}
-        if not self._program:
-            for place in self._hooks.keys() - wanted:
-                self._hooks.pop(place).remove()
-                self._seen.pop(place, None)
-        blocks = self.model.get_decoder().layers
-        for place in sorted(wanted - self._hooks.keys()):
-            layer, point = place
-            if not -len(blocks) <= layer < len(blocks) or point not in ("input", "output", "normed"):
-                raise ConfigError(
-                    f"tap {point} of block {layer}: the target has {len(blocks)} blocks, "
-                    "points are input, output and normed"
-                )
-            module = self.model.get_decoder() if point == "normed" else blocks[layer]
-            self._hooks[place] = self._hook(module, place, point)
+        """See `Taps.watch`."""
+        self._taps.watch(taps)
 
     @torch.no_grad()
     def trace(self, ids: Tensor, taps: Sequence[Tap]) -> tuple[Tensor, list[Tensor]]:
         """See `TargetView`."""
-        watched = self._taps
+        watched = self._taps.watched
         self.watch(taps)
         try:
             self.use_kernel("sdpa")
             logits: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
-            return logits, self._states()
+            return logits, self._taps.states()
         finally:
             self.use_kernel()
             self.watch(watched)
@@ -185,7 +165,7 @@ class Target:
 
         A token sees the earlier ones of its own document.
         """
-        length, watched = len(ids), self._taps
+        length, watched = len(ids), self._taps.watched
         self.watch(taps)
         try:
             self.use_kernel("sdpa")
@@ -197,7 +177,7 @@ class Target:
                 attention_mask=mask[None, None],
                 use_cache=False,
             )
-            return [state[0] for state in self._states()]
+            return [state[0] for state in self._taps.states()]
         finally:
             self.use_kernel()
             self.watch(watched)
@@ -236,7 +216,7 @@ class Target:
         """Feed a prompt to sequence `row`, which begins anew: logits [V] after it, per tap states [P, H]."""
         ids = torch.tensor([list(prompt)], dtype=torch.int64).to(self.device)
         chunks = torch.split(ids, _PREFILL_CHUNK, dim=1)
-        pieces: list[list[Tensor]] = [[] for _ in self._taps]
+        pieces: list[list[Tensor]] = [[] for _ in self._taps.watched]
         start = self.cache.lengths[row] = 0
         for chunk in chunks:
             count = chunk.shape[1]
@@ -248,7 +228,7 @@ class Target:
             logits = self._forward(chunk, positions, mask, slice(row, row + 1), last_only=True)
             self.cache.lengths[row] += count
             start += count
-            for piece, state in zip(pieces, self._states(), strict=True):
+            for piece, state in zip(pieces, self._taps.states(), strict=True):
                 piece.append(state[0])
         return logits[0, -1], [torch.cat(piece) for piece in pieces]
 
@@ -278,7 +258,7 @@ class Target:
         Of sequence b the first 1 + length[b] count.
         """
         rows = torch.nn.functional.pad(path[:, : max(length)] + 1, (1, 0))
-        return [state.gather(1, _wide(rows, state)) for state in self._states()]
+        return [state.gather(1, _wide(rows, state)) for state in self._taps.states()]
 
     def commit(self, path: Tensor | None, length: list[int]) -> None:
         """Keep the cache rows of the pending token and the accepted path, drop the rest of the draft."""
@@ -328,28 +308,6 @@ class Target:
         if draft.width:
             tree[:, 1:, 1:] = draft.ancestors
         return tree
-
-    def _states(self) -> list[Tensor]:
-        """What the last forward left at the taps, [B, n, H] each."""
-        return [self._seen[_place(tap)] for tap in self._taps]
-
-    def _hook(self, module: Any, place: tuple[int, str], point: str) -> Any:
-        def before(_: Any, args: tuple[Tensor, ...]) -> None:
-            self._seen[place] = args[0]
-
-        def after(_: Any, __: Any, output: Any) -> None:
-            # A block gives a tensor or a tuple, the decoder a ModelOutput.
-            self._seen[place] = output if isinstance(output, Tensor) else output[0]
-
-        return (
-            module.register_forward_pre_hook(before)
-            if point == "input"
-            else module.register_forward_hook(after)
-        )
-
-
-def _place(tap: Tap) -> tuple[int, str]:
-    return tap.layer, tap.point
 
 
 def _wide(rows: Tensor, states: Tensor) -> Tensor:

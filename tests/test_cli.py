@@ -19,12 +19,12 @@ import torch
 
 from harness import cli, reporting
 from harness.accept import Accepted, Coupled
-from harness.bench import bench
 from harness.packs import compact
 from harness.store import load_run
 from harness.target import Target
 from harness.trackers import NoTracker
 from methods.vanilla import Vanilla
+from tests.typing_in import type_bench
 
 ROOT = Path(__file__).parents[1]
 KEYS = {
@@ -75,15 +75,8 @@ def type_in(
 
     def run(*arguments: str, tiny: bool = True) -> Ended:
         given = [*TINY, f"task.path={prompts}", f"results={tmp_path / 'results'}"] if tiny else []
-        monkeypatch.setattr(
-            sys, "argv", ["bench", *sorted([*given, *arguments], key=lambda one: not one.startswith("--"))]
-        )
-        capsys.readouterr()
-        try:
-            status = cli.main(bench)
-        except SystemExit as exit_:
-            status = int(exit_.code or 0)
-        return Ended(status, *capsys.readouterr())
+        ordered = sorted([*given, *arguments], key=lambda one: not one.startswith("--"))
+        return Ended(*type_bench(ordered, monkeypatch, capsys))
 
     return run
 

@@ -20,14 +20,15 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from harness import cli, sweep
-from harness.bench import bench
+from harness import sweep
 from harness.config import configurable
+from harness.journal import JOURNAL
 from harness.lease import Lease
-from harness.store import JOURNAL, MANIFEST, load_run, load_runs
+from harness.store import MANIFEST, load_run, load_runs
 from harness.sweeping import SWEEP
 from harness.tiny import TinyTarget
 from methods.vanilla import Vanilla
+from tests.typing_in import type_bench
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,13 +86,7 @@ def type_here(
 ) -> Ended:
     """The same in this process, which saves the imports."""
     monkeypatch.setattr("harness.job.draw", lambda *_: [])
-    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
-    capsys.readouterr()
-    try:
-        status = cli.main(bench)
-    except SystemExit as exit_:
-        status = int(exit_.code or 0)
-    return Ended(status, *capsys.readouterr())
+    return Ended(*type_bench(arguments, monkeypatch, capsys))
 
 
 def asked_how(results: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any], str]:
