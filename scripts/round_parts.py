@@ -25,10 +25,13 @@ from harness.conversation import Message
 from harness.cost_table import load_table
 from harness.decoding import DecodingParams
 from harness.draft import Draft
+from harness.drafter import Drafter
 from harness.plan import make_plan
 from harness.profiling import paces
 from harness.reporters import Console
 from harness.session import Session
+from harness.target import Target
+from harness.trees import DynamicTree
 
 DEFAULTS = [
     *("~experiment", "method=[eagle3]", "measure=acceptance", "tracker=none"),
@@ -45,17 +48,30 @@ def clocked(call: object) -> float:
     return (time.perf_counter() - begin) * 1000
 
 
-@torch.no_grad()
-def main(overrides: list[str]) -> None:
-    """Print one table."""
-    with initialize_config_module("conf", version_base="1.3"):
-        config = compose("bench", overrides=[*DEFAULTS, *overrides])
-    session = Session(make_plan(config, []), Console())
-    target = session.target
-    target.choose(paces(target, 1, [0, 15, 31, 63]).steps, 1)
-    (name,) = session.plan.arms.keys() - {"vanilla"}
-    drafter = session.plan.arms[name]
-    tree = drafter.tree  # type: ignore[attr-defined]
+def one_round(batch: Batch, target: Target, drafter: Drafter) -> tuple[Draft, int]:
+    """What the loop does in a round: the draft, and how many of its nodes were kept."""
+    draft = drafter.propose(batch.room())
+    logits = target.verify(batch.pending, draft)
+    accepted = Coupled().accept(logits, draft, batch.chooser, batch.positions())
+    decision = read(accepted, draft)
+    target.commit(accepted.path, decision.length)
+    more = batch.record(draft, decision)
+    if more:
+        drafter.observe(batch.outcome(draft, logits, accepted, decision))
+    batch.turn_over(more)
+    return draft, decision.length[0]
+
+
+def binary_tree(size: int) -> Draft:
+    """As a cost table has it."""
+    parents = ((torch.arange(size) - 2) // 2).clamp(min=-1)[None]
+    return Draft(tokens=torch.ones(1, size, dtype=torch.int64), parents=parents, size=torch.full((1,), size))
+
+
+def measure(session: Session, name: str) -> tuple[dict[str, float], float]:
+    """Median milliseconds of a round and of its parts, and the median context."""
+    target, drafter = session.target, session.plan.arms[name]
+    tree: DynamicTree = drafter.tree  # type: ignore[attr-defined]
     conversation = session.plan.task.warmup()[0]
     prompt = session.render([Message(role="user", content=conversation.turns[0])])
     other = copy.copy(drafter)
@@ -63,53 +79,51 @@ def main(overrides: list[str]) -> None:
     call = other.rehearse(1, len(prompt) + NUM_TOKENS // 2)
     assert call is not None
     params = DecodingParams(name="greedy", max_new_tokens=NUM_TOKENS, ignore_end_token=True)
-    requests = [Request(prompt=prompt, key=0)]
     target.watch(drafter.taps)
+    requests = [Request(prompt=prompt, key=0)]
     batch = Batch(target, requests, drafter, params, end_token_ids=(), max_context=4096)
     batch.prefill()
-    empty, acceptor = Draft.empty(1, target.device), Coupled()
     spent: dict[str, list[float]] = {key: [] for key in ("round", "verify", "head", "one token", "16 nodes")}
-    pairs, contexts = 1, []
-    while batch.running:
+    contexts, pairs = [], 1
+    while True:
         begin = time.perf_counter()
-        draft = drafter.propose(batch.room())
-        logits = target.verify(batch.pending, draft)
-        accepted = acceptor.accept(logits, draft, batch.chooser, batch.positions())
-        decision = read(accepted, draft)
-        target.commit(accepted.path, decision.length)
-        more = batch.record(draft, decision)
-        if more:
-            drafter.observe(batch.outcome(draft, logits, accepted, decision))
-        batch.turn_over(more)
+        draft, kept = one_round(batch, target, drafter)
         spent["round"].append((time.perf_counter() - begin) * 1000)
         if not batch.running:
             break
-        tokens = torch.ones(1, NUM_NODES, dtype=torch.int64)
-        some = Draft(
-            tokens=tokens,
-            parents=((torch.arange(NUM_NODES) - 2) // 2).clamp(min=-1)[None],
-            size=torch.full((1,), NUM_NODES),
-        )
+        # Copies have no masks yet, as a draft of the loop.
         alone = Draft(tokens=draft.tokens, parents=draft.parents, size=draft.size)
-        spent["verify"].append(clocked(lambda alone=alone: target.verify(batch.pending, alone)))
-        spent["one token"].append(clocked(lambda: target.verify(batch.pending, empty)))
-        spent["16 nodes"].append(clocked(lambda some=some: target.verify(batch.pending, some)))
-        head = clocked(lambda pairs=pairs: call(pairs))
-        head += sum(clocked(lambda: call(tree.top_k)) for _ in range(tree.depth))
-        spent["head"].append(head)
+        for key, shown in (
+            ("verify", alone),
+            ("one token", Draft.empty(1, target.device)),
+            ("16 nodes", binary_tree(NUM_NODES)),
+        ):
+            spent[key].append(clocked(lambda shown=shown: target.verify(batch.pending, shown)))
+        widths = [pairs, *[tree.top_k] * tree.depth]
+        spent["head"].append(sum(clocked(lambda width=width: call(width)) for width in widths))
         contexts.append(target.cache.lengths[0])
-        pairs = 1 + decision.length[0]
+        pairs = 1 + kept
     # The first round takes in the prompt.
-    median = {key: float(np.median(values[1:])) for key, values in spent.items()}
+    return {key: float(np.median(values[1:])) for key, values in spent.items()}, float(np.median(contexts))
+
+
+@torch.no_grad()
+def main(overrides: list[str]) -> None:
+    """Print a line or two."""
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("bench", overrides=[*DEFAULTS, *overrides])
+    session = Session(make_plan(config, []), Console())
+    session.target.choose(paces(session.target, 1, [0, 15, 31, 63]).steps, 1)
+    (name,) = session.plan.arms.keys() - {"vanilla"}
+    median, context = measure(session, name)
     parts = median["verify"] + median["head"]
     print(
-        f"{name}, {len(spent['round'])} rounds: round {median['round']:.1f} ms; alone: verify of"
-        f" {1 + tree.num_nodes} tokens {median['verify']:.1f} ms, 1 + {tree.depth} forwards of the head"
+        f"{name}: round {median['round']:.1f} ms; alone: verify {median['verify']:.1f} ms, forwards of head"
         f" {median['head']:.1f} ms; round / sum {median['round'] / parts:.3f}; one token"
         f" {median['one token']:.1f} ms, round / one token {median['round'] / median['one token']:.2f}"
     )
     if file := os.environ.get("COSTS"):
-        told = float(load_table(Path(file)).seconds(1, float(np.median(contexts)), 1 + NUM_NODES)) * 1000
+        told = float(load_table(Path(file)).seconds(1, context, 1 + NUM_NODES)) * 1000
         print(
             f"16 nodes: {median['16 nodes']:.1f} ms now, {told:.1f} ms by the cost table,"
             f" ratio {median['16 nodes'] / told:.3f}"
