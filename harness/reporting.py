@@ -73,7 +73,7 @@ def _diff(given: argparse.Namespace, _: Console) -> None:
 
 def _compact(given: argparse.Namespace, console: Console) -> None:
     made = compact(given.results / RUNS, console.note)
-    console.note(f"{len(made)} packs more; python -m harness.report expand gives the folders back")
+    console.note(f"{len(made)} more archives; python -m harness.report expand gives the folders back")
 
 
 def _expand(given: argparse.Namespace, console: Console) -> None:

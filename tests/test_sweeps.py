@@ -24,6 +24,7 @@ from harness import sweep
 from harness.config import configurable
 from harness.journal import JOURNAL
 from harness.lease import Lease
+from harness.packs import compact
 from harness.store import MANIFEST, load_run, load_runs
 from harness.sweeping import SWEEP
 from harness.tiny import TinyTarget
@@ -146,6 +147,11 @@ def test_a_sweep_tells_what_is_done_running_failed_and_missing(
     status, found, err = asked_how(swept.results, capsys)
     assert found["counts"] == {"done": 4, "running": 0, "failed": 1, "missing": 0}
     assert before == (load_run(folders[3]).manifest.created, (folders[3] / JOURNAL).stat().st_mtime)
+
+    # Runs in an archive are as done as they were.
+    compact(swept.results / "runs", lambda _: None)
+    assert not folders[3].exists()
+    assert asked_how(swept.results, capsys)[1]["counts"] == found["counts"]
 
 
 def test_a_sweep_of_next_replicates_is_not_done_by_earlier_ones(
