@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from harness.cache import SlotCache
+from harness.compiled import Axes, Program
 from harness.config import configurable
 from harness.draft import Draft
 
@@ -66,6 +68,15 @@ class TargetView(Protocol):
 
     def prepare(self, module: torch.nn.Module) -> None:
         """Have a module of the drafter's own multiply in the way that the target does (inference only)."""
+
+    def program(self, step: Callable[..., Any], axes: Axes) -> Program | None:
+        """A step of the drafter's own as one compiled program, where the target's are; see `Program`.
+
+        None where they are not. A batch that it does not serve goes through the step itself.
+        """
+
+    def new_cache(self) -> SlotCache:
+        """A cache of the drafter's own, with as much room as the target's."""
 
     def trace(self, ids: Tensor, taps: Sequence[Tap]) -> tuple[Tensor, list[Tensor]]:
         """A plain causal forward over token ids [B, n], outside of any timed region and of the loop's cache.
@@ -142,6 +153,9 @@ class Drafter(ABC):
         ones; calling it again does the same again. None: it has no model. Forgets every sequence.
         """
         return None
+
+    def warm_up(self, num_rows: int) -> None:  # noqa: B027 - a hook
+        """Have every program compiled that rounds of `num_rows` sequences may take; nothing is timed yet."""
 
     @property
     def num_bytes(self) -> int:

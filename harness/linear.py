@@ -114,7 +114,15 @@ class PackedLinear(nn.Linear):
         """Outputs [..., O] of rows [..., I]; as torch does where a gradient is asked for."""
         if self.plain or (torch.is_grad_enabled() and rows.requires_grad):
             return nn.functional.linear(rows, self.weight, self.bias)
+        if torch.compiler.is_compiling() and rows.shape[:-1].numel() == 1:
+            return self._streamed(rows)
         return self.product.part(rows, self._index)
+
+    def _streamed(self, row: Tensor) -> Tensor:
+        """Of one row, as a reduction that a compiler makes a loop over the weights as they lie in memory."""
+        flat = row.reshape(-1).as_strided((self.in_features,), (1,))
+        product = (flat * self.weight).sum(-1).view(*row.shape[:-1], -1)
+        return product if self.bias is None else product + self.bias
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
         """A copy is made to be changed: a plain layer."""

@@ -55,6 +55,8 @@ class Session:
             # Steps are chosen and drafts padded by it, in all processes alike.
             self.paces = agreed(paces(self.target, plan.measure.batch_size))
             self.target.choose(self.paces.steps, plan.measure.batch_size)
+            for drafter in plan.arms.values():
+                drafter.warm_up(plan.measure.batch_size)
 
     def _most_tokens(self) -> int:
         """Of a sequence with all its turns, every answer as long as it may be."""

@@ -45,6 +45,11 @@ class Taps:
         for place in sorted(wanted - self._hooks.keys()):
             self._hooks[place] = self._hook(place)
 
+    @property
+    def places(self) -> list[Place]:
+        """Where hooks stand."""
+        return sorted(self._hooks)
+
     def states(self) -> list[Tensor]:
         """What the last forward left, [B, n, H] per tap."""
         return [self._seen[_place(tap)] for tap in self.watched]

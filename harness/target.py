@@ -6,7 +6,7 @@ V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness import attention
 from harness.cache import SlotCache
-from harness.compiled import CompiledForward
+from harness.compiled import Axes, Program, num_programs
 from harness.config import ConfigError
 from harness.draft import Draft
 from harness.drafter import Tap
@@ -67,14 +67,17 @@ class Target:
             )
         if compiled and cache == "dynamic":
             raise ConfigError("target.compile=true: compiles a static step; type target.cache=auto")
-        self._program = CompiledForward(model) if compiled else None
         self.steps = _STEPS[cache, compiled]
         self._chosen: Sequence[str] = self.steps[:1]
-        self._compiled_rows: int | None = None
+        self._programs: list[Program] = []
+        self._program = self.program(self._step, ((1,), (1,), (2, 3)))
+        if self._program:
+            model.requires_grad_(False)
         self._packs = linear != "plain" and can_pack(model)
         if self._packs:
             self._packed = pack(model)
-        self.cache = SlotCache()
+        self._caches: list[SlotCache] = []
+        self.cache = self.new_cache()
         self._taps = Taps(model, stay=compiled)
         self.use_kernel()
 
@@ -97,7 +100,9 @@ class Target:
 
         num_rows: other numbers of sequences are not compiled for, their steps are dynamic.
         """
-        self._chosen, self._compiled_rows = steps, num_rows
+        self._chosen = steps
+        for program in self._programs:
+            program.num_rows = num_rows
 
     def memory(self) -> dict[str, int]:
         """Bytes that stay, by what they hold."""
@@ -108,6 +113,21 @@ class Target:
         """See `TargetView`."""
         if self._packs and can_pack(module):
             pack(module)
+
+    def program(self, step: Callable[..., Any], axes: Axes) -> Program | None:
+        """See `TargetView`."""
+        if "compiled" not in self.steps:
+            return None
+        program = Program(step, axes, self.device)
+        # Where there is a choice of steps, nothing is compiled before it was made.
+        program.num_rows = None if len(self.steps) == 1 else 0
+        self._programs.append(program)
+        return program
+
+    def new_cache(self) -> SlotCache:
+        """See `TargetView`."""
+        self._caches.append(SlotCache())
+        return self._caches[-1]
 
     @property
     def device(self) -> torch.device:
@@ -185,17 +205,22 @@ class Target:
     @contextmanager
     def only(self, step: str) -> Iterator[None]:
         """Within it every step is `dynamic`, `static` or `compiled`, whatever was chosen, for any batch."""
-        chosen = self._chosen, self._compiled_rows
-        self._chosen, self._compiled_rows = (step,), None
+        chosen, self._chosen = self._chosen, (step,)
+        served = [program.num_rows for program in self._programs]
+        for program in self._programs:
+            program.num_rows = None
         try:
             yield
         finally:
-            self._chosen, self._compiled_rows = chosen
+            self._chosen = chosen
+            for program, num_rows in zip(self._programs, served, strict=True):
+                program.num_rows = num_rows
 
     def reserve(self, num_tokens: int) -> None:
-        """Where every shape is a program of its own: let the cache have room for that many tokens at once."""
+        """Where every shape is a program of its own: give all caches room for that many tokens at once."""
         if self.by_shape:
-            self.cache.reserve(num_tokens)
+            for cache in self._caches:
+                cache.reserve(num_tokens)
 
     @property
     def by_shape(self) -> bool:
@@ -205,7 +230,7 @@ class Target:
     @property
     def num_programs(self) -> int:
         """Compiled so far."""
-        return self._program.num_compiled if self._program else 0
+        return num_programs() if self._programs else 0
 
     def begin(self, num_rows: int) -> None:
         """Forget every sequence; `num_rows` empty ones follow."""
@@ -240,7 +265,7 @@ class Target:
         base = torch.tensor(lengths).to(self.device, non_blocking=True)[:, None]
         positions = base if draft.width == 0 else torch.cat([base, base + draft.depths], dim=1)
         step = self._chosen[min(draft.width, len(self._chosen) - 1)]
-        if step == "compiled" and self._compiled_rows not in (None, len(lengths)):
+        if step == "compiled" and not (self._program and self._program.serves(len(lengths))):
             step = "dynamic"
         if step == "dynamic":
             return self._forward(ids, positions, self._mask(draft), slice(0, len(lengths)))
@@ -249,8 +274,12 @@ class Target:
         mask = attention.tree_mask(lengths, self._tree(draft), self.cache.num_slots)
         if compiled:
             assert self._program is not None
-            return self._program(ids, positions, self._as_added(mask), self.cache)
-        return self._run(ids, positions, mask)
+            places = str(self._taps.places)
+            logits: Tensor = self._program(
+                ids, positions, self._as_added(mask), cache=self.cache, constants=[places]
+            )
+            return logits
+        return self._step(ids, positions, self._as_added(mask), self.cache)
 
     def taken(self, path: Tensor, length: Sequence[int]) -> list[Tensor]:
         """Per tap, the states [B, m, H] of the pending token and the accepted path; m = 1 + the longest path.
@@ -272,18 +301,28 @@ class Target:
         self, ids: Tensor, positions: Tensor, mask: Tensor | None, rows: slice, last_only: bool = False
     ) -> Tensor:
         self.cache.aim(rows, ids.shape[1], self.device)
-        return self._run(ids, positions, mask, last_only)
+        added = None if mask is None else self._as_added(mask)
+        return self._step(ids, positions, added, self.cache, last_only=last_only)
 
-    def _run(self, ids: Tensor, positions: Tensor, mask: Tensor | None, last_only: bool = False) -> Tensor:
-        output = self.model(
+    def _step(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        cache: SlotCache,
+        places: str = "any",
+        last_only: bool = False,
+    ) -> Tensor:
+        """The forward, or what is compiled of it; with hooks at other places it is another program."""
+        assert places
+        logits: Tensor = self.model(
             input_ids=ids,
             position_ids=positions,
-            attention_mask=None if mask is None else self._as_added(mask),
-            past_key_values=self.cache,
+            attention_mask=mask,
+            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1 if last_only else 0,
-        )
-        logits: Tensor = output.logits
+        ).logits
         return logits
 
     def _as_added(self, mask: Tensor) -> Tensor:

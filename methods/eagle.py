@@ -30,6 +30,7 @@ from harness.trees import TreePolicy
 from methods.shared.eagle_checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head
 from methods.shared.eagle_growth import Growth
 from methods.shared.eagle_head import Architecture, Head
+from methods.shared.eagle_steps import HeadSteps
 from methods.shared.eagle_training import (
     DraftVocabulary,
     EagleRecipe,
@@ -102,7 +103,8 @@ class Eagle(TrainableDrafter):
             raise ConfigError(
                 f"tree: {self.tree.num_children} children of a node, but the head's vocabulary has {width}"
             )
-        self._cache = SlotCache()
+        self._steps = HeadSteps(target, self.network)
+        self._cache = self._steps.cache
 
     @property
     def num_bytes(self) -> int:
@@ -145,7 +147,7 @@ class Eagle(TrainableDrafter):
         self.reset(num_rows)
         network, device = self.network, self._target.device
         width = network.shape.feature_size
-        growth = Growth(self._target, network, self._cache)
+        growth = Growth(self._steps)
         features = torch.ones(num_rows, context, width, dtype=network.fc.weight.dtype, device=device)
         growth.feed(
             features, torch.ones(num_rows, context, dtype=torch.int64, device=device), [context] * num_rows
@@ -157,6 +159,21 @@ class Eagle(TrainableDrafter):
             growth.expand(tokens, torch.full_like(tokens, -1), self.tree.num_children)
 
         return call
+
+    @torch.no_grad()
+    def warm_up(self, num_rows: int) -> None:
+        """See `Drafter`: a tree behind every number of pairs that a round may bring."""
+        most = self.tree.num_nodes + 1
+        counts = [1 << n for n in range(most.bit_length() + 1)] if self._steps.by_shape else [1, 2]
+        self.reset(num_rows)
+        # Nothing is compiled for an empty cache, so the first one is to fill it.
+        for count in (1, *counts):
+            tokens = torch.zeros(num_rows, count, dtype=torch.int64, device=self._target.device)
+            size, dtype = self.network.shape.feature_size, self.network.fc.weight.dtype
+            features = torch.ones(num_rows, count, size, dtype=dtype, device=self._target.device)
+            growth = Growth(self._steps)
+            growth.feed(features, tokens, [count] * num_rows)
+            self.tree.grow(growth)
 
     def reset(self, num_rows: int) -> None:
         """See `Drafter`."""
@@ -186,14 +203,14 @@ class Eagle(TrainableDrafter):
         """
         self._cache.lengths[row] = 0
         if len(tokens) > 1:
-            growth = Growth(self._target, self.network, self._cache, row)
+            growth = Growth(self._steps, row)
             growth.feed(features[None, :-1], tokens[None, :-1], [len(tokens) - 1])
         self._features[row, 0], self._tokens[row, 0], self._counts[row] = features[-1], tokens[-1], 1
 
     def propose(self, room: Sequence[int]) -> Draft:
         """See `Drafter`."""
         # The room is not looked at: to the last round the tree is the one that the official code would grow.
-        self.growth = Growth(self._target, self.network, self._cache)
+        self.growth = Growth(self._steps)
         self.growth.feed(self._features, self._tokens, self._counts)
         return self.tree.grow(self.growth)
 
@@ -241,6 +258,7 @@ class Eagle(TrainableDrafter):
         dtype = self._target.dtype if self.dtype == "target" else getattr(torch, self.dtype)
         self.network = folded(self._student, self._scale).place(self._target.device, dtype)
         self._target.prepare(self.network)
+        self._steps = HeadSteps(self._target, self.network, self._cache)
 
     def export(self, folder: Path, card: dict[str, Any]) -> None:
         """See `TrainableDrafter`; float16, as the official heads."""
@@ -294,9 +312,10 @@ class Eagle(TrainableDrafter):
 
     def _guess(self, ids: Tensor, states: Sequence[Tensor]) -> Tensor:
         """The head's likeliest tokens [1, n - 1]: token i + 2, from feature i and token i + 1."""
-        growth = Growth(self._target, self.network, SlotCache())
+        steps = HeadSteps(self._target, self.network, SlotCache())
+        growth = Growth(steps)
         growth.begin(1)
         dtype = self.network.fc.weight.dtype
         features = torch.cat([state.to(dtype) for state in states], dim=-1)[:, :-1]
         guessed = growth.feed(features, ids[:, 1:], [features.shape[1]])
-        return growth.proposals(guessed, 1).tokens[..., 0]
+        return steps.best(guessed, 1).tokens[..., 0]

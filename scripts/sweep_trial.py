@@ -163,6 +163,8 @@ class RayCluster:
 
 def main(launcher: str, folder: Path) -> None:
     """Interrupt, and go on until all is done."""
+    # A shell has what it starts in the background ignore Ctrl-C, and that is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     trial = Trial(launcher, folder)
     cluster = RayCluster() if launcher == "ray" else None
 

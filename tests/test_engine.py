@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from harness.accept import Accepted, Coupled, sweep, walk
+from harness.compiled import Program
 from harness.config import ConfigError, configurable
 from harness.decoding import Chooser, DecodingParams
 from harness.draft import Draft
@@ -377,6 +378,27 @@ def test_a_compiled_step_emits_what_the_plain_one_emits_and_serves_all_arms() ->
     assert sum(sum(one.accepted) for one in made) > 20
 
 
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
+def test_a_place_that_is_tapped_after_compiling_is_recorded_and_another_model_has_programs_of_its_own() -> (
+    None
+):
+    def states(target: Target, tap: HiddenTap) -> torch.Tensor:
+        target.watch([tap])
+        target.begin(1)
+        target.prefill(0, [5, 6, 7])
+        logits = target.verify(torch.tensor([3]), Draft.empty(1, target.device))
+        return torch.cat([logits[0], *(state[0] for state in target._taps.states())], dim=-1)
+
+    models = [copy.deepcopy(tiny_model("llama")) for _ in range(2)]
+    with torch.no_grad():
+        for parameter in models[1].parameters():
+            parameter.mul_(1.1)
+    for model in models:
+        target = Target(copy.deepcopy(model), linear="packed", cache="static", compiled=True)
+        for tap in (HiddenTap(0), HiddenTap(1), HiddenTap(0, "input")):
+            torch.testing.assert_close(states(target, tap), states(Target(model), tap))
+
+
 @BOTH
 def test_steps_that_are_chosen_by_width_emit_what_one_kind_emits(params: DecodingParams) -> None:
     expected = vanilla(engine(), params)
@@ -388,17 +410,20 @@ def test_steps_that_are_chosen_by_width_emit_what_one_kind_emits(params: Decodin
     assert [one.output_ids for one in made] == expected
 
 
-def test_a_compiled_step_is_taken_for_the_batch_it_was_chosen_at_and_where_it_alone_is_asked_for() -> None:
+def test_a_compiled_step_is_taken_for_the_batch_it_was_chosen_at_and_where_it_alone_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     target = Target(copy.deepcopy(tiny_model("llama")), cache="auto")
     taken: list[int] = []
 
-    def program(
-        ids: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: object
-    ) -> torch.Tensor:
-        taken.append(len(ids))
-        return torch.zeros(*ids.shape, target.vocab_size)
+    class Stand(Program):
+        def __call__(self, ids: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+            taken.append(len(ids))
+            return torch.zeros(*ids.shape, target.vocab_size)
 
-    target._program = program  # type: ignore[assignment]
+    target.steps = ("dynamic", "static", "compiled")
+    monkeypatch.setattr("harness.target.Program", Stand)
+    target._program = target.program(target._step, ())
     target.choose(["compiled"], 1)
     for num_rows in (1, 2):
         target.begin(num_rows)

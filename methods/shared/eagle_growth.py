@@ -9,12 +9,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from harness.attention import grouped, tree_mask
-from harness.cache import SlotCache
-from harness.drafter import TargetView
 from harness.trees import Proposals
-from methods.shared.eagle_head import Head
+from methods.shared.eagle_steps import WIDEST, HeadSteps
 
 _CHUNK = 1024
 """Pairs of a prompt that are fed at once: their mask is quadratic."""
@@ -27,8 +25,8 @@ class Growth:
     only sequence that is fed and grown; None is all.
     """
 
-    def __init__(self, target: TargetView, network: Head, cache: SlotCache, row: int | None = None) -> None:
-        self._target, self._network, self._cache, self._row = target, network, cache, row
+    def __init__(self, steps: HeadSteps, row: int | None = None) -> None:
+        self._steps, self._cache, self._row = steps, steps.cache, row
         self._root = self._outputs = self._seen = torch.empty(0)
 
     def begin(self, num_rows: int) -> None:
@@ -40,8 +38,12 @@ class Growth:
 
         The first `counts[b]` of each sequence stay. States [B, m, H] after them.
         """
+        if self._steps.by_shape and tokens.shape[1] <= WIDEST:
+            # Few numbers of rows, as each is compiled by itself.
+            more = (1 << (tokens.shape[1] - 1).bit_length()) - tokens.shape[1]
+            tokens, features = pad(tokens, (0, more)), pad(features, (0, 0, 0, more))
         num_rows, num_pairs = tokens.shape
-        states = self._network.project(features)
+        states = self._steps.project(features)
         pieces = []
         for start in range(0, num_pairs, _CHUNK):
             here = slice(start, start + _CHUNK)
@@ -49,7 +51,7 @@ class Growth:
             behind = torch.ones(count, start + count, dtype=torch.bool, device=tokens.device).tril(start)
             offsets = torch.arange(start, start + count, device=tokens.device)
             tree = behind.expand(num_rows, -1, -1)
-            pieces.append(self._run(tokens[:, here], states[:, here], offsets[None], tree))
+            pieces.append(self._steps.run(self._rows, tokens[:, here], states[:, here], offsets[None], tree))
         outputs = torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
         fed = [0] * len(self._cache.lengths)
         fed[self._rows] = counts
@@ -71,11 +73,12 @@ class Growth:
     @property
     def logits(self) -> Tensor:
         """See the class."""
-        return self.score(self.state)
+        return self._steps.score(self.state)
 
     def start(self, num_children: int) -> Proposals:
         """See `Grower`."""
-        return self.proposals(self.state, num_children)
+        tokens, log_probs = self._steps.best(self._outputs[:, :1], num_children)
+        return Proposals(tokens[:, 0], log_probs[:, 0])
 
     def expand(self, tokens: Tensor, parents: Tensor, num_children: int) -> Proposals:
         """See `Grower`. A node's state is its parent's output; it sees the pairs, its ancestors, itself."""
@@ -85,54 +88,12 @@ class Growth:
         itself = torch.eye(num_nodes, dtype=torch.bool, device=tokens.device).expand(num_rows, -1, -1)
         seen = torch.cat([above, itself], dim=-1)
         # The pending token's own pair is the last one of the cache; a child of it comes one position later.
-        outputs = self._run(tokens, states, seen.sum(-1) - 1, seen)
+        outputs = self._steps.run(self._rows, tokens, states, seen.sum(-1) - 1, seen)
         self._outputs = torch.cat([self._outputs, outputs], dim=1)
-        wider = torch.nn.functional.pad(self._seen, (0, num_nodes))
+        wider = pad(self._seen, (0, num_nodes))
         self._seen = torch.cat([wider, seen], dim=1)
-        return self.proposals(outputs, num_children)
+        return self._steps.best(outputs, num_children)
 
     @property
     def _rows(self) -> slice:
         return slice(0, len(self._cache.lengths)) if self._row is None else slice(self._row, self._row + 1)
-
-    def score(self, states: Tensor) -> Tensor:
-        """Logits [..., V] over the draft vocabulary."""
-        network = self._network
-        normed = network.normed(states)
-        if network.shape.architecture == "eagle3" and network.shape.own_lm_head:
-            logits: Tensor = network.lm_head(normed)
-            return logits
-        return self._target.lm_head(normed.to(self._target.dtype)).to(states.device)
-
-    def proposals(self, states: Tensor, num_children: int) -> Proposals:
-        """The best tokens after `states` [..., H]."""
-        logits = self.score(states).float()
-        best = logits.topk(num_children, dim=-1)
-        # A float32 log-probability of at most 0, so that no child outscores its parent.
-        log_probs = best.values - logits.logsumexp(-1, keepdim=True)
-        tokens = best.indices
-        if self._network.shape.draft_vocab_size != self._network.shape.vocab_size:
-            tokens = tokens + self._network.d2t[tokens]
-        return Proposals(tokens, log_probs)
-
-    def _run(self, tokens: Tensor, states: Tensor, offsets: Tensor, tree: Tensor) -> Tensor:
-        """The head over n new rows of every sequence: outputs [B, n, H].
-
-        offsets [B or 1, n]: position behind the cached pairs. tree [B, n, e + n] bool: which rows behind the
-        pairs each sees, of e that are there already and of the new ones.
-        """
-        network, cache = self._network, self._cache
-        num_new = tokens.shape[1]
-        lengths = cache.lengths[self._rows]
-        base = torch.tensor(lengths).to(tokens.device, non_blocking=True)[:, None]
-        embed = network.embed_tokens or self._target.embed
-        embedded = embed(tokens).to(states.dtype)
-        cache.aim(self._rows, num_new, tokens.device, ahead=tree.shape[-1] - num_new)
-        mask = tree_mask(lengths, tree)
-
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values = cache.update(key, value, 0)
-            return grouped(network, query, keys, values, mask)[0]
-
-        output: Tensor = network(embedded, states, base + offsets, attend)
-        return output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -238,6 +240,33 @@ def test_a_ragged_batch_is_drafted_like_its_sequences_alone(
         for (draft, row), (single, _) in zip(one.drafts, alone.drafts, strict=True):
             assert torch.equal(draft.tokens[row], single.tokens[0])
             assert torch.equal(draft.parents[row], single.parents[0])
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
+@pytest.mark.parametrize("architecture", ["eagle", "eagle3"])
+def test_compiled_steps_draft_what_the_plain_ones_draft(architecture: str, tmp_path: Path) -> None:
+    """One sequence after another, so with more slots than at first; nothing is compiled after the warm-up."""
+    head, tree = random_weights(HEADS[architecture]), DynamicTree(total_token=14, depth=3, top_k=4)
+    prompts = [request([*PROMPT * 60, 7], 1), request(PROMPT[:3], 2), request([7, *PROMPT, 7, 7], 3)]
+    made = []
+    for target in (
+        Target(model_of("llama"), linear="auto"),
+        Target(copy.deepcopy(model_of("llama")), linear="auto", cache="auto", compiled=True),
+    ):
+        loop = LocalEngine(target, (), 512, timed=False)
+        drafter = bound(loop, folder_of(head, tmp_path), head.shape, tree)
+        target.watch(drafter.taps)
+        if "compiled" in target.steps:
+            target.choose(["dynamic"], 1)
+            drafter.warm_up(1)
+            num_programs = target.num_programs
+            assert num_programs >= 4
+        made.append([loop.generate([prompt], drafter, GREEDY, Coupled())[0] for prompt in prompts])
+    assert target.num_programs == num_programs
+    for plain, compiled in zip(*made, strict=True):
+        assert plain.output_ids == compiled.output_ids
+        assert [paths(draft) for draft, _ in plain.drafts] == [paths(draft) for draft, _ in compiled.drafts]
+    assert sum(sum(one.accepted) for one in made[0]) > 0
 
 
 def test_features_of_pending_tokens_and_of_rejected_nodes_are_never_read(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from methods.eagle import Eagle
 from methods.shared import eagle_training
 from methods.shared.eagle_growth import Growth
 from methods.shared.eagle_head import Head
+from methods.shared.eagle_steps import HeadSteps
 from methods.shared.eagle_training import DraftVocabulary, EagleRecipe, counting_rows, unrolled_steps
 from methods.vanilla import Vanilla
 from tests.methods.test_eagle import HEADS, VOCAB, model_of, random_weights
@@ -87,7 +88,7 @@ def test_logits_of_every_unrolled_step_are_the_drafters(kind: str, monkeypatch: 
                 rows = counting_rows(row, step).nonzero()[:, 0].tolist()
                 if begin + place not in rows:
                     continue
-                growth = Growth(target, head, SlotCache())
+                growth = Growth(HeadSteps(target, head, SlotCache()))
                 growth.begin(1)
                 known = features[begin : begin + place + 1][None]
                 growth.feed(known, torch.tensor([tokens[1 : place + 2]]), [place + 1])

@@ -1,0 +1,107 @@
+"""What an EAGLE head computes in one go: its layer over new rows, and the best children of states.
+
+Compiled where the target's steps are (`target.compile=true`), captured as graphs on CUDA.
+
+Shapes: B sequences, n new rows, c children, C slots of the cache, H hidden size of the head, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from harness.attention import grouped, tree_mask
+from harness.cache import SlotCache
+from harness.drafter import TargetView
+from harness.trees import Proposals
+from methods.shared.eagle_head import Head
+
+WIDEST = 64
+"""Rows that are compiled for; pairs of a prompt are more."""
+
+
+class HeadSteps:
+    """A head behind a cache, as `Growth` runs it."""
+
+    def __init__(self, target: TargetView, network: Head, cache: SlotCache | None = None) -> None:
+        """`cache`: one of its own; None is the target's choice."""
+        self._target, self.network = target, network
+        # A cache without layers is falsy.
+        self.cache = target.new_cache() if cache is None else cache
+        self._layers = target.program(self._layer, ((1,), (1,), (1,), (2, 3)))
+        self._bests = target.program(self._best, ((1,),))
+
+    @property
+    def by_shape(self) -> bool:
+        """Whether every number of rows is a program of its own."""
+        return self._layers is not None and self._layers.by_shape
+
+    def project(self, features: Tensor) -> Tensor:
+        """See `Head.project`."""
+        return self.network.project(features)
+
+    def run(self, rows: slice, tokens: Tensor, states: Tensor, offsets: Tensor, tree: Tensor) -> Tensor:
+        """The head over n new rows of the sequences `rows`: outputs [B, n, H].
+
+        offsets [B or 1, n]: position behind the cached pairs. tree [B, n, e + n] bool: which rows behind the
+        pairs each sees, of e that are there already and of the new ones.
+        """
+        cache, num_new = self.cache, tokens.shape[1]
+        lengths = cache.lengths[rows]
+        base = torch.tensor(lengths).to(tokens.device, non_blocking=True)[:, None]
+        positions = (base + offsets).expand_as(tokens)
+        whole = num_new <= WIDEST and len(lengths) == len(cache.lengths) and cache.num_slots > 0
+        compiled = self._layers if whole and self._layers and self._layers.serves(len(lengths)) else None
+        cache.aim(
+            rows,
+            num_new,
+            tokens.device,
+            ahead=tree.shape[-1] - num_new,
+            whole=compiled is not None,
+            indexed=compiled is not None,
+        )
+        if compiled is None:
+            return self._layer(tokens, states, positions, tree_mask(lengths, tree), cache)
+        mask = tree_mask(lengths, tree, cache.num_slots)
+        outputs: Tensor = compiled(tokens, states, positions, mask, cache=cache)
+        return outputs
+
+    def best(self, states: Tensor, num_children: int) -> Proposals:
+        """The best tokens [B, n, c] after `states` [B, n, H]."""
+        compiled = self._bests
+        if compiled is None or states.shape[1] > WIDEST or not compiled.serves(len(states)):
+            return Proposals(*self._best(states, num_children))
+        return Proposals(*compiled(states, constants=[num_children]))
+
+    def score(self, states: Tensor) -> Tensor:
+        """Logits [..., V] over the draft vocabulary."""
+        network = self.network
+        normed = network.normed(states)
+        if network.shape.architecture == "eagle3" and network.shape.own_lm_head:
+            logits: Tensor = network.lm_head(normed)
+            return logits
+        return self._target.lm_head(normed.to(self._target.dtype)).to(states.device)
+
+    def _layer(
+        self, tokens: Tensor, states: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache
+    ) -> Tensor:
+        network = self.network
+        embed = network.embed_tokens or self._target.embed
+        embedded = embed(tokens).to(states.dtype)
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            keys, values = cache.update(key, value, 0)
+            return grouped(network, query, keys, values, mask)[0]
+
+        output: Tensor = network(embedded, states, positions, attend)
+        return output
+
+    def _best(self, states: Tensor, num_children: int) -> tuple[Tensor, Tensor]:
+        logits = self.score(states).float()
+        best = logits.topk(num_children, dim=-1)
+        # A float32 log-probability of at most 0, so that no child outscores its parent.
+        log_probs = best.values - logits.logsumexp(-1, keepdim=True)
+        tokens = best.indices
+        if self.network.shape.draft_vocab_size != self.network.shape.vocab_size:
+            tokens = tokens + self.network.d2t[tokens]
+        return tokens, log_probs
