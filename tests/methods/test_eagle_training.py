@@ -88,7 +88,8 @@ def test_logits_of_every_unrolled_step_are_the_drafters(kind: str, monkeypatch: 
                 rows = counting_rows(row, step).nonzero()[:, 0].tolist()
                 if begin + place not in rows:
                     continue
-                growth = Growth(HeadSteps(target, head, SlotCache()))
+                steps = HeadSteps(target, head, SlotCache())
+                growth = Growth(steps)
                 growth.begin(1)
                 known = features[begin : begin + place + 1][None]
                 growth.feed(known, torch.tensor([tokens[1 : place + 2]]), [place + 1])
@@ -97,7 +98,7 @@ def test_logits_of_every_unrolled_step_are_the_drafters(kind: str, monkeypatch: 
                     token = torch.tensor([[tokens[place + 2 + ahead]]])
                     growth.expand(token, torch.tensor([[ahead - 1]]), 1)
                     state = growth._outputs[:, -1:]
-                drafted = growth.score(state)[0, 0]
+                drafted = steps.score(state)[0, 0]
                 trained = logits[step][rows.index(begin + place)]
                 torch.testing.assert_close(trained, drafted, atol=1e-4, rtol=1e-4)
                 num_compared += 1
