@@ -45,7 +45,7 @@ class TargetSpec:
     weights on a CPU out for oneDNN (see `harness.linear`), `plain` leaves them, `auto` packs where it can.
     cache: what a verify step reads, the slots in use (`dynamic`) or all that are allocated (`static`), so
     that every step is the same program; `auto` takes for every width what is found to be fastest before a
-    run. compile: that program may be compiled too (see `harness.compiled`).
+    run. compile: that program may be compiled too, and so are steps of heads (see `harness.compiled`).
     attention: `grouped` is the harness's kernel, put in after loading; the others are transformers'.
     template: NAME of harness/templates/NAME.jinja or a file; None is the model's own. system_prompt: put
     before a conversation that has none. thinking: the template's `enable_thinking`, None where it has none.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Literal
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from harness.accept import Coupled
 from harness.decoding import DecodingParams
 from harness.engine import LocalEngine
 from harness.target import Target
+from harness.trees import DynamicTree
+from methods.eagle import Eagle
 from methods.vanilla import Vanilla
 from tests.targets import END, RandomTrees, requests, tiny_model
 
@@ -42,3 +45,24 @@ def test_every_step_emits_what_the_cpu_emits(params: DecodingParams, step: str) 
         assert [one.output_ids for one in made] == plain
         outputs.append(plain)
     assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("architecture", ["eagle", "eagle3"])
+def test_captured_steps_of_a_head_emit_what_vanilla_emits(architecture: Literal["eagle", "eagle3"]) -> None:
+    """Nothing is captured after the warm-up."""
+    target = Target(copy.deepcopy(tiny_model("llama")).to("cuda"), cache="static", compiled=True)
+    loop = LocalEngine(target, {END}, 512)
+    vanilla = Vanilla()
+    vanilla.bind(target)
+    tree = DynamicTree(total_token=14, depth=3, top_k=4)
+    drafter = Eagle(architecture=architecture, tree=tree, head="random")
+    drafter.bind(target)
+    target.watch(drafter.taps)
+    target.reserve(512)
+    plain = [loop.generate([one], vanilla, PARAMS[0], Coupled())[0].output_ids for one in requests()]
+    drafter.warm_up(1)
+    loop.generate([requests()[0]], drafter, PARAMS[0], Coupled())
+    num_programs = target.num_programs
+    made = [loop.generate([one], drafter, PARAMS[0], Coupled())[0].output_ids for one in requests()]
+    assert made == plain
+    assert target.num_programs == num_programs
