@@ -145,7 +145,9 @@ def cells_of(config: DictConfig) -> list[Cell]:
             temperature=_number(node.get("temperature", 0)),
             batch_size=int(_number(config.measure.get("batch_size", 1))),
             profile=str(config.measure.profile),
-            baseline="strong" if config.target.get("cache") == "auto" else "eager",
+            baseline="strong"
+            if config.target.get("cache") == "auto" and config.target.get("compile")
+            else "eager",
             acceptor=_acceptor(config),
         )
         for name, node in (config.decodings or {}).items()

@@ -89,8 +89,8 @@ class TargetSpec:
 
     @property
     def baseline(self) -> str:
-        """What the tables call vanilla: `strong` if its steps are the fastest that were found."""
-        return "strong" if self.cache == "auto" else "eager"
+        """What the tables call vanilla: `strong` if its steps are the fastest of all kinds that there are."""
+        return "strong" if self.cache == "auto" and self.compile else "eager"
 
     def load(self, progress: Progress) -> LoadedWeights:
         """Fetch and load the model; may take minutes and use the network.
