@@ -120,7 +120,7 @@ class PackedLinear(nn.Linear):
         return self.product.part(rows, self._index)
 
     def _streamed(self, row: Tensor) -> Tensor:
-        """Of one row, as a reduction that the compiler makes a loop over the weights as they lie in memory."""
+        """Of one row, as a reduction, which the compiler makes a loop over the weights as they lie."""
         # Without the view the compiler would compute the row anew for every output.
         flat = row.reshape(-1).as_strided((self.in_features,), (1,))
         product = (flat * self.weight).sum(-1).view(*row.shape[:-1], -1)
