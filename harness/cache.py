@@ -131,16 +131,14 @@ class SlotCache(Cache):  # type: ignore[misc]
     def mark(self, dynamic: bool) -> None:
         """Tell torch.compile about the buffers, before a forward that reads all slots.
 
-        dynamic: the number of slots changes, and that of the new tokens if there are several; else each is a
-        program of its own, and a captured graph may count on where the buffers lie.
+        dynamic: the number of slots changes; else each is a program of its own, and a captured graph may
+        count on where the buffers lie.
         """
         for buffer in (*self._keys, *self._values):
             if dynamic:
                 torch._dynamo.mark_dynamic(buffer, 2)
             else:
                 torch._dynamo.mark_static_address(buffer)
-        if dynamic and self._slots is not None and self._slots[1].shape[1] > 1:
-            torch._dynamo.mark_dynamic(self._slots[1], 1)
 
     @property
     def num_slots(self) -> int:

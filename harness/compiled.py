@@ -3,8 +3,9 @@
 Compiled layer by layer, the recompile limit is met silently and the other layers stay as they are; so the
 graph is whole, and meeting the limit fails. Compiling takes minutes the first time; inductor keeps what it
 made on disk, so that the next process needs a fraction.
-On a CPU, sizes that change from round to round (drafted tokens, slots of the cache) are symbols: there is one
-program for one token and one for several, by batch. On CUDA every width has its own, captured as a graph.
+Every number of new tokens is a program of its own, by batch. On a CPU there are few: only where the number
+is known is a product of a few rows compiled to a loop over the weights; shorter drafts are padded. On CUDA
+every number that is asked for has its own, captured as a graph.
 """
 
 from __future__ import annotations
@@ -22,21 +23,25 @@ from harness.config import ConfigError
 
 _MOST_PROGRAMS = 64
 """Of one step: widths times batch sizes times slots of the cache."""
-Axes = Sequence[Sequence[int]]
+SIZES = (1, 8)
+"""Numbers of new tokens that are compiled for on a CPU: eight cost little more than four, and a whole model
+takes minutes for each."""
+_SIZES_BY_SHAPE = (1, 2, 4, 8, 16, 32, 64)
+"""And on CUDA, where others may be asked for; a prompt brings more."""
 
 
 class Program:
-    """A step that is compiled when it is called with sizes of a new kind: one token, several, another batch.
+    """A step that is compiled when it is called with another number of new tokens or of sequences.
 
-    num_rows: how many sequences it serves; None is any number. by_shape: every number of tokens, sequences
-    and slots is a program of its own.
+    num_rows: how many sequences it serves; None is any number. sizes: numbers of new tokens that drafts
+    should have. by_shape: every number of slots is a program of its own, too.
     """
 
-    def __init__(self, step: Callable[..., Any], axes: Axes, device: torch.device) -> None:
+    def __init__(self, step: Callable[..., Any], device: torch.device, sizes: Sequence[int] = SIZES) -> None:
         """
-        step: a method that takes tensors, then perhaps a cache, aimed at all its slots, then strings or
-        numbers, and gives a tensor or several. Its modules must not change: they are not looked at again.
-        axes: of each of the tensors, those that change from round to round.
+        step: a method that takes tensors [B, n, ...], then perhaps a mask [B, 1, n, C] and a cache, aimed at
+        all its C slots, then strings or numbers, and gives a tensor or several. Its modules must not change:
+        they are not looked at again. sizes: see the class; on a CPU.
 
         Raises:
             ConfigError: there is nothing to compile with.
@@ -48,35 +53,44 @@ class Program:
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         torch._dynamo.config.recompile_limit = _MOST_PROGRAMS
         self.by_shape = device.type != "cpu"
+        self.sizes = _SIZES_BY_SHAPE if self.by_shape else tuple(sizes)
         self.num_rows: int | None = None
-        self._axes = axes
         self._compiled = torch.compile(
             _alone(step),
             fullgraph=True,
-            dynamic=False if self.by_shape else None,
+            dynamic=False,
             options={"triton.cudagraphs": self.by_shape, "guard_filter_fn": _outside},
         )
 
-    def serves(self, num_rows: int) -> bool:
-        """Whether a batch of so many sequences is compiled for."""
-        return self.num_rows in (None, num_rows)
+    def size_for(self, num_rows: int, num_new: int) -> int | None:
+        """The number of new tokens to pad to, so that it is one that is compiled for; None: there is none."""
+        if self.num_rows not in (None, num_rows):
+            return None
+        return next((size for size in self.sizes if size >= num_new), None)
+
+    def serves(self, num_rows: int, num_new: int) -> bool:
+        """Whether it is compiled for so many sequences and new tokens."""
+        size = self.size_for(num_rows, num_new)
+        return size == num_new or (self.by_shape and size is not None)
 
     @torch.no_grad()
     def __call__(
-        self, *tensors: Tensor, cache: SlotCache | None = None, constants: Sequence[str | int] = ()
+        self,
+        *tensors: Tensor,
+        mask: Tensor | None = None,
+        cache: SlotCache | None = None,
+        constants: Sequence[str | int] = (),
     ) -> Any:
         """What the step gives."""
+        past: list[Any] = []
         if self.by_shape:
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        else:
-            for tensor, axes in zip(tensors, self._axes, strict=True):
-                for axis in axes:
-                    if tensor.shape[axis] > 1:
-                        torch._dynamo.mark_dynamic(tensor, axis)
-        caches = [] if cache is None else [cache]
-        for one in caches:
-            one.mark(dynamic=not self.by_shape)
-        made = self._compiled(*tensors, *caches, *constants)
+        if mask is not None and cache is not None:
+            past = [mask, cache]
+            cache.mark(dynamic=not self.by_shape)
+            if not self.by_shape:
+                torch._dynamo.mark_dynamic(mask, 3)
+        made = self._compiled(*tensors, *past, *constants)
         if not self.by_shape:
             return made
         # A captured graph writes to the same place every time.

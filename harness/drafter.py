@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.cache import SlotCache
-from harness.compiled import Axes, Program
+from harness.compiled import SIZES, Program
 from harness.config import configurable
 from harness.draft import Draft
 
@@ -69,10 +69,10 @@ class TargetView(Protocol):
     def prepare(self, module: torch.nn.Module) -> None:
         """Have a module of the drafter's own multiply in the way that the target does (inference only)."""
 
-    def program(self, step: Callable[..., Any], axes: Axes) -> Program | None:
+    def program(self, step: Callable[..., Any], sizes: Sequence[int] = SIZES) -> Program | None:
         """A step of the drafter's own as one compiled program, where the target's are; see `Program`.
 
-        None where they are not. A batch that it does not serve goes through the step itself.
+        None where they are not. What it does not serve goes through the step itself.
         """
 
     def new_cache(self) -> SlotCache:

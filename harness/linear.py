@@ -2,8 +2,8 @@
 
 torch's own float32 product of a few rows with a large matrix goes through MKL; on some CPUs two rows take
 twice as long as one, and eight as long as thirty-two. Layers that read the same input become one product:
-a small matrix streams from memory more slowly than a large one. In a compiled step one row is not multiplied
-by oneDNN: a plain loop over the weights takes hardly longer than reading them.
+a small matrix streams from memory more slowly than a large one. In a compiled step a few rows are not
+multiplied by oneDNN: a plain loop over the weights takes hardly longer than reading them.
 
 Shapes: I inputs, O outputs, N outputs of all layers of one product.
 """
@@ -23,6 +23,8 @@ from harness.parallel import is_shared
 
 _ROWS_HINT = 16
 """Rows that the layout is chosen for; from one to hundreds of rows no other was faster."""
+_STREAMED = 8
+"""Rows that a compiled step multiplies in a loop over the weights; for more oneDNN is faster."""
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Siblings that read the same input, as transformers and the EAGLE heads name them. Where they turn out to
 read different ones, the results are right all the same."""
@@ -115,15 +117,17 @@ class PackedLinear(nn.Linear):
         """Outputs [..., O] of rows [..., I]; as torch does where a gradient is asked for."""
         if self.plain or (torch.is_grad_enabled() and rows.requires_grad):
             return nn.functional.linear(rows, self.weight, self.bias)
-        if torch.compiler.is_compiling() and rows.shape[:-1].numel() == 1:
+        if torch.compiler.is_compiling() and rows.shape[:-1].numel() <= _STREAMED:
             return self._streamed(rows)
         return self.product.part(rows, self._index)
 
-    def _streamed(self, row: Tensor) -> Tensor:
-        """Of one row, as a reduction, which the compiler makes a loop over the weights as they lie."""
-        # Without the view the compiler would compute the row anew for every output.
-        flat = row.reshape(-1).as_strided((self.in_features,), (1,))
-        product = (flat * self.weight).sum(-1).view(*row.shape[:-1], -1)
+    def _streamed(self, rows: Tensor) -> Tensor:
+        """Of a few rows, as reductions, which the compiler makes one loop over the weights as they lie."""
+        count = rows.shape[:-1].numel()
+        # Without the view the compiler would compute the rows anew for every output.
+        flat = rows.reshape(count, -1).as_strided((count, self.in_features), (self.in_features, 1))
+        product = torch.stack([(flat[row] * self.weight).sum(-1) for row in range(count)])
+        product = product.view(*rows.shape[:-1], -1)
         return product if self.bias is None else product + self.bias
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness import attention
 from harness.cache import SlotCache
-from harness.compiled import Axes, Program, num_programs
+from harness.compiled import SIZES, Program, num_programs
 from harness.config import ConfigError
 from harness.draft import Draft
 from harness.drafter import Tap
@@ -70,7 +70,7 @@ class Target:
         self.steps = _STEPS[cache, compiled]
         self._chosen: Sequence[str] = self.steps[:1]
         self._programs: list[Program] = []
-        self._program = self.program(self._step, ((1,), (1,), (2, 3)))
+        self._program = self.program(self._step)
         if self._program:
             model.requires_grad_(False)
         self._packs = linear != "plain" and can_pack(model)
@@ -114,11 +114,11 @@ class Target:
         if self._packs and can_pack(module):
             pack(module)
 
-    def program(self, step: Callable[..., Any], axes: Axes) -> Program | None:
+    def program(self, step: Callable[..., Any], sizes: Sequence[int] = SIZES) -> Program | None:
         """See `TargetView`."""
         if "compiled" not in self.steps:
             return None
-        program = Program(step, axes, self.device)
+        program = Program(step, self.device, sizes)
         # Where there is a choice of steps, nothing is compiled before it was made.
         program.num_rows = None if len(self.steps) == 1 else 0
         self._programs.append(program)
@@ -227,6 +227,10 @@ class Target:
         """Whether every number of tokens is a program of its own, which takes long to compile."""
         return self._program is not None and self._program.by_shape
 
+    def compiles(self, num_rows: int, width: int) -> bool:
+        """Whether a draft of so many nodes for so many sequences has a compiled step."""
+        return self._program is not None and self._program.serves(num_rows, 1 + width)
+
     @property
     def num_programs(self) -> int:
         """Compiled so far."""
@@ -265,7 +269,7 @@ class Target:
         base = torch.tensor(lengths).to(self.device, non_blocking=True)[:, None]
         positions = base if draft.width == 0 else torch.cat([base, base + draft.depths], dim=1)
         step = self._chosen[min(draft.width, len(self._chosen) - 1)]
-        if step == "compiled" and not (self._program and self._program.serves(len(lengths))):
+        if step == "compiled" and not self.compiles(len(lengths), draft.width):
             step = "dynamic"
         if step == "dynamic":
             return self._forward(ids, positions, self._mask(draft), slice(0, len(lengths)))
@@ -276,7 +280,7 @@ class Target:
             assert self._program is not None
             places = str(self._taps.places)
             logits: Tensor = self._program(
-                ids, positions, self._as_added(mask), cache=self.cache, constants=[places]
+                ids, positions, mask=self._as_added(mask), cache=self.cache, constants=[places]
             )
             return logits
         return self._step(ids, positions, self._as_added(mask), self.cache)

@@ -163,11 +163,9 @@ class Eagle(TrainableDrafter):
     @torch.no_grad()
     def warm_up(self, num_rows: int) -> None:
         """See `Drafter`: a tree behind every number of pairs that a round may bring."""
-        most = self.tree.num_nodes + 1
-        counts = [1 << n for n in range(most.bit_length() + 1)] if self._steps.by_shape else [1, 2]
         self.reset(num_rows)
         # Nothing is compiled for an empty cache, so the first one is to fill it.
-        for count in (1, *counts):
+        for count in (1, *self._steps.sizes):
             tokens = torch.zeros(num_rows, count, dtype=torch.int64, device=self._target.device)
             size, dtype = self.network.shape.feature_size, self.network.fc.weight.dtype
             features = torch.ones(num_rows, count, size, dtype=dtype, device=self._target.device)

@@ -423,7 +423,7 @@ def test_a_compiled_step_is_taken_for_the_batch_it_was_chosen_at_and_where_it_al
 
     target.steps = ("dynamic", "static", "compiled")
     monkeypatch.setattr("harness.target.Program", Stand)
-    target._program = target.program(target._step, ())
+    target._program = target.program(target._step)
     target.choose(["compiled"], 1)
     for num_rows in (1, 2):
         target.begin(num_rows)

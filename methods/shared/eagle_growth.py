@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from harness.trees import Proposals
-from methods.shared.eagle_steps import WIDEST, HeadSteps
+from methods.shared.eagle_steps import HeadSteps
 
 _CHUNK = 1024
 """Pairs of a prompt that are fed at once: their mask is quadratic."""
@@ -38,9 +38,8 @@ class Growth:
 
         The first `counts[b]` of each sequence stay. States [B, m, H] after them.
         """
-        if self._steps.by_shape and tokens.shape[1] <= WIDEST:
-            # Few numbers of rows, as each is compiled by itself.
-            more = (1 << (tokens.shape[1] - 1).bit_length()) - tokens.shape[1]
+        more = self._steps.size_for(*tokens.shape) - tokens.shape[1]
+        if more and self._row is None:
             tokens, features = pad(tokens, (0, more)), pad(features, (0, 0, 0, more))
         num_rows, num_pairs = tokens.shape
         states = self._steps.project(features)

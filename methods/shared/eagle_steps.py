@@ -16,8 +16,8 @@ from harness.drafter import TargetView
 from harness.trees import Proposals
 from methods.shared.eagle_head import Head
 
-WIDEST = 64
-"""Rows that are compiled for; pairs of a prompt are more."""
+_SIZES = (1, 4, 8)
+"""Rows that are compiled for on a CPU: a head takes seconds."""
 
 
 class HeadSteps:
@@ -28,13 +28,18 @@ class HeadSteps:
         self._target, self.network = target, network
         # A cache without layers is falsy.
         self.cache = target.new_cache() if cache is None else cache
-        self._layers = target.program(self._layer, ((1,), (1,), (1,), (2, 3)))
-        self._bests = target.program(self._best, ((1,),))
+        self._layers = target.program(self._layer, _SIZES)
+        self._bests = target.program(self._best, _SIZES)
 
     @property
-    def by_shape(self) -> bool:
-        """Whether every number of rows is a program of its own."""
-        return self._layers is not None and self._layers.by_shape
+    def sizes(self) -> tuple[int, ...]:
+        """Numbers of rows that are compiled for, if any."""
+        return self._layers.sizes if self._layers else ()
+
+    def size_for(self, num_rows: int, num_new: int) -> int:
+        """How many rows to run in the place of `num_new`: so many, or a few more where these are compiled."""
+        size = self._layers.size_for(num_rows, num_new) if self._layers else None
+        return size or num_new
 
     def project(self, features: Tensor) -> Tensor:
         """See `Head.project`."""
@@ -50,8 +55,10 @@ class HeadSteps:
         lengths = cache.lengths[rows]
         base = torch.tensor(lengths).to(tokens.device, non_blocking=True)[:, None]
         positions = (base + offsets).expand_as(tokens)
-        whole = num_new <= WIDEST and len(lengths) == len(cache.lengths) and cache.num_slots > 0
-        compiled = self._layers if whole and self._layers and self._layers.serves(len(lengths)) else None
+        whole = len(lengths) == len(cache.lengths) and cache.num_slots > 0
+        compiled = self._layers if whole else None
+        if compiled and not compiled.serves(len(lengths), num_new):
+            compiled = None
         cache.aim(
             rows,
             num_new,
@@ -63,13 +70,13 @@ class HeadSteps:
         if compiled is None:
             return self._layer(tokens, states, positions, tree_mask(lengths, tree), cache)
         mask = tree_mask(lengths, tree, cache.num_slots)
-        outputs: Tensor = compiled(tokens, states, positions, mask, cache=cache)
+        outputs: Tensor = compiled(tokens, states, positions, mask=mask, cache=cache)
         return outputs
 
     def best(self, states: Tensor, num_children: int) -> Proposals:
         """The best tokens [B, n, c] after `states` [B, n, H]."""
         compiled = self._bests
-        if compiled is None or states.shape[1] > WIDEST or not compiled.serves(len(states)):
+        if compiled is None or not compiled.serves(*states.shape[:2]):
             return Proposals(*self._best(states, num_children))
         return Proposals(*compiled(states, constants=[num_children]))
 
