@@ -118,23 +118,24 @@ class PackedLinear(nn.Linear):
         if self.plain or (torch.is_grad_enabled() and rows.requires_grad):
             return nn.functional.linear(rows, self.weight, self.bias)
         if torch.compiler.is_compiling() and rows.shape[:-1].numel() <= _STREAMED:
-            return self._streamed(rows)
+            product = streamed(rows, self.weight)
+            return product if self.bias is None else product + self.bias
         return self.product.part(rows, self._index)
-
-    def _streamed(self, rows: Tensor) -> Tensor:
-        """Of a few rows, as reductions, which the compiler makes one loop over the weights as they lie."""
-        count = rows.shape[:-1].numel()
-        # Without the view the compiler would compute the rows anew for every output.
-        flat = rows.reshape(count, -1).as_strided((count, self.in_features), (self.in_features, 1))
-        product = torch.stack([(flat[row] * self.weight).sum(-1) for row in range(count)])
-        product = product.view(*rows.shape[:-1], -1)
-        return product if self.bias is None else product + self.bias
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
         """A copy is made to be changed: a plain layer."""
         copy = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         copy.weight, copy.bias = deepcopy(self.weight, memo), deepcopy(self.bias, memo)
         return copy
+
+
+def streamed(rows: Tensor, weight: Tensor) -> Tensor:
+    """Products [..., O] of a few rows [..., I] as reductions; compiled, one loop over the weights."""
+    count = rows.shape[:-1].numel()
+    # Without the view the compiler would compute the rows anew for every output.
+    flat = rows.reshape(count, -1).as_strided((count, rows.shape[-1]), (rows.shape[-1], 1))
+    products = torch.stack([(flat[row] * weight).sum(-1) for row in range(count)])
+    return products.view(*rows.shape[:-1], -1)
 
 
 def can_pack(module: nn.Module) -> bool:

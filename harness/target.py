@@ -167,15 +167,9 @@ class Target:
     @torch.no_grad()
     def trace(self, ids: Tensor, taps: Sequence[Tap]) -> tuple[Tensor, list[Tensor]]:
         """See `TargetView`."""
-        watched = self._taps.watched
-        self.watch(taps)
-        try:
-            self.use_kernel("sdpa")
+        with self._traced(taps) as traced:
             logits: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
-            return logits, self._taps.states()
-        finally:
-            self.use_kernel()
-            self.watch(watched)
+            return logits, traced.states()
 
     @torch.no_grad()
     def trace_documents(
@@ -185,22 +179,28 @@ class Target:
 
         A token sees the earlier ones of its own document.
         """
-        length, watched = len(ids), self._taps.watched
-        self.watch(taps)
-        try:
-            self.use_kernel("sdpa")
-            mask = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
-            mask &= document[:, None] == document[None]
+        mask = torch.ones(len(ids), len(ids), dtype=torch.bool, device=self.device).tril()
+        mask &= document[:, None] == document[None]
+        with self._traced(taps) as traced:
             self.model.get_decoder()(
                 input_ids=ids[None],
                 position_ids=positions[None],
                 attention_mask=mask[None, None],
                 use_cache=False,
             )
-            return [state[0] for state in self._taps.states()]
+            return [state[0] for state in traced.states()]
+
+    @contextmanager
+    def _traced(self, taps: Sequence[Tap]) -> Iterator[Taps]:
+        """Taps of their own, none of which is left: with other hooks a compiled step is another program."""
+        traced = Taps(self.model, stay=False)
+        try:
+            self.use_kernel("sdpa")
+            traced.watch(taps)
+            yield traced
         finally:
             self.use_kernel()
-            self.watch(watched)
+            traced.watch(())
 
     @contextmanager
     def only(self, step: str) -> Iterator[None]:

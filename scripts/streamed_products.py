@@ -2,7 +2,8 @@
 
 SmolLM2-135M's shapes, float32. Milliseconds (median of 11) for several numbers of rows of: a plain sum over
 the same bytes (the roof), torch's own products, one packed product a layer, one for all layers that read the
-same input.
+same input, and loops over the weights as a compiled step makes them (of single layers, with what calling a
+compiled function takes; no more than eight rows).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from harness.linear import Product
+from harness.linear import Product, streamed
 
 NUM_LAYERS, HIDDEN, INNER, KEYS, VOCABULARY = 30, 576, 1536, 192, 49152
 ROWS = (1, 2, 6, 16, 60)
@@ -46,7 +47,7 @@ def show(name: str, calls: Calls, rows: Sequence[int] = ROWS) -> None:
 
 @torch.no_grad()
 def main() -> None:
-    """Print four lines."""
+    """Print five lines."""
     groups = []
     for _ in range(NUM_LAYERS):
         groups.append([linear(HIDDEN, size) for size in (HIDDEN, KEYS, KEYS)])
@@ -61,6 +62,13 @@ def main() -> None:
     show("packed", [(one.multiply, layer.in_features) for one, layer in zip(alone, layers, strict=True)])
     joined = [Product(group) for group in groups]
     show("joined", [(one.multiply, group[0].in_features) for one, group in zip(joined, groups, strict=True)])
+    torch._dynamo.config.recompile_limit = 64
+    loop = torch.compile(streamed, fullgraph=True, dynamic=False)
+    loops = [(lambda rows, one=layer: loop(rows, one.weight), layer.in_features) for layer in layers]
+    for call, size in loops:
+        for count in (1, 2, 6):
+            call(torch.randn(count, size))
+    show("loops", loops, rows=(1, 2, 6))
 
 
 def linear(num_inputs: int, num_outputs: int) -> nn.Linear:

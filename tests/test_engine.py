@@ -399,6 +399,17 @@ def test_a_place_that_is_tapped_after_compiling_is_recorded_and_another_model_ha
             torch.testing.assert_close(states(target, tap), states(Target(model), tap))
 
 
+def test_tracing_leaves_no_hook_that_would_make_a_compiled_step_another_program() -> None:
+    target = Target(copy.deepcopy(tiny_model("llama")))
+    target.watch([HiddenTap(0)])
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in target.model.modules()]
+    _, (state,) = target.trace(torch.tensor([[5, 6, 7]]), [HiddenTap(1, "input")])
+    assert state.shape[:2] == (1, 3)
+    after = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in target.model.modules()]
+    assert hooks == after
+    assert target._taps.watched == (HiddenTap(0),)
+
+
 @BOTH
 def test_steps_that_are_chosen_by_width_emit_what_one_kind_emits(params: DecodingParams) -> None:
     expected = vanilla(engine(), params)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,20 @@ def test_a_quick_run_records_every_arm_turn_and_repeat(tmp_path: Path, decoding:
     assert run.probes[0].read_bandwidth > 0
     assert sum(null.num_differing for null in run.nulls) == 0
     assert all(record.total_ns > 0 for record in run.records)
+
+
+def test_a_program_that_was_compiled_while_the_clock_ran_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The compiler is away: a step is a program as it is, and another one appears whenever somebody looks."""
+    number = count()
+    monkeypatch.setattr("harness.compiled.shutil.which", lambda _: "g++")
+    monkeypatch.setattr("torch.compile", lambda step, **_: step)
+    monkeypatch.setattr("harness.target.num_programs", lambda: next(number))
+    plan = plan_of(tmp_path, "measure=quick", "target.compile=true", "+measure.bandwidth_gib=0.01")
+    assert plan.target.baseline == "strong"
+    with pytest.raises(ConfigError, match=r"1 programs were compiled while .* was timed"):
+        measured(plan, tmp_path)
 
 
 @pytest.mark.parametrize("history", ["live", "frozen"])
