@@ -155,7 +155,7 @@ class Experiment:
                 if self.plan.measure.timed:
                     self._probe(run)
                 pace = self._warm_up()
-                self._num_programs = self.session.target.num_programs
+                self._num_programs = self.session.target.steps.num_programs
                 self.console.plan(self._num_generations(todo), self._most_seconds(todo, pace))
                 self.console.start(manifest)
                 for block in todo:
@@ -263,7 +263,7 @@ class Experiment:
         run.finish_block(_name(block))
 
     def _refuse_compilation(self, block: Block) -> None:
-        num_new = self.session.target.num_programs - self._num_programs
+        num_new = self.session.target.steps.num_programs - self._num_programs
         if num_new and self.plan.measure.timed:
             raise ConfigError(
                 f"target.compile=true: {num_new} programs were compiled while {_name(block)} was timed, which"

@@ -112,7 +112,7 @@ class EagerLoop(Rung):
     def generate(self, engine: LocalEngine, request: Request, params: DecodingParams) -> Generation:
         """See `Rung`."""
         self.drafter.bind(engine.target)
-        with engine.target.only("dynamic"):
+        with engine.target.steps.only("dynamic"):
             made = engine.generate([request], self.drafter, params, Coupled())[0]
         return Generation(
             output_ids=made.output_ids,

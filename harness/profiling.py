@@ -109,8 +109,8 @@ class Profile:
 
     def _choose(self, target: Target, batch: int) -> None:
         """Have the target take the steps that a run of this batch would take."""
-        if len(target.steps) > 1:
-            target.choose(paces(target, batch, [count - 1 for count in self.tokens]).steps, batch)
+        if len(target.steps.kinds) > 1:
+            target.steps.choose(paces(target, batch, [count - 1 for count in self.tokens]).steps, batch)
 
     def _cells(self, target: Target, batch: int) -> NDArray[np.int64]:
         """Nanoseconds [tokens, repeats, 2] of forwards and of settling them, behind the cache as it is."""
@@ -234,8 +234,8 @@ def paces(
     drafts are padded to them (see `cheapest_widths`). A width that was not tried takes the step of the next.
     Overwrites the target's cache.
     """
-    widths = [n for n in widths if not target.by_shape or (n & (n + 1)) == 0]
-    by_step = {step: [math.inf] * (widths[-1] + 1) for step in target.steps}
+    widths = [n for n in widths if not target.steps.by_shape or (n & (n + 1)) == 0]
+    by_step = {step: [math.inf] * (widths[-1] + 1) for step in target.steps.kinds}
     _prefill(target, num_rows, num_context)
     pending = torch.ones(num_rows, dtype=torch.int64, device=target.device)
     drafts = [
@@ -245,9 +245,9 @@ def paces(
     # A first time unheeded: it may compile.
     for repeat in range(num_repeats + 1):
         for step, least in by_step.items():
-            with target.only(step):
+            with target.steps.only(step):
                 for draft in drafts:
-                    if step == "compiled" and not target.compiles(num_rows, draft.width):
+                    if step == "compiled" and not target.steps.compiles(num_rows, draft.width):
                         continue
                     synchronize(target.device)
                     begin = time.perf_counter_ns()

@@ -48,13 +48,13 @@ class Session:
         self._checked = False
         self.rungs = [Player(name=rung.name, rung=rung) for rung in plan.rungs.values()]
         self.paces: Paces | None = None
-        if self.target.by_shape:
+        if self.target.steps.by_shape:
             self.target.reserve(self._most_tokens())
         if plan.measure.timed:
-            console.note(f"timing the target's forward by width: {', '.join(self.target.steps)}")
+            console.note(f"timing the target's forward by width: {', '.join(self.target.steps.kinds)}")
             # Steps are chosen and drafts padded by it, in all processes alike.
             self.paces = agreed(paces(self.target, plan.measure.batch_size))
-            self.target.choose(self.paces.steps, plan.measure.batch_size)
+            self.target.steps.choose(self.paces.steps, plan.measure.batch_size)
             for drafter in plan.arms.values():
                 drafter.warm_up(plan.measure.batch_size)
 

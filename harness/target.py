@@ -15,23 +15,16 @@ from torch import Tensor
 
 from harness import attention
 from harness.cache import SlotCache
-from harness.compiled import SIZES, Program, num_programs
+from harness.compiled import SIZES, Program
 from harness.config import ConfigError
 from harness.draft import Draft
 from harness.drafter import Tap
 from harness.footprint import resident_bytes
 from harness.linear import PackedLinear, can_pack, pack
+from harness.steps import Steps
 from harness.taps import Taps
 
 _PREFILL_CHUNK = 2048
-_STEPS = {
-    ("dynamic", False): ("dynamic",),
-    ("static", False): ("static",),
-    ("static", True): ("compiled",),
-    ("auto", False): ("dynamic", "static"),
-    ("auto", True): ("dynamic", "static", "compiled"),
-}
-"""By target.cache and target.compile: the steps to choose among, the simplest first."""
 
 
 class Target:
@@ -48,9 +41,8 @@ class Target:
         """`model`: a causal LM with full attention in every layer. `kernel`: grouped, sdpa or eager.
 
         linear: `plain` as torch multiplies, `packed` (see `harness.linear`), `auto`: packed where it can be.
-        cache: of a verify step; `dynamic` reads the slots in use, `static` all that are allocated, so that
-        every step is the same program, `auto` what `choose` was told. compiled: the static program may also
-        be compiled (see `harness.compiled`).
+        cache: of a verify step; `dynamic`, `static`, or `auto`: what `steps` are told. compiled: the static
+        step may be compiled, too (see `harness.steps`).
         """
         if kernel not in ("grouped", "sdpa", "eager"):
             raise ConfigError(
@@ -65,13 +57,8 @@ class Target:
             raise ConfigError(
                 "target.linear=packed: needs float32 weights on a CPU and oneDNN; type target.linear=plain"
             )
-        if compiled and cache == "dynamic":
-            raise ConfigError("target.compile=true: compiles a static step; type target.cache=auto")
-        self.steps = _STEPS[cache, compiled]
-        self._chosen: Sequence[str] = self.steps[:1]
-        self._programs: list[Program] = []
-        self._program = self.program(self._step)
-        if self._program:
+        self.steps = Steps(cache, compiled, self._step, self.device)
+        if compiled:
             model.requires_grad_(False)
         self._packs = linear != "plain" and can_pack(model)
         if self._packs:
@@ -95,15 +82,6 @@ class Target:
         """How linear layers multiply: plain or packed."""
         return "packed" if self._packs else "plain"
 
-    def choose(self, steps: Sequence[str], num_rows: int) -> None:
-        """From now on a draft of n nodes is verified by `steps[n]`, one of `self.steps`; wider by the last.
-
-        num_rows: other numbers of sequences are not compiled for, their steps are dynamic.
-        """
-        self._chosen = steps
-        for program in self._programs:
-            program.num_rows = num_rows
-
     def memory(self) -> dict[str, int]:
         """Bytes that stay, by what they hold."""
         copies = sum(product.num_bytes for product in {layer.product for layer in self._packed})
@@ -116,13 +94,7 @@ class Target:
 
     def program(self, step: Callable[..., Any], sizes: Sequence[int] = SIZES) -> Program | None:
         """See `TargetView`."""
-        if "compiled" not in self.steps:
-            return None
-        program = Program(step, self.device, sizes)
-        # Where there is a choice of steps, nothing is compiled before it was made.
-        program.num_rows = None if len(self.steps) == 1 else 0
-        self._programs.append(program)
-        return program
+        return self.steps.program(step, sizes)
 
     def new_cache(self) -> SlotCache:
         """See `TargetView`."""
@@ -202,39 +174,11 @@ class Target:
             self.use_kernel()
             traced.watch(())
 
-    @contextmanager
-    def only(self, step: str) -> Iterator[None]:
-        """Within it every step is `dynamic`, `static` or `compiled`, whatever was chosen, for any batch."""
-        chosen, self._chosen = self._chosen, (step,)
-        served = [program.num_rows for program in self._programs]
-        for program in self._programs:
-            program.num_rows = None
-        try:
-            yield
-        finally:
-            self._chosen = chosen
-            for program, num_rows in zip(self._programs, served, strict=True):
-                program.num_rows = num_rows
-
     def reserve(self, num_tokens: int) -> None:
         """Where every shape is a program of its own: give all caches room for that many tokens at once."""
-        if self.by_shape:
+        if self.steps.by_shape:
             for cache in self._caches:
                 cache.reserve(num_tokens)
-
-    @property
-    def by_shape(self) -> bool:
-        """Whether every number of tokens is a program of its own, which takes long to compile."""
-        return self._program is not None and self._program.by_shape
-
-    def compiles(self, num_rows: int, width: int) -> bool:
-        """Whether a draft of so many nodes for so many sequences has a compiled step."""
-        return self._program is not None and self._program.serves(num_rows, 1 + width)
-
-    @property
-    def num_programs(self) -> int:
-        """Compiled so far."""
-        return num_programs() if self._programs else 0
 
     def begin(self, num_rows: int) -> None:
         """Forget every sequence; `num_rows` empty ones follow."""
@@ -268,18 +212,17 @@ class Target:
         ids = torch.cat([pending[:, None], draft.tokens], dim=1)
         base = torch.tensor(lengths).to(self.device, non_blocking=True)[:, None]
         positions = base if draft.width == 0 else torch.cat([base, base + draft.depths], dim=1)
-        step = self._chosen[min(draft.width, len(self._chosen) - 1)]
-        if step == "compiled" and not self.compiles(len(lengths), draft.width):
-            step = "dynamic"
-        if step == "dynamic":
+        kind = self.steps.kind(len(lengths), draft.width)
+        if kind == "dynamic":
             return self._forward(ids, positions, self._mask(draft), slice(0, len(lengths)))
-        compiled = step == "compiled"
-        self.cache.aim(slice(0, len(lengths)), ids.shape[1], self.device, whole=True, indexed=compiled)
+        compiled = self.steps.forward if kind == "compiled" else None
+        self.cache.aim(
+            slice(0, len(lengths)), ids.shape[1], self.device, whole=True, indexed=compiled is not None
+        )
         mask = attention.tree_mask(lengths, self._tree(draft), self.cache.num_slots)
         if compiled:
-            assert self._program is not None
             places = str(self._taps.places)
-            logits: Tensor = self._program(
+            logits: Tensor = compiled(
                 ids, positions, mask=self._as_added(mask), cache=self.cache, constants=[places]
             )
             return logits

@@ -256,7 +256,8 @@ class Eagle(TrainableDrafter):
         dtype = self._target.dtype if self.dtype == "target" else getattr(torch, self.dtype)
         self.network = folded(self._student, self._scale).place(self._target.device, dtype)
         self._target.prepare(self.network)
-        self._steps = HeadSteps(self._target, self.network, self._cache)
+        self._steps = HeadSteps(self._target, self.network)
+        self._cache = self._steps.cache
 
     def export(self, folder: Path, card: dict[str, Any]) -> None:
         """See `TrainableDrafter`; float16, as the official heads."""

@@ -113,7 +113,7 @@ def main(overrides: list[str]) -> None:
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("bench", overrides=[*DEFAULTS, *overrides])
     session = Session(make_plan(config, []), Console())
-    session.target.choose(paces(session.target, 1, [0, 15, 31, 63]).steps, 1)
+    session.target.steps.choose(paces(session.target, 1, [0, 15, 31, 63]).steps, 1)
     (name,) = session.plan.arms.keys() - {"vanilla"}
     median, context = measure(session, name)
     parts = median["verify"] + median["head"]

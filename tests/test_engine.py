@@ -414,7 +414,7 @@ def test_tracing_leaves_no_hook_that_would_make_a_compiled_step_another_program(
 def test_steps_that_are_chosen_by_width_emit_what_one_kind_emits(params: DecodingParams) -> None:
     expected = vanilla(engine(), params)
     loop = LocalEngine(Target(copy.deepcopy(tiny_model("llama")), cache="auto"), {END}, 512)
-    loop.target.choose(["dynamic", "static", "dynamic", "static"], 3)
+    loop.target.steps.choose(["dynamic", "static", "dynamic", "static"], 3)
     drafter = RandomTrees(oracle=[output[1:] for output in expected])
     drafter.bind(loop.target)
     made = loop.generate(requests(), drafter, params, Coupled())
@@ -432,18 +432,18 @@ def test_a_compiled_step_is_taken_for_the_batch_it_was_chosen_at_and_where_it_al
             taken.append(len(ids))
             return torch.zeros(*ids.shape, target.vocab_size)
 
-    target.steps = ("dynamic", "static", "compiled")
-    monkeypatch.setattr("harness.target.Program", Stand)
-    target._program = target.program(target._step)
-    target.choose(["compiled"], 1)
+    target.steps.kinds = ("dynamic", "static", "compiled")
+    monkeypatch.setattr("harness.steps.Program", Stand)
+    target.steps.forward = target.program(target._step)
+    target.steps.choose(["compiled"], 1)
     for num_rows in (1, 2):
         target.begin(num_rows)
         for row in range(num_rows):
             target.cache.lengths[row] = 0
-            with target.only("dynamic"):
+            with target.steps.only("dynamic"):
                 target.prefill(row, [5, 6, 7])
         pending = torch.ones(num_rows, dtype=torch.int64)
         target.verify(pending, Draft.empty(num_rows, target.device))
-        with target.only("compiled"):
+        with target.steps.only("compiled"):
             target.verify(pending, Draft.empty(num_rows, target.device))
     assert taken == [1, 1, 2]

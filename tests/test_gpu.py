@@ -62,7 +62,7 @@ def test_captured_steps_of_a_head_emit_what_vanilla_emits(architecture: Literal[
     plain = [loop.generate([one], vanilla, PARAMS[0], Coupled())[0].output_ids for one in requests()]
     drafter.warm_up(1)
     loop.generate([requests()[0]], drafter, PARAMS[0], Coupled())
-    num_programs = target.num_programs
+    num_programs = target.steps.num_programs
     made = [loop.generate([one], drafter, PARAMS[0], Coupled())[0].output_ids for one in requests()]
     assert made == plain
-    assert target.num_programs == num_programs
+    assert target.steps.num_programs == num_programs

@@ -44,7 +44,7 @@ def test_a_draft_is_padded_only_to_a_width_that_is_clearly_cheaper() -> None:
 def test_every_width_is_timed() -> None:
     target = Target(tiny_model("llama"), cache="auto")
     found = paces(target, num_rows=2, widths=range(5), num_context=8, num_repeats=1)
-    assert set(found.by_step) == set(target.steps) == {"dynamic", "static"}
+    assert set(found.by_step) == set(target.steps.kinds) == {"dynamic", "static"}
     for width, (step, spent) in enumerate(zip(found.steps, found.verify_ns, strict=True)):
         assert 0 < spent == found.by_step[step][width] < 60e9
 

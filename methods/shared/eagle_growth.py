@@ -27,7 +27,7 @@ class Growth:
 
     def __init__(self, steps: HeadSteps, row: int | None = None) -> None:
         self._steps, self._cache, self._row = steps, steps.cache, row
-        self._root = self._outputs = self._seen = torch.empty(0)
+        self._outputs = self._seen = torch.empty(0)
 
     def begin(self, num_rows: int) -> None:
         """Forget the cache."""

@@ -24,12 +24,12 @@ class HeadSteps:
     """A head behind a cache, as `Growth` runs it."""
 
     def __init__(self, target: TargetView, network: Head, cache: SlotCache | None = None) -> None:
-        """`cache`: one of its own; None is the target's choice."""
+        """`cache`: for a look at a few prompts, so that nothing is compiled; None is a new one, for rounds."""
         self._target, self.network = target, network
         # A cache without layers is falsy.
         self.cache = target.new_cache() if cache is None else cache
-        self._layers = target.program(self._layer, _SIZES)
-        self._bests = target.program(self._best, _SIZES)
+        self._layers = target.program(self._layer, _SIZES) if cache is None else None
+        self._bests = target.program(self._best, _SIZES) if cache is None else None
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -56,8 +56,8 @@ class HeadSteps:
         base = torch.tensor(lengths).to(tokens.device, non_blocking=True)[:, None]
         positions = (base + offsets).expand_as(tokens)
         whole = len(lengths) == len(cache.lengths) and cache.num_slots > 0
-        compiled = self._layers if whole else None
-        if compiled and not compiled.serves(len(lengths), num_new):
+        compiled = self._layers
+        if compiled and not (whole and compiled.serves(len(lengths), num_new)):
             compiled = None
         cache.aim(
             rows,

@@ -256,13 +256,13 @@ def test_compiled_steps_draft_what_the_plain_ones_draft(architecture: str, tmp_p
         loop = LocalEngine(target, (), 512, timed=False)
         drafter = bound(loop, folder_of(head, tmp_path), head.shape, tree)
         target.watch(drafter.taps)
-        if "compiled" in target.steps:
-            target.choose(["dynamic"], 1)
+        if "compiled" in target.steps.kinds:
+            target.steps.choose(["dynamic"], 1)
             drafter.warm_up(1)
-            num_programs = target.num_programs
+            num_programs = target.steps.num_programs
             assert num_programs >= 4
         made.append([loop.generate([prompt], drafter, GREEDY, Coupled())[0] for prompt in prompts])
-    assert target.num_programs == num_programs
+    assert target.steps.num_programs == num_programs
     for plain, compiled in zip(*made, strict=True):
         assert plain.output_ids == compiled.output_ids
         assert [paths(draft) for draft, _ in plain.drafts] == [paths(draft) for draft, _ in compiled.drafts]

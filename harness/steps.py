@@ -1,0 +1,98 @@
+"""Steps: the kinds of forward that can verify a draft, which of them is taken, and the programs there are.
+
+`dynamic` reads the cache slots in use; `static` all that are allocated, so that every step is the same
+program; `compiled` is the static one as a `Program`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from harness.compiled import SIZES, Program, num_programs
+from harness.config import ConfigError
+
+_KINDS = {
+    ("dynamic", False): ("dynamic",),
+    ("static", False): ("static",),
+    ("static", True): ("compiled",),
+    ("auto", False): ("dynamic", "static"),
+    ("auto", True): ("dynamic", "static", "compiled"),
+}
+"""By target.cache and target.compile: the kinds to choose among, the simplest first."""
+
+
+class Steps:
+    """Of a target, and of the drafters' own models.
+
+    kinds: to choose among. forward: the target's own program, if it may be compiled.
+    """
+
+    def __init__(self, cache: str, compiled: bool, forward: Callable[..., Any], device: torch.device) -> None:
+        """`forward`: what a program is made of; see `Program`.
+
+        Raises:
+            ConfigError: there is no static step to compile, or nothing to compile with.
+        """
+        if compiled and cache == "dynamic":
+            raise ConfigError("target.compile=true: compiles a static step; type target.cache=auto")
+        self.kinds = _KINDS[cache, compiled]
+        self._by_width: Sequence[str] = self.kinds[:1]
+        self._device = device
+        self._programs: list[Program] = []
+        self.forward = self.program(forward, SIZES)
+
+    def program(self, step: Callable[..., Any], sizes: Sequence[int]) -> Program | None:
+        """A step as a program; None where nothing is compiled."""
+        if "compiled" not in self.kinds:
+            return None
+        program = Program(step, self._device, sizes)
+        # Where there is a choice, nothing is compiled before it was made.
+        program.num_rows = None if len(self.kinds) == 1 else 0
+        self._programs.append(program)
+        return program
+
+    def choose(self, by_width: Sequence[str], num_rows: int) -> None:
+        """From now on a draft of n nodes is verified by `by_width[n]`, one of `kinds`; wider by the last.
+
+        num_rows: other numbers of sequences are not compiled for, their steps are dynamic.
+        """
+        self._by_width = by_width
+        for program in self._programs:
+            program.num_rows = num_rows
+
+    @contextmanager
+    def only(self, kind: str) -> Iterator[None]:
+        """Within it every step is of this kind, whatever was chosen, for any batch."""
+        chosen, self._by_width = self._by_width, (kind,)
+        served = [program.num_rows for program in self._programs]
+        for program in self._programs:
+            program.num_rows = None
+        try:
+            yield
+        finally:
+            self._by_width = chosen
+            for program, num_rows in zip(self._programs, served, strict=True):
+                program.num_rows = num_rows
+
+    def kind(self, num_rows: int, width: int) -> str:
+        """What verifies drafts of so many nodes for so many sequences."""
+        kind = self._by_width[min(width, len(self._by_width) - 1)]
+        return "dynamic" if kind == "compiled" and not self.compiles(num_rows, width) else kind
+
+    def compiles(self, num_rows: int, width: int) -> bool:
+        """Whether a draft of so many nodes for so many sequences has a compiled step."""
+        return self.forward is not None and self.forward.serves(num_rows, 1 + width)
+
+    @property
+    def by_shape(self) -> bool:
+        """Whether every number of tokens is a program of its own, which takes long to compile."""
+        return self.forward is not None and self.forward.by_shape
+
+    @property
+    def num_programs(self) -> int:
+        """Compiled so far."""
+        return num_programs() if self._programs else 0
