@@ -2,8 +2,7 @@
 
 SmolLM2-135M's shapes, float32. Milliseconds (median of 11) for several numbers of rows of: a plain sum over
 the same bytes (the roof), torch's own products, one packed product a layer, one for all layers that read the
-same input, and loops over the weights as a compiled step makes them (of single layers, with what calling a
-compiled function takes; no more than eight rows).
+same input; and loops over the weights as a compiled step makes them, a compiled function a block.
 """
 
 from __future__ import annotations
@@ -45,9 +44,25 @@ def show(name: str, calls: Calls, rows: Sequence[int] = ROWS) -> None:
     print(f"{name}: {', '.join(told)}", flush=True)
 
 
+def block(rows: Tensor, inner: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Products of the layers of one block, each with rows of its own width."""
+    return [streamed(inner if weight.shape[1] == INNER else rows, weight) for weight in weights]
+
+
+def show_loops(layers: Sequence[nn.Linear], count: int) -> None:
+    """One line: block after block as a compiled function."""
+    weights = [layer.weight for layer in layers]
+    size = (len(weights) - 1) // NUM_LAYERS
+    blocks = [weights[begin : begin + size] for begin in range(0, len(weights), size)]
+    compiled = torch.compile(block, fullgraph=True, dynamic=False)
+    rows, inner = torch.randn(count, HIDDEN), torch.randn(count, INNER)
+    spent = [clocked(lambda: [compiled(rows, inner, one) for one in blocks]) for _ in range(NUM_REPEATS + 1)]
+    print(f"loops: {count}: {median(spent[1:]):.1f}", flush=True)
+
+
 @torch.no_grad()
 def main() -> None:
-    """Print five lines."""
+    """Print a line each."""
     groups = []
     for _ in range(NUM_LAYERS):
         groups.append([linear(HIDDEN, size) for size in (HIDDEN, KEYS, KEYS)])
@@ -62,13 +77,8 @@ def main() -> None:
     show("packed", [(one.multiply, layer.in_features) for one, layer in zip(alone, layers, strict=True)])
     joined = [Product(group) for group in groups]
     show("joined", [(one.multiply, group[0].in_features) for one, group in zip(joined, groups, strict=True)])
-    torch._dynamo.config.recompile_limit = 64
-    loop = torch.compile(streamed, fullgraph=True, dynamic=False)
-    loops = [(lambda rows, one=layer: loop(rows, one.weight), layer.in_features) for layer in layers]
-    for call, size in loops:
-        for count in (1, 2, 6):
-            call(torch.randn(count, size))
-    show("loops", loops, rows=(1, 2, 6))
+    for count in (1, 2, 6):
+        show_loops(layers, count)
 
 
 def linear(num_inputs: int, num_outputs: int) -> nn.Linear:

@@ -24,7 +24,7 @@ class HeadSteps:
     """A head behind a cache, as `Growth` runs it."""
 
     def __init__(self, target: TargetView, network: Head, cache: SlotCache | None = None) -> None:
-        """`cache`: for a look at a few prompts, so that nothing is compiled; None is a new one, for rounds."""
+        """`cache`: for a look at a few prompts, nothing is compiled for it; None: a new one, for rounds."""
         self._target, self.network = target, network
         # A cache without layers is falsy.
         self.cache = target.new_cache() if cache is None else cache
