@@ -80,6 +80,9 @@ class Coupled(Acceptor):
 
 def sweep(logits: Tensor, draft: Draft, chooser: Chooser, start: Tensor) -> Accepted:
     """All rows at once and no look by the host: a node stands if it and all its ancestors match."""
+    if draft.width == 0:
+        token = chooser.choose(logits, start[:, None])[:, 0]
+        return Accepted(draft.size, draft.tokens, token)
     rows = torch.arange(len(start), device=logits.device)
     choice = choices(logits, draft, chooser, start)
     matches = (draft.tokens == choice.gather(1, draft.parents + 1)) & draft.real

@@ -5,27 +5,39 @@ Shapes: B sequences, H key/value heads, C allocated slots, D head dimension, n n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
+from harness.captured import Captured
+
 _STEP = 256
 """Slots are allocated in multiples of this, so that growing (a copy) is rare."""
+_NUMBERS = itertools.count(1)
 
 
 class SlotCache(Cache):  # type: ignore[misc]
     """Keys and values of all layers; every sequence has a length of its own.
 
+    where: names the memory of the rows; where it is another, a graph that was captured does not hold.
+
     transformers' layers hold one length for the whole batch and append; here the caller says where a
     forward writes (`aim`) and, after it, which rows stay (`commit`). Rows at or past `lengths` are free.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, captured: bool = False) -> None:
+        """captured: rows are moved by a CUDA graph; for caches that are `reserve`d."""
         super().__init__(layers=[])
         self.lengths: list[int] = []
+        self._given: Tensor | None = None
+        self._moves = Captured(self._move, _staying) if captured else None
+        self._whole_batch: tuple[list[Tensor], list[Tensor], int] = [], [], 0
+        self.where = 0
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._rows: slice | None = None
@@ -42,8 +54,38 @@ class SlotCache(Cache):  # type: ignore[misc]
     def clear(self, num_rows: int) -> None:
         """Start `num_rows` empty sequences; allocations of the same batch size are reused."""
         if len(self.lengths) != num_rows:
+            keys, values, where = self._whole_batch
             self._keys, self._values = [], []
+            if keys and len(keys[0]) == num_rows:
+                self._keys, self._values, self.where = keys, values, where
+        self._whole_batch = [], [], 0
         self.lengths = [0] * num_rows
+
+    @property
+    def known_lengths(self) -> Sequence[int] | Tensor:
+        """Committed tokens: a list, or within `given` the tensor."""
+        return self.lengths if self._given is None else self._given
+
+    @contextmanager
+    def given(self, lengths: Tensor) -> Iterator[None]:
+        """Within it the lengths [B] are on the device; the host does not know them."""
+        self._given = lengths
+        try:
+            yield
+        finally:
+            self._given = None
+
+    def base(self, device: torch.device) -> Tensor:
+        """The lengths [B] int64 on the device."""
+        if self._given is not None:
+            return self._given
+        return torch.tensor(self.lengths).to(device, non_blocking=True)
+
+    def make_room(self, count: int) -> None:
+        """Have at least `count` slots behind every sequence."""
+        self._needed = max(self.lengths) + count
+        for buffers in (self._keys, self._values):
+            buffers[:] = [self._grown(buffer) for buffer in buffers]
 
     def aim(
         self,
@@ -62,19 +104,21 @@ class SlotCache(Cache):  # type: ignore[misc]
         forwards over as many tokens have the same shapes (until more slots are allocated). indexed: the
         places that are written are tensors too, so that they are one program.
         """
-        lengths = [length + ahead for length in self.lengths[rows]]
-        self._rows, self._end, self._whole = rows, max(lengths) + count, whole
-        self._needed = max(self._end, max(self.lengths))
-        if whole:
-            for buffers in (self._keys, self._values):
-                buffers[:] = [self._grown(buffer) for buffer in buffers]
-        if len(set(lengths)) == 1 and not indexed:
-            # One length: a contiguous block, no index tensors.
-            self._start, self._slots = lengths[0], None
-        else:
-            base = torch.tensor(lengths, device=device)[:, None]
-            row = torch.arange(rows.start, rows.stop, device=device)[:, None]
-            self._start, self._slots = None, (row, base + torch.arange(count, device=device))
+        self._rows, self._whole = rows, whole
+        if self._given is None:
+            lengths = [length + ahead for length in self.lengths[rows]]
+            self._end = max(lengths) + count
+            if whole:
+                self.make_room(ahead + count)
+            self._needed = max(self._end, max(self.lengths))
+            if len(set(lengths)) == 1 and not indexed:
+                # One length: a contiguous block, no index tensors.
+                self._start, self._slots = lengths[0], None
+                return
+        assert self._given is None or (whole and indexed), "the host does not know the lengths"
+        base = self.base(device)[rows, None] + ahead
+        row = torch.arange(rows.start, rows.stop, device=device)[:, None]
+        self._start, self._slots = None, (row, base + torch.arange(count, device=device))
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
         """Write [B, H, n, D] of one layer; return what attention may read: slots up to the last new one."""
@@ -99,46 +143,69 @@ class SlotCache(Cache):  # type: ignore[misc]
         the first ones (a chain). length: accepted nodes of each sequence.
         """
         most = max(length)
-        if path is not None and most:
-            rows = torch.arange(len(length), device=path.device)[:, None]
-            base = torch.tensor(self.lengths).to(path.device, non_blocking=True)[:, None] + 1
-            target = base + torch.arange(most, device=path.device)
-            source = base + path[:, :most]
-            # Padding of shorter paths copies a row onto itself.
-            live = torch.arange(most, device=path.device) < torch.tensor(length).to(path.device)[:, None]
-            source = torch.where(live, source, target)
-            for buffer in (*self._keys, *self._values):
-                # Layers of a target that spans devices keep their rows where they are.
-                row, to, here = (index.to(buffer.device) for index in (rows, target, source))
-                buffer[row, :, to] = buffer[row, :, here]
+        if path is not None and (most or self._moves):
+            # A graph moves as many rows as there are, whatever was accepted.
+            path = path if self._moves else path[:, :most]
+            counts = torch.tensor(length).to(path.device, non_blocking=True)
+            if self._moves:
+                self._moves(path, counts, self.base(path.device), where=self.where)
+            else:
+                self._move(path, counts, self.base(path.device))
         self.advance([1 + count for count in length])
 
-    def advance(self, counts: Sequence[int]) -> None:
+    def _move(self, path: Tensor, counts: Tensor, lengths: Tensor) -> None:
+        """Bring the rows of nodes `path` [B, m] right behind the pending token's; counts, lengths [B]."""
+        rows = torch.arange(len(path), device=path.device)[:, None]
+        places = torch.arange(path.shape[1], device=path.device)
+        base = lengths[:, None] + 1
+        # Padding of shorter paths copies a row onto itself.
+        source = base + torch.where(places < counts[:, None], path, places)
+        target = base + places
+        for buffer in (*self._keys, *self._values):
+            # Layers of a target that spans devices keep their rows where they are.
+            row, to, here = (index.to(buffer.device) for index in (rows, target, source))
+            buffer[row, :, to] = buffer[row, :, here]
+
+    def advance(self, counts: Sequence[int] | Tensor) -> None:
         """The first `counts[b]` uncommitted tokens of each sequence stay, the others are dropped."""
-        self.lengths = [old + new for old, new in zip(self.lengths, counts, strict=True)]
+        if self._given is not None:
+            self._given = self._given + torch.as_tensor(counts)
+            return
+        self.lengths = [old + int(new) for old, new in zip(self.lengths, counts, strict=True)]
 
     def keep(self, rows: list[int]) -> None:
         """Only these sequences go on, in this order."""
         if self._keys and rows != list(range(len(self.lengths))):
+            if self._reserved and not self._whole_batch[0]:
+                # The next batch will find its memory where graphs have been captured for it.
+                self._whole_batch = self._keys, self._values, self.where
             self._keys = [buffer[rows] for buffer in self._keys]
             self._values = [buffer[rows] for buffer in self._values]
+            self.where = next(_NUMBERS)
         self.lengths = [self.lengths[row] for row in rows]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """The longest committed length."""
         return max(self.lengths, default=0)
 
-    def mark(self, dynamic: bool) -> None:
-        """Tell torch.compile about the buffers, before a forward that reads all slots.
-
-        dynamic: the number of slots changes; else each is a program of its own, and a captured graph may
-        count on where the buffers lie.
-        """
+    def mark(self) -> None:
+        """Tell torch.compile that the number of slots changes, before a forward that reads all of them."""
         for buffer in (*self._keys, *self._values):
-            if dynamic:
-                torch._dynamo.mark_dynamic(buffer, 2)
-            else:
-                torch._dynamo.mark_static_address(buffer)
+            torch._dynamo.mark_dynamic(buffer, 2)
+
+    @property
+    def num_graphs(self) -> int:
+        """Captured so far."""
+        return self._moves.num_graphs if self._moves else 0
+
+    def buffers(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, [B, H, C, D]."""
+        return self._keys[layer], self._values[layer]
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor] | None:
+        """Rows [B, 1] and slots [B, n] of the next forward; None: not as tensors, or not in all rows."""
+        return self._slots if self._whole else None
 
     @property
     def num_slots(self) -> int:
@@ -153,6 +220,7 @@ class SlotCache(Cache):  # type: ignore[misc]
     def _allocate(self, states: Tensor) -> Tensor:
         slots = -(-max(self._needed, self._reserved) // _STEP) * _STEP
         shape = (len(self.lengths), states.shape[1], slots, states.shape[3])
+        self.where = next(_NUMBERS)
         # Zeros, not garbage: masked slots are multiplied by zero weights, and 0 * NaN is NaN.
         return states.new_zeros(shape)
 
@@ -176,3 +244,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         else:
             row, slot = (index.to(buffer.device) for index in self._slots)
             buffer[row, :, slot] = states.transpose(1, 2)
+
+
+def _staying(path: Tensor, counts: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+    """A move of no rows: a real one, done twice, would move others."""
+    return path, torch.zeros_like(counts), lengths

@@ -5,7 +5,7 @@ graph is whole, and meeting the limit fails. Compiling takes minutes the first t
 made on disk, so that the next process needs a fraction.
 Every number of new tokens is a program of its own, by batch. On a CPU there are few: only where the number
 is known is a product of a few rows compiled to a loop over the weights; shorter drafts are padded. On CUDA
-every number that is asked for has its own, captured as a graph.
+every number that is asked for has its own, to be captured as part of a graph (`harness.captured`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from harness.cache import SlotCache
+from harness.captured import can_capture
 from harness.config import ConfigError
 
 _MOST_PROGRAMS = 64
@@ -37,11 +38,18 @@ class Program:
     should have. by_shape: every number of slots is a program of its own, too.
     """
 
-    def __init__(self, step: Callable[..., Any], device: torch.device, sizes: Sequence[int] = SIZES) -> None:
+    def __init__(
+        self,
+        step: Callable[..., Any],
+        device: torch.device,
+        sizes: Sequence[int] = SIZES,
+        divided: bool = False,
+    ) -> None:
         """
         step: a method that takes tensors [B, n, ...], then perhaps a mask [B, 1, n, C] and a cache, aimed at
         all its C slots, then strings or numbers, and gives a tensor or several. Its modules must not change:
-        they are not looked at again. sizes: see the class; on a CPU.
+        they are not looked at again. sizes: see the class; on a CPU. divided: parts of the step are compiled
+        by themselves (see `harness.regions`).
 
         Raises:
             ConfigError: there is nothing to compile with.
@@ -52,15 +60,14 @@ class Program:
             )
         torch._dynamo.config.fail_on_recompile_limit_hit = True
         torch._dynamo.config.recompile_limit = _MOST_PROGRAMS
-        self.by_shape = device.type != "cpu"
+        self.by_shape = can_capture(device)
         self.sizes = _SIZES_BY_SHAPE if self.by_shape else tuple(sizes)
         self.num_rows: int | None = None
-        self._compiled = torch.compile(
-            _alone(step),
-            fullgraph=True,
-            dynamic=False,
-            options={"triton.cudagraphs": self.by_shape, "guard_filter_fn": _outside},
-        )
+        self._compiled = step
+        if not divided:
+            self._compiled = torch.compile(
+                _alone(step), fullgraph=True, dynamic=False, options={"guard_filter_fn": outside}
+            )
 
     def size_for(self, num_rows: int, num_new: int) -> int | None:
         """The number of new tokens to pad to, so that it is one that is compiled for; None: there is none."""
@@ -83,18 +90,12 @@ class Program:
     ) -> Any:
         """What the step gives."""
         past: list[Any] = []
-        if self.by_shape:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         if mask is not None and cache is not None:
             past = [mask, cache]
-            cache.mark(dynamic=not self.by_shape)
             if not self.by_shape:
+                cache.mark()
                 torch._dynamo.mark_dynamic(mask, 3)
-        made = self._compiled(*tensors, *past, *constants)
-        if not self.by_shape:
-            return made
-        # A captured graph writes to the same place every time.
-        return made.clone() if isinstance(made, Tensor) else tuple(part.clone() for part in made)
+        return self._compiled(*tensors, *past, *constants)
 
 
 def num_programs() -> int:
@@ -116,7 +117,7 @@ def _alone(step: Callable[..., Any]) -> Callable[..., Any]:
     return MethodType(copy, step.__self__)  # type: ignore[attr-defined]
 
 
-def _outside(guards: Sequence[Any]) -> list[bool]:
+def outside(guards: Sequence[Any]) -> list[bool]:
     """Which conditions are looked at before every call: not the thousands on the insides of modules, which
     take longer than some layers."""
     return ["_modules" not in guard.name for guard in guards]

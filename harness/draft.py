@@ -64,6 +64,15 @@ class Draft:
             else torch.nn.functional.pad(self.confidence, (0, more)),
         )
 
+    def copied(self) -> Draft:
+        """The same trees in memory of their own."""
+        copy = {
+            name: value.clone()
+            for name in ("tokens", "parents", "size", "probs", "confidence")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **copy)
+
     @property
     def width(self) -> int:
         """n, the nodes of the rectangle."""

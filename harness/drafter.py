@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from harness.cache import SlotCache
+from harness.captured import Captured
 from harness.compiled import SIZES, Program
 from harness.config import configurable
 from harness.draft import Draft
@@ -75,6 +76,9 @@ class TargetView(Protocol):
         None where they are not. What it does not serve goes through the step itself.
         """
 
+    def captured(self, function: Callable[..., Any]) -> Captured | None:
+        """A part of the drafter's round as CUDA graphs (see `Captured`); None where nothing is captured."""
+
     def new_cache(self) -> SlotCache:
         """A cache of the drafter's own, with as much room as the target's."""
 
@@ -95,7 +99,8 @@ class Outcome:
     taps: per tap the hidden states [B, m, H] of those tokens, in that order; m is the longest of `committed`,
         and rows past a sequence's own length hold anything. There is none for the pending token.
     draft: what was verified (None at prefill). logits [B, 1+n, V]: the target's raw logits after the
-        old pending token and after every drafted node, rejected ones included (None at prefill).
+        old pending token and after every drafted node, rejected ones included (None at prefill). The next
+        forward may overwrite them: copy what shall stay.
     rows: which of the running sequences it is about; None is all of them, in order. Only a prefill has rows:
         new sequences have taken the places of finished ones, of which nothing may be left.
     """
@@ -156,6 +161,11 @@ class Drafter(ABC):
 
     def warm_up(self, num_rows: int) -> None:  # noqa: B027 - a hook
         """Have every program compiled that rounds of `num_rows` sequences may take; nothing is timed yet."""
+
+    @property
+    def num_drafted(self) -> int | None:
+        """Nodes of every draft; None: it varies."""
+        return None
 
     @property
     def num_bytes(self) -> int:

@@ -89,7 +89,7 @@ class Forced(Acceptor):
         rows = torch.arange(len(start), device=logits.device)
         if draft.width == 0:
             token = chooser.choose(logits, start[:, None])[:, 0]
-            return Accepted(torch.zeros_like(start), torch.zeros_like(draft.tokens), token)
+            return Accepted(draft.size, draft.tokens, token)
         depths = draft.depths * draft.real
         count = torch.minimum(self._planned(start, chooser) - 1, depths.amax(-1))
         node = (depths == count[:, None]).to(torch.int8).argmax(-1)

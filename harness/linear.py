@@ -1,9 +1,12 @@
-"""Linear layers on a CPU: weights laid out once for oneDNN, which multiplies a few rows several times faster.
+"""Linear layers that read the same input, as one product; on a CPU laid out for oneDNN.
 
 torch's own float32 product of a few rows with a large matrix goes through MKL; on some CPUs two rows take
 twice as long as one, and eight as long as thirty-two. Layers that read the same input become one product:
 a small matrix streams from memory more slowly than a large one. In a compiled step a few rows are not
 multiplied by oneDNN: a plain loop over the weights takes hardly longer than reading them.
+
+On CUDA the weights of one product lie one behind the other (`joined`): a small product takes several times as
+long as reading its weights.
 
 Shapes: I inputs, O outputs, N outputs of all layers of one product.
 """
@@ -13,12 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
+from harness.captured import can_capture
 from harness.parallel import is_shared
 
 _ROWS_HINT = 16
@@ -31,16 +35,21 @@ read different ones, the results are right all the same."""
 
 
 class Product(nn.Module):
-    """Rows times the weights of one or several layers, packed."""
+    """Rows times the weights of one or several layers: a copy that is packed, or joined, the layers' own."""
 
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+    def __init__(self, layers: Sequence[nn.Linear], packed: bool = True) -> None:
         super().__init__()
         self._sizes = [layer.out_features for layer in layers]
         weight = torch.cat([layer.weight.detach() for layer in layers])
         biases = [layer.bias for layer in layers if layer.bias is not None]
-        self._num_bytes = weight.nbytes
         self._bias = torch.cat([bias.detach() for bias in biases]) if biases else None
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+        self._num_bytes, self._joined = weight.nbytes, None
+        if packed:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+        else:
+            self._num_bytes, self._joined = 0, weight
+            for layer, part in zip(layers, weight.split_with_sizes(self._sizes), strict=True):
+                layer.weight.data = part
         self._number = next(_NUMBERS)
         _PRODUCTS[self._number] = self
         self._rows: Tensor | None = None
@@ -48,13 +57,20 @@ class Product(nn.Module):
         self._given = set[int]()
 
     @property
+    def is_packed(self) -> bool:
+        """Laid out for oneDNN."""
+        return self._joined is None
+
+    @property
     def num_bytes(self) -> int:
-        """Of the packed copy, as many as of the weights."""
+        """Of the packed copy, as many as of the weights; none of its own where they are joined."""
         return self._num_bytes
 
     def multiply(self, rows: Tensor) -> Tensor:
         """[..., N] of rows [..., I]."""
         product: Tensor
+        if self._joined is not None:
+            return nn.functional.linear(rows, self._joined, self._bias)
         if torch.compiler.is_compiling():
             product = torch.ops.specbench.packed_product(rows, self._number, sum(self._sizes))
         else:
@@ -95,7 +111,7 @@ def _shape(rows: Tensor, number: int, num_outputs: int) -> Tensor:
 
 
 class PackedLinear(nn.Linear):
-    """An `nn.Linear` that shares its weight [O, I] with the one it stands for, and multiplies by a copy.
+    """An `nn.Linear` that shares its weight [O, I] with the one it stands for, and multiplies by a `Product`.
 
     plain: multiply as torch does, as somebody else's loop would have it.
     """
@@ -117,7 +133,8 @@ class PackedLinear(nn.Linear):
         """Outputs [..., O] of rows [..., I]; as torch does where a gradient is asked for."""
         if self.plain or (torch.is_grad_enabled() and rows.requires_grad):
             return nn.functional.linear(rows, self.weight, self.bias)
-        if torch.compiler.is_compiling() and rows.shape[:-1].numel() <= _STREAMED:
+        few = rows.shape[:-1].numel() <= _STREAMED
+        if few and torch.compiler.is_compiling() and self.product.is_packed:
             product = streamed(rows, self.weight)
             return product if self.bias is None else product + self.bias
         return self.product.part(rows, self._index)
@@ -138,26 +155,37 @@ def streamed(rows: Tensor, weight: Tensor) -> Tensor:
     return products.view(*rows.shape[:-1], -1)
 
 
-def can_pack(module: nn.Module) -> bool:
-    """Whether oneDNN is there, and the weights are float32 on a CPU, all of them here."""
-    first = next(module.parameters(), None)
-    return (
-        first is not None
-        and not any(map(is_shared, module.parameters()))
-        and first.device.type == "cpu"
-        and first.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+def layout(module: nn.Module) -> Literal["packed", "joined", "plain"]:
+    """What can be done: packed where oneDNN is and the weights are float32 on a CPU; joined on CUDA.
+
+    All weights must be in one place and of this process alone.
+    """
+    parameters = list(module.parameters())
+    devices = {parameter.device for parameter in parameters}
+    if len(devices) != 1 or any(map(is_shared, parameters)):
+        return "plain"
+    if can_capture(devices.pop()):
+        return "joined"
+    onednn = torch.backends.mkldnn.is_available() and hasattr(  # type: ignore[no-untyped-call]
+        torch.ops.mkldnn, "_reorder_linear_weight"
     )
+    on_cpu = parameters[0].device.type == "cpu" and parameters[0].dtype == torch.float32
+    return "packed" if onednn and on_cpu else "plain"
 
 
 def pack(module: nn.Module) -> list[PackedLinear]:
-    """Put packed layers in the place of all linear ones below `module`; needs their memory once more."""
+    """Put such layers in the place of the linear ones below `module`, as its `layout` says.
+
+    Packed, all of them, which needs their memory once more; joined, those that share a product.
+    """
+    packs = layout(module) == "packed"
     packed = [layer for layer in module.modules() if isinstance(layer, PackedLinear)]
     for parent in list(module.modules()):
         children = {name: child for name, child in parent.named_children() if type(child) is nn.Linear}
         for names in _groups(children):
-            product = Product([children[name] for name in names])
+            if len(names) == 1 and not packs:
+                continue
+            product = Product([children[name] for name in names], packs)
             for index, name in enumerate(names):
                 layer = PackedLinear(children[name], product, index).train(children[name].training)
                 setattr(parent, name, layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 
@@ -15,15 +16,17 @@ class Rows:
         self._samples = list(samples)
         self._row_tokens, self._seed = row_tokens, seed
         self._epoch, self._rows = -1, list[list[Sample]]()
+        self._num_rows: list[int] = []
 
     def row(self, number: int) -> list[Sample]:
         """Row `number`, counted over all epochs."""
-        epoch = 0
-        while True:
-            rows = self._packed(epoch)
-            if number < len(rows):
-                return rows[number]
-            number, epoch = number - len(rows), epoch + 1
+        for epoch in itertools.count():
+            if epoch == len(self._num_rows):
+                self._num_rows.append(len(self._packed(epoch)))
+            if number < self._num_rows[epoch]:
+                return self._packed(epoch)[number]
+            number -= self._num_rows[epoch]
+        raise AssertionError
 
     def _packed(self, epoch: int) -> list[list[Sample]]:
         if epoch != self._epoch:

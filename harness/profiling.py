@@ -12,7 +12,7 @@ import math
 import random
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -35,6 +35,8 @@ from harness.target import Target
 _MIN_GAIN = 0.05
 """Padding has to save this share of a forward: less is noise."""
 _NANO = 1e-9
+_NUM_WIDTHS = 33
+"""Where a program serves any width: no drafted tokens up to 32."""
 
 
 @configurable
@@ -224,17 +226,15 @@ class Paces(NamedTuple):
 def paces(
     target: Target,
     num_rows: int,
-    widths: Sequence[int] = range(33),
+    widths: Sequence[int],
     num_context: int = 128,
     num_repeats: int = 3,
 ) -> Paces:
-    """Time every step of the target over chains of some widths, the least of several.
+    """Time every step of the target over chains of some widths (rising), the least of several.
 
-    Where every width would be compiled by itself, only powers of two (with the pending token) are tried;
-    drafts are padded to them (see `cheapest_widths`). A width that was not tried takes the step of the next.
-    Overwrites the target's cache.
+    A width that was not tried takes the step of the next, and drafts are padded to it (see
+    `cheapest_widths`). Overwrites the target's cache.
     """
-    widths = [n for n in widths if not target.steps.by_shape or (n & (n + 1)) == 0]
     by_step = {step: [math.inf] * (widths[-1] + 1) for step in target.steps.kinds}
     _prefill(target, num_rows, num_context)
     pending = torch.ones(num_rows, dtype=torch.int64, device=target.device)
@@ -254,10 +254,33 @@ def paces(
                     target.verify(pending, draft)
                     synchronize(target.device)
                     spent = time.perf_counter_ns() - begin
-                    if repeat:
+                    if not repeat:
+                        _move_none(target, draft)
+                    else:
                         least[draft.width] = min(least[draft.width], spent)
     steps = [_cheapest(by_step, widths[bisect_left(widths, width)]) for width in range(widths[-1] + 1)]
     return Paces(steps, [by_step[step][width] for width, step in enumerate(steps)], by_step)
+
+
+def widths_to_time(target: Target, drafters: Iterable[Drafter]) -> list[int]:
+    """Widths of drafts that a run's arms need timed: rising, vanilla's 0 first.
+
+    Where every width is a program of its own: what is always drafted, and powers of two (with the pending
+    token) for drafts that vary.
+    """
+    if not target.steps.by_shape:
+        return list(range(_NUM_WIDTHS))
+    drafted = {drafter.num_drafted for drafter in drafters}
+    varying = {2**power - 1 for power in range(6)} if None in drafted else set()
+    return sorted({0} | varying | {number for number in drafted if number is not None})
+
+
+def _move_none(target: Target, draft: Draft) -> None:
+    """Commit a round of which nothing was accepted, and undo it: the first time, that may be captured."""
+    if draft.width:
+        num_rows = len(draft.tokens)
+        target.commit(torch.zeros_like(draft.tokens), [0] * num_rows)
+        target.cache.advance([-1] * num_rows)
 
 
 def _prefill(target: Target, num_rows: int, num_context: int) -> None:

@@ -12,7 +12,7 @@ from harness.conversation import Message
 from harness.parallel import agreed, expect_processes
 from harness.plan import Plan
 from harness.playing import Player
-from harness.profiling import Paces, paces
+from harness.profiling import Paces, paces, widths_to_time
 from harness.reporters import Console
 from harness.target import Target
 from harness.weights import LoadedWeights
@@ -53,7 +53,8 @@ class Session:
         if plan.measure.timed:
             console.note(f"timing the target's forward by width: {', '.join(self.target.steps.kinds)}")
             # Steps are chosen and drafts padded by it, in all processes alike.
-            self.paces = agreed(paces(self.target, plan.measure.batch_size))
+            widths = widths_to_time(self.target, plan.arms.values())
+            self.paces = agreed(paces(self.target, plan.measure.batch_size, widths))
             self.target.steps.choose(self.paces.steps, plan.measure.batch_size)
             for drafter in plan.arms.values():
                 drafter.warm_up(plan.measure.batch_size)

@@ -1,7 +1,7 @@
 """Steps: the kinds of forward that can verify a draft, which of them is taken, and the programs there are.
 
 `dynamic` reads the cache slots in use; `static` all that are allocated, so that every step is the same
-program; `compiled` is the static one as a `Program`.
+program; `compiled` is the static one as a `Program`, on CUDA within a graph.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from harness.captured import Captured, can_capture
 from harness.compiled import SIZES, Program, num_programs
 from harness.config import ConfigError
 
@@ -43,17 +44,27 @@ class Steps:
         self._by_width: Sequence[str] = self.kinds[:1]
         self._device = device
         self._programs: list[Program] = []
-        self.forward = self.program(forward, SIZES)
+        self._captured: list[Captured] = []
+        self.forward = self.program(forward, SIZES, divided=can_capture(device))
 
-    def program(self, step: Callable[..., Any], sizes: Sequence[int]) -> Program | None:
-        """A step as a program; None where nothing is compiled."""
+    def program(
+        self, step: Callable[..., Any], sizes: Sequence[int], divided: bool = False
+    ) -> Program | None:
+        """A step as a program; None where nothing is compiled. divided: see `Program`."""
         if "compiled" not in self.kinds:
             return None
-        program = Program(step, self._device, sizes)
+        program = Program(step, self._device, sizes, divided)
         # Where there is a choice, nothing is compiled before it was made.
         program.num_rows = None if len(self.kinds) == 1 else 0
         self._programs.append(program)
         return program
+
+    def captured(self, function: Callable[..., Any]) -> Captured | None:
+        """A part of a round as CUDA graphs; None where programs are not captured."""
+        if not self.by_shape:
+            return None
+        self._captured.append(Captured(function))
+        return self._captured[-1]
 
     def choose(self, by_width: Sequence[str], num_rows: int) -> None:
         """From now on a draft of n nodes is verified by `by_width[n]`, one of `kinds`; wider by the last.
@@ -89,10 +100,11 @@ class Steps:
 
     @property
     def by_shape(self) -> bool:
-        """Whether every number of tokens is a program of its own, which takes long to compile."""
+        """Whether every number of tokens is a program of its own, compiled for long and captured."""
         return self.forward is not None and self.forward.by_shape
 
     @property
     def num_programs(self) -> int:
-        """Compiled so far."""
-        return num_programs() if self._programs else 0
+        """Compiled so far, and captured."""
+        captured = sum(part.num_graphs for part in self._captured)
+        return num_programs() + captured if self._programs else 0

@@ -20,6 +20,7 @@ class Taps:
     """What a model's last forward left at some places.
 
     stay: earlier places are recorded on; without their hooks a compiled forward would be another program.
+    seen: what the last forward left, [B, n, H] by place; a captured one leaves it to be put there.
     """
 
     def __init__(self, model: Any, stay: bool) -> None:
@@ -27,7 +28,7 @@ class Taps:
         self._model, self._stay = model, stay
         self.watched: tuple[Tap, ...] = ()
         self._hooks: dict[Place, Any] = {}
-        self._seen: dict[Place, Tensor] = {}
+        self.seen: dict[Place, Tensor] = {}
 
     def watch(self, taps: Sequence[Tap]) -> None:
         """From now on every forward records the states at `taps`.
@@ -41,7 +42,7 @@ class Taps:
         if not self._stay:
             for place in self._hooks.keys() - wanted:
                 self._hooks.pop(place).remove()
-                self._seen.pop(place, None)
+                self.seen.pop(place, None)
         for place in sorted(wanted - self._hooks.keys()):
             self._hooks[place] = self._hook(place)
 
@@ -52,7 +53,7 @@ class Taps:
 
     def states(self) -> list[Tensor]:
         """What the last forward left, [B, n, H] per tap."""
-        return [self._seen[_place(tap)] for tap in self.watched]
+        return [self.seen[_place(tap)] for tap in self.watched]
 
     def _hook(self, place: Place) -> Any:
         decoder, (layer, point) = self._model.get_decoder(), place
@@ -64,11 +65,11 @@ class Taps:
             )
 
         def before(_: Any, args: tuple[Tensor, ...]) -> None:
-            self._seen[place] = args[0]
+            self.seen[place] = args[0]
 
         def after(_: Any, __: Any, output: Any) -> None:
             # A block gives a tensor or a tuple, the decoder a ModelOutput.
-            self._seen[place] = output if isinstance(output, Tensor) else output[0]
+            self.seen[place] = output if isinstance(output, Tensor) else output[0]
 
         module = decoder if point == "normed" else blocks[layer]
         if point == "input":

@@ -8,27 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from harness import attention
 from harness.cache import SlotCache
+from harness.captured import Captured
 from harness.compiled import SIZES, Program
 from harness.config import ConfigError
 from harness.draft import Draft
 from harness.drafter import Tap
 from harness.footprint import resident_bytes
-from harness.linear import PackedLinear, can_pack, pack
+from harness.linear import PackedLinear, layout, pack
+from harness.regions import divide
 from harness.steps import Steps
-from harness.taps import Taps
+from harness.taps import Place, Taps
 
 _PREFILL_CHUNK = 2048
 
 
 class Target:
-    """A stock transformers causal LM behind a slot cache; also the `TargetView` that drafters see."""
+    """A stock transformers causal LM behind a slot cache; also the `TargetView` that drafters see.
+
+    linear: how its linear layers multiply: plain, packed or joined.
+    """
 
     def __init__(
         self,
@@ -40,7 +45,7 @@ class Target:
     ):
         """`model`: a causal LM with full attention in every layer. `kernel`: grouped, sdpa or eager.
 
-        linear: `plain` as torch multiplies, `packed` (see `harness.linear`), `auto`: packed where it can be.
+        linear: `plain` as torch multiplies; `packed`, `joined` (see `harness.linear`); `auto`: what can be.
         cache: of a verify step; `dynamic`, `static`, or `auto`: what `steps` are told. compiled: the static
         step may be compiled, too (see `harness.steps`).
         """
@@ -53,18 +58,24 @@ class Target:
         self.model = model
         self.kernel = attention.GROUPED if kernel == "grouped" else kernel
         self._packed: list[PackedLinear] = []
-        if linear == "packed" and not can_pack(model):
-            raise ConfigError(
-                "target.linear=packed: needs float32 weights on a CPU and oneDNN; type target.linear=plain"
-            )
+        can_be = layout(model)
+        if linear not in ("plain", "auto", can_be):
+            needs = {
+                "packed": "float32 weights on a CPU and oneDNN",
+                "joined": "all weights on one CUDA device",
+            }
+            raise ConfigError(f"target.linear={linear}: needs {needs[linear]}; type target.linear={can_be}")
         self.steps = Steps(cache, compiled, self._step, self.device)
         if compiled:
             model.requires_grad_(False)
-        self._packs = linear != "plain" and can_pack(model)
-        if self._packs:
+        if self.steps.by_shape:
+            divide(model.get_decoder())
+        self.linear = can_be if linear == "auto" else linear
+        if self.linear != "plain":
             self._packed = pack(model)
         self._caches: list[SlotCache] = []
         self.cache = self.new_cache()
+        self._replayed = self.steps.captured(self._verify_given)
         self._taps = Taps(model, stay=compiled)
         self.use_kernel()
 
@@ -77,11 +88,6 @@ class Target:
         for layer in self._packed:
             layer.plain = name is not None
 
-    @property
-    def linear(self) -> str:
-        """How linear layers multiply: plain or packed."""
-        return "packed" if self._packs else "plain"
-
     def memory(self) -> dict[str, int]:
         """Bytes that stay, by what they hold."""
         copies = sum(product.num_bytes for product in {layer.product for layer in self._packed})
@@ -89,16 +95,20 @@ class Target:
 
     def prepare(self, module: torch.nn.Module) -> None:
         """See `TargetView`."""
-        if self._packs and can_pack(module):
+        if self.linear == layout(module) != "plain":
             pack(module)
 
     def program(self, step: Callable[..., Any], sizes: Sequence[int] = SIZES) -> Program | None:
         """See `TargetView`."""
         return self.steps.program(step, sizes)
 
+    def captured(self, function: Callable[..., Any]) -> Captured | None:
+        """See `TargetView`."""
+        return self.steps.captured(function)
+
     def new_cache(self) -> SlotCache:
         """See `TargetView`."""
-        self._caches.append(SlotCache())
+        self._caches.append(SlotCache(captured=self.steps.by_shape))
         return self._caches[-1]
 
     @property
@@ -208,25 +218,42 @@ class Target:
     @torch.no_grad()
     def verify(self, pending: Tensor, draft: Draft) -> Tensor:
         """Logits [B, 1+n, V] after the pending tokens [B] and every node of the draft, in one forward."""
-        lengths = self.cache.lengths
-        ids = torch.cat([pending[:, None], draft.tokens], dim=1)
-        base = torch.tensor(lengths).to(self.device, non_blocking=True)[:, None]
-        positions = base if draft.width == 0 else torch.cat([base, base + draft.depths], dim=1)
-        kind = self.steps.kind(len(lengths), draft.width)
-        if kind == "dynamic":
-            return self._forward(ids, positions, self._mask(draft), slice(0, len(lengths)))
-        compiled = self.steps.forward if kind == "compiled" else None
-        self.cache.aim(
-            slice(0, len(lengths)), ids.shape[1], self.device, whole=True, indexed=compiled is not None
+        kind = self.steps.kind(len(pending), draft.width)
+        if kind != "compiled" or self._replayed is None:
+            return self._verify(pending, draft, kind)
+        self.cache.make_room(1 + draft.width)
+        logits, seen = self._replayed(
+            *(pending, draft.tokens, draft.parents, draft.size, self.cache.base(self.device)),
+            constants=[draft.is_chain, tuple(self._taps.places)],
+            where=self.cache.where,
         )
-        mask = attention.tree_mask(lengths, self._tree(draft), self.cache.num_slots)
+        self._taps.seen.update(seen)
+        return cast(Tensor, logits)
+
+    def _verify_given(
+        self, pending: Tensor, tokens: Tensor, parents: Tensor, size: Tensor, lengths: Tensor, *constants: Any
+    ) -> tuple[Tensor, dict[Place, Tensor]]:
+        """What is captured: also the states that taps have seen."""
+        draft = Draft(tokens=tokens, parents=parents, size=size, is_chain=constants[0])
+        with self.cache.given(lengths):
+            return self._verify(pending, draft, "compiled"), dict(self._taps.seen)
+
+    def _verify(self, pending: Tensor, draft: Draft, kind: str) -> Tensor:
+        lengths = self.cache.known_lengths
+        ids = torch.cat([pending[:, None], draft.tokens], dim=1)
+        base = self.cache.base(pending.device)[:, None]
+        positions = base if draft.width == 0 else torch.cat([base, base + draft.depths], dim=1)
+        rows = slice(0, len(pending))
+        if kind == "dynamic":
+            return self._forward(ids, positions, self._mask(draft), rows)
+        compiled = self.steps.forward if kind == "compiled" else None
+        self.cache.aim(rows, ids.shape[1], self.device, whole=True, indexed=compiled is not None)
+        mask = self._as_added(attention.tree_mask(lengths, self._tree(draft), self.cache.num_slots))
         if compiled:
             places = str(self._taps.places)
-            logits: Tensor = compiled(
-                ids, positions, mask=self._as_added(mask), cache=self.cache, constants=[places]
-            )
+            logits: Tensor = compiled(ids, positions, mask=mask, cache=self.cache, constants=[places])
             return logits
-        return self._step(ids, positions, self._as_added(mask), self.cache)
+        return self._step(ids, positions, mask, self.cache)
 
     def taken(self, path: Tensor, length: Sequence[int]) -> list[Tensor]:
         """Per tap, the states [B, m, H] of the pending token and the accepted path; m = 1 + the longest path.
@@ -290,7 +317,7 @@ class Target:
     def _tree(self, draft: Draft) -> Tensor:
         """[B, 1+n, 1+n] bool: which of the new tokens each of them sees."""
         new = 1 + draft.width
-        tree = torch.ones(len(self.cache.lengths), new, new, dtype=torch.bool, device=self.device).tril()
+        tree = torch.ones(len(draft.tokens), new, new, dtype=torch.bool, device=self.device).tril()
         if draft.width:
             tree[:, 1:, 1:] = draft.ancestors
         return tree

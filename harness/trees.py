@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from pydantic import Field, model_validator
@@ -47,6 +47,10 @@ class Grower(Protocol):
 class TreePolicy(ABC):
     """Base of all policies."""
 
+    device_only: ClassVar[bool] = False
+    """Whether `grow` never asks the device what is in a tensor, nor copies anything to it: then a whole round
+    of a drafter can be captured as a CUDA graph."""
+
     @property
     @abstractmethod
     def num_nodes(self) -> int:
@@ -56,6 +60,11 @@ class TreePolicy(ABC):
     @abstractmethod
     def num_children(self) -> int:
         """Most children of a node; no vocabulary of a drafter may be smaller."""
+
+    @property
+    @abstractmethod
+    def num_expanded(self) -> int:
+        """Most nodes that `grow` expands: rows of a drafter's cache."""
 
     @abstractmethod
     def grow(self, grower: Grower) -> Draft:
@@ -90,6 +99,7 @@ class DynamicTree(TreePolicy):
     total_token: int = Field(default=60, ge=2)
     depth: int = Field(default=7, ge=0)
     top_k: int = Field(default=10, ge=1)
+    device_only: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _enough_candidates(self) -> DynamicTree:
@@ -111,6 +121,11 @@ class DynamicTree(TreePolicy):
         """See `TreePolicy`."""
         return self.top_k
 
+    @property
+    def num_expanded(self) -> int:
+        """See `TreePolicy`."""
+        return self.depth * self.top_k
+
     def grow(self, grower: Grower) -> Draft:
         """See `TreePolicy`."""
         return self.rerank(self.expand(grower))
@@ -129,7 +144,7 @@ class DynamicTree(TreePolicy):
         for level in range(self.depth):
             found = grower.expand(tokens[-1].gather(1, frontier), hangs_from, k)
             above = scores[-1].gather(1, frontier)
-            parents.append((frontier + begin).repeat_interleave(k, dim=1))
+            parents.append((frontier + begin)[..., None].expand(-1, -1, k).flatten(1))
             begin += tokens[-1].shape[1]
             tokens.append(found.tokens.flatten(1))
             scores.append((above[..., None] + found.log_probs).flatten(1))
@@ -202,6 +217,11 @@ class StaticTree(TreePolicy):
     def num_children(self) -> int:
         """See `TreePolicy`."""
         return 1 + max(max(path) for path in self.paths)
+
+    @property
+    def num_expanded(self) -> int:
+        """See `TreePolicy`."""
+        return len({path[:-1] for path in self.paths} - {()})
 
     @cached_property
     def _levels(self) -> list[list[tuple[int, ...]]]:

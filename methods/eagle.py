@@ -103,8 +103,18 @@ class Eagle(TrainableDrafter):
             raise ConfigError(
                 f"tree: {self.tree.num_children} children of a node, but the head's vocabulary has {width}"
             )
-        self._steps = HeadSteps(target, self.network)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Around the head as it is now."""
+        self._steps = HeadSteps(self._target, self.network)
         self._cache = self._steps.cache
+        self._round = self._target.captured(self._grow) if self.tree.device_only else None
+
+    @property
+    def num_drafted(self) -> int | None:
+        """See `Drafter`."""
+        return self.tree.num_nodes
 
     @property
     def num_bytes(self) -> int:
@@ -164,14 +174,13 @@ class Eagle(TrainableDrafter):
     def warm_up(self, num_rows: int) -> None:
         """See `Drafter`: a tree behind every number of pairs that a round may bring."""
         self.reset(num_rows)
+        size, dtype = self.network.shape.feature_size, self.network.fc.weight.dtype
         # Nothing is compiled for an empty cache, so the first one is to fill it.
         for count in (1, *self._steps.sizes):
-            tokens = torch.zeros(num_rows, count, dtype=torch.int64, device=self._target.device)
-            size, dtype = self.network.shape.feature_size, self.network.fc.weight.dtype
-            features = torch.ones(num_rows, count, size, dtype=dtype, device=self._target.device)
-            growth = Growth(self._steps)
-            growth.feed(features, tokens, [count] * num_rows)
-            self.tree.grow(growth)
+            self._counts = [count] * num_rows
+            self._tokens = torch.zeros(num_rows, count, dtype=torch.int64, device=self._target.device)
+            self._features = torch.ones(num_rows, count, size, dtype=dtype, device=self._target.device)
+            self.propose([0] * num_rows)
 
     def reset(self, num_rows: int) -> None:
         """See `Drafter`."""
@@ -209,8 +218,25 @@ class Eagle(TrainableDrafter):
         """See `Drafter`."""
         # The room is not looked at: to the last round the tree is the one that the official code would grow.
         self.growth = Growth(self._steps)
-        self.growth.feed(self._features, self._tokens, self._counts)
-        return self.tree.grow(self.growth)
+        features, tokens = self.growth.padded(self._features, self._tokens)
+        num_rows, num_pairs = tokens.shape
+        if self._round is None or not self._steps.captures(num_rows, num_pairs, self.tree.num_expanded):
+            self.growth.feed(features, tokens, self._counts)
+            return self.tree.grow(self.growth)
+        counts = torch.tensor(self._counts).to(tokens.device, non_blocking=True)
+        draft: Draft = self._round(
+            *(features, tokens, counts, self._cache.base(tokens.device)), where=self._cache.where
+        )
+        self._cache.advance(self._counts)
+        # Rounds are looked at again when they are judged.
+        return draft.copied()
+
+    def _grow(self, features: Tensor, tokens: Tensor, counts: Tensor, lengths: Tensor) -> Draft:
+        """What is captured of a round."""
+        with self._cache.given(lengths):
+            growth = Growth(self._steps)
+            growth.feed(features, tokens, counts)
+            return self.tree.grow(growth)
 
     def keep(self, rows: Sequence[int]) -> None:
         """See `Drafter`."""
@@ -256,8 +282,7 @@ class Eagle(TrainableDrafter):
         dtype = self._target.dtype if self.dtype == "target" else getattr(torch, self.dtype)
         self.network = folded(self._student, self._scale).place(self._target.device, dtype)
         self._target.prepare(self.network)
-        self._steps = HeadSteps(self._target, self.network)
-        self._cache = self._steps.cache
+        self._settle()
 
     def export(self, folder: Path, card: dict[str, Any]) -> None:
         """See `TrainableDrafter`; float16, as the official heads."""

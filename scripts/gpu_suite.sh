@@ -2,20 +2,36 @@
 # Tests and benchmarks of a CUDA device, in under nine minutes: scripts/gpu_suite.sh FOLDER [BATCH ...]
 # The full curve is scripts/gpu_curve.sh.
 # 8B shapes with random weights, acceptance forced to EAGLE-3's published 6.13 (MT-bench, LLaMA-3.1-8B, T = 0;
-# arXiv 2503.01840, table 1), a 60-node tree over a draft vocabulary of 32 thousand. Runs, tables and what the tests said
-# are in FOLDER. TARGET=tiny DEPTH=3 tries the script itself anywhere.
+# arXiv 2503.01840, table 1), a 60-node tree over a draft vocabulary of 32 thousand, prompts of 128 random tokens.
+# Runs, tables, what the tests said and where a round's time goes are in FOLDER. TESTS=no leaves the tests out.
+# TARGET=tiny DEPTH=3 tries the script itself anywhere.
 set -eu
 out=$1
 shift
-target=${TARGET:-llama_8b_shape}
 python=${PYTHON:-python3}
 mkdir -p "$out"
-$python -m pytest -q -m gpu -p no:cacheprovider tests 2>&1 | tee "$out/tests.txt"
+$python - "$out/prompts.jsonl" <<'PROMPTS'
+import json, random, sys
+from pathlib import Path
+
+drawn = random.Random(0)
+lines = [{"id": str(i), "input_ids": [drawn.randrange(1, 256) for _ in range(128)]} for i in range(128)]
+Path(sys.argv[1]).write_text("".join(json.dumps(line) + "\n" for line in lines))
+PROMPTS
+settings="target=${TARGET:-llama_8b_shape} target.compile=true ladder=strong task=token_ids task.path=$out/prompts.jsonl
+    method=eagle3 methods.eagle3.head=random +methods.eagle3.draft_vocab_size=${VOCABULARY:-32000}
+    methods.eagle3.tree.depth=${DEPTH:-7} accept=forced acceptor.tau=${TAU:-6.13} decoding=greedy measure=quick
+    +measure.waves=2 max_new_tokens=${TOKENS:-128}"
 for batch in ${*:-1 8 64}; do
-    $python -m harness.bench ~experiment target="$target" target.compile=true ladder=strong \
-        task=smoke method=eagle3 methods.eagle3.head=random +methods.eagle3.draft_vocab_size="${VOCABULARY:-32000}" \
-        methods.eagle3.tree.depth="${DEPTH:-7}" accept=forced acceptor.tau="${TAU:-6.13}" decoding=greedy \
-        measure=quick measure.batch_size="$batch" max_new_tokens="${TOKENS:-128}" tracker=none \
+    # As many as fill two waves; six where they come one by one.
+    prompts=$((batch > 1 ? 2 * batch : ${PROMPTS:-6}))
+    $python -m harness.bench ~experiment $settings task.limit=$prompts measure.batch_size="$batch" tracker=none \
         results="$out" >"$out/batch-$batch.json"
+    if [ "$batch" = 1 ] && [ "${TARGET:-}" != tiny ]; then
+        $python scripts/gpu_profile.py $settings | tee "$out/profile.txt"
+    fi
 done
 $python -m harness.report build --results "$out" --out "$out/tables"
+if [ "${TESTS:-yes}" = yes ]; then
+    $python -m pytest -q -m gpu -p no:cacheprovider tests 2>&1 | tee "$out/tests.txt"
+fi

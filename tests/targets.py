@@ -94,7 +94,8 @@ class RandomTrees(Drafter):
                 depth[node] = depth[parent] + 1
                 tokens[b, node], parents[b, node] = token, parent
             size[b] = count
-        draft = Draft(tokens=tokens, parents=parents, size=size)
+        device = self._target.device
+        draft = Draft(tokens=tokens.to(device), parents=parents.to(device), size=size.to(device))
         draft.check(VOCAB)
         return draft
 

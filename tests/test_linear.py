@@ -61,3 +61,19 @@ def test_layers_that_cannot_share_a_product_have_their_own() -> None:
     packed = pack(module)
     assert all(isinstance(layer, PackedLinear) for layer in packed)
     assert len({layer.product for layer in packed}) == len(packed) == 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+def test_joined_layers_share_their_memory(rows: Tensor, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.linear.can_capture", lambda device: True)
+    module = Attention(bias)
+    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    expected = [getattr(module, name)(rows) for name in names]
+    pack(module)
+    torch.testing.assert_close([getattr(module, name)(rows) for name in names], expected)
+    assert type(module.o_proj) is nn.Linear
+    assert module.q_proj.product is module.k_proj.product is module.v_proj.product
+    assert module.q_proj.product.num_bytes == 0
+    storages = {getattr(module, name).weight.untyped_storage().data_ptr() for name in names[:3]}
+    assert len(storages) == 1

@@ -33,14 +33,20 @@ class Growth:
         """Forget the cache."""
         self._cache.clear(num_rows)
 
-    def feed(self, features: Tensor, tokens: Tensor, counts: Sequence[int]) -> Tensor:
-        """Take in true pairs: features [B, m, F] and tokens [B, m], each one after its feature.
-
-        The first `counts[b]` of each sequence stay. States [B, m, H] after them.
-        """
+    def padded(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and tokens of pairs with as many rows more as the compiled step wants."""
         more = self._steps.size_for(*tokens.shape) - tokens.shape[1]
         if more and self._row is None:
-            tokens, features = pad(tokens, (0, more)), pad(features, (0, 0, 0, more))
+            return pad(features, (0, 0, 0, more)), pad(tokens, (0, more))
+        return features, tokens
+
+    def feed(self, features: Tensor, tokens: Tensor, counts: Sequence[int] | Tensor) -> Tensor:
+        """Take in true pairs: features [B, m, F] and tokens [B, m], each one after its feature.
+
+        The first `counts[b]` of each sequence stay; a tensor [B] where the host does not know them. States
+        [B, m, H] after them.
+        """
+        features, tokens = self.padded(features, tokens)
         num_rows, num_pairs = tokens.shape
         states = self._steps.project(features)
         pieces = []
@@ -52,10 +58,14 @@ class Growth:
             tree = behind.expand(num_rows, -1, -1)
             pieces.append(self._steps.run(self._rows, tokens[:, here], states[:, here], offsets[None], tree))
         outputs = torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
-        fed = [0] * len(self._cache.lengths)
-        fed[self._rows] = counts
-        self._cache.advance(fed)
-        last = torch.tensor(list(counts)).to(tokens.device, non_blocking=True) - 1
+        if isinstance(counts, Tensor):
+            self._cache.advance(counts)
+            last = counts - 1
+        else:
+            fed = [0] * len(self._cache.lengths)
+            fed[self._rows] = counts
+            self._cache.advance(fed)
+            last = torch.tensor(list(counts)).to(tokens.device, non_blocking=True) - 1
         self._outputs = outputs.gather(1, last[:, None, None].expand(-1, 1, outputs.shape[-1]))
         self._seen = torch.zeros(num_rows, 1, 0, dtype=torch.bool, device=tokens.device)
         return outputs

@@ -7,7 +7,6 @@ Shapes: B sequences, n new rows, c children, C slots of the cache, H hidden size
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from harness.attention import grouped, tree_mask
@@ -18,6 +17,8 @@ from methods.shared.eagle_head import Head
 
 _SIZES = (1, 4, 8)
 """Rows that are compiled for on a CPU: a head takes seconds."""
+_SIZES_BY_SHAPE = (8, 64)
+"""And pairs that are fed on CUDA, where a few cost what one does; a round is captured for each."""
 
 
 class HeadSteps:
@@ -34,12 +35,23 @@ class HeadSteps:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Numbers of rows that are compiled for, if any."""
-        return self._layers.sizes if self._layers else ()
+        if self._layers is None:
+            return ()
+        return _SIZES_BY_SHAPE if self._layers.by_shape else self._layers.sizes
 
     def size_for(self, num_rows: int, num_new: int) -> int:
         """How many rows to run in the place of `num_new`: so many, or a few more where these are compiled."""
-        size = self._layers.size_for(num_rows, num_new) if self._layers else None
-        return size or num_new
+        if self._layers is None or self._layers.size_for(num_rows, num_new) is None:
+            return num_new
+        return next((size for size in self.sizes if size >= num_new), num_new)
+
+    def captures(self, num_rows: int, num_new: int, num_more: int) -> bool:
+        """Whether a round that feeds so many rows, and expands `num_more`, can be a graph, and has room."""
+        cache = self.cache
+        if self._layers is None or not self._layers.by_shape or not cache.num_slots:
+            return False
+        fits = max(cache.lengths) + num_new + num_more <= cache.num_slots
+        return fits and num_rows == len(cache.lengths) and num_new in self.sizes
 
     def project(self, features: Tensor) -> Tensor:
         """See `Head.project`."""
@@ -52,9 +64,8 @@ class HeadSteps:
         pairs each sees, of e that are there already and of the new ones.
         """
         cache, num_new = self.cache, tokens.shape[1]
-        lengths = cache.lengths[rows]
-        base = torch.tensor(lengths).to(tokens.device, non_blocking=True)[:, None]
-        positions = (base + offsets).expand_as(tokens)
+        lengths = cache.known_lengths[rows]
+        positions = (cache.base(tokens.device)[rows, None] + offsets).expand_as(tokens)
         whole = len(lengths) == len(cache.lengths) and cache.num_slots > 0
         compiled = self._layers
         if compiled and not (whole and compiled.serves(len(lengths), num_new)):
