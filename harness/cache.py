@@ -84,6 +84,8 @@ class SlotCache(Cache):  # type: ignore[misc]
     def make_room(self, count: int) -> None:
         """Have at least `count` slots behind every sequence."""
         self._needed = max(self.lengths) + count
+        if self._needed <= self.num_slots:
+            return
         for buffers in (self._keys, self._values):
             buffers[:] = [self._grown(buffer) for buffer in buffers]
 

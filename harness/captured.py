@@ -71,6 +71,7 @@ class Graph:
     def replay(self, inputs: Sequence[Tensor]) -> Any:
         """What the function gave."""
         for place, tensor in zip(self._inputs, inputs, strict=True):
-            place.copy_(tensor, non_blocking=True)
+            if place.numel():
+                place.copy_(tensor, non_blocking=True)
         self._graph.replay()
         return self._outputs

@@ -87,7 +87,8 @@ class LocalEngine:
             accepted = acceptor.accept(logits, draft, batch.chooser, batch.positions())
             decision = read(accepted, draft)
             watch.lap("accept")
-            self.target.commit(None if draft.is_chain else accepted.path, decision.length)
+            path = None if draft.is_chain else accepted.path[:, : draft.num_levels]
+            self.target.commit(path, decision.length)
             watch.lap("commit")
             more = batch.record(draft, decision)
             watch.lap("other")

@@ -3,8 +3,8 @@
 # The full curve is scripts/gpu_curve.sh.
 # 8B shapes with random weights, acceptance forced to EAGLE-3's published 6.13 (MT-bench, LLaMA-3.1-8B, T = 0;
 # arXiv 2503.01840, table 1), a 60-node tree over a draft vocabulary of 32 thousand, prompts of 128 random tokens.
-# Runs, tables, what the tests said and where a round's time goes are in FOLDER. TESTS=no leaves the tests out.
-# TARGET=tiny DEPTH=3 tries the script itself anywhere.
+# Runs, tables, what the tests said and where a round's time goes are in FOLDER. TESTS=no, PROFILE=no leave parts out.
+# TARGET=tiny DEPTH=3 PROFILE=no tries the script itself anywhere.
 set -eu
 out=$1
 shift
@@ -27,7 +27,7 @@ for batch in ${*:-1 8 64}; do
     prompts=$((batch > 1 ? 2 * batch : ${PROMPTS:-6}))
     $python -m harness.bench ~experiment $settings task.limit=$prompts measure.batch_size="$batch" tracker=none \
         results="$out" >"$out/batch-$batch.json"
-    if [ "$batch" = 1 ] && [ "${TARGET:-}" != tiny ]; then
+    if [ "$batch" = 1 ] && [ "${PROFILE:-yes}" = yes ]; then
         $python scripts/gpu_profile.py $settings | tee "$out/profile.txt"
     fi
 done
