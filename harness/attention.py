@@ -1,4 +1,4 @@
-"""Attention under a tree mask: the mask, and the kernel `grouped` (torch's SDPA without repeated keys).
+"""Attention under a tree mask: the mask, and the kernel `grouped` (without repeated keys).
 
 Shapes: B sequences, Hq query heads, H key/value heads, n new tokens, C readable cache slots, D head size.
 """
@@ -15,6 +15,9 @@ from transformers import AttentionInterface
 
 GROUPED = "harness_grouped"
 """Its name in transformers' table. It has no mask function there, so masks are passed on as they are."""
+
+_FEW = 64
+"""Tokens whose attention is products on CUDA, where it is compiled."""
 
 
 def register() -> None:
@@ -38,20 +41,12 @@ def grouped(
     token, and causal for a fresh prompt (n == C).
     """
     assert dropout == 0.0, "inference only"
-    rows, query_heads, num_new, head_dim = query.shape
-    groups = query_heads // key.shape[1]
-    causal = attention_mask is None and num_new > 1
+    num_new = query.shape[2]
+    groups = query.shape[1] // key.shape[1]
+    # A plain bool, also where the compiler knows the number of tokens by name only.
+    causal = True if attention_mask is None and num_new > 1 else False  # noqa: SIM210
     assert not causal or num_new == key.shape[2], "several tokens behind a prefix need a mask"
-    if attention_mask is not None and query.device.type == "cuda":
-        # With a mask, CUDA's kernels walk all slots in one block a head; as products and a softmax, which the
-        # compiler fuses, it takes a third of their time. Groups fit into the query axis.
-        folded = query.reshape(rows, key.shape[1], groups * num_new, head_dim)
-        scores = (folded @ key.transpose(-1, -2)).float() * (scaling or head_dim**-0.5)
-        scores = scores.view(rows, key.shape[1], groups, num_new, -1)
-        weights = scores.masked_fill(~attention_mask[:, :, None], -torch.inf).softmax(-1).to(value.dtype)
-        output = weights.view(rows, key.shape[1], groups * num_new, -1) @ value
-        output = output.reshape(rows, query_heads, num_new, head_dim)
-    else:
+    if attention_mask is None or query.device.type != "cuda":
         output = scaled_dot_product_attention(
             query,
             key,
@@ -61,7 +56,37 @@ def grouped(
             scale=scaling,
             enable_gqa=groups > 1,
         )
+    else:
+        few = num_new <= _FEW and torch.compiler.is_compiling()
+        attend = products if few else _folded
+        output = attend(query, key, value, attention_mask, scaling)
     return output.transpose(1, 2), None
+
+
+def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """Attention [B, Hq, n, D] as products and a softmax, which the compiler fuses.
+
+    For few tokens: CUDA's masked kernels walk all slots in one block a head, and take three times as long.
+    """
+    rows, query_heads, num_new, head_dim = query.shape
+    num_heads, num_slots = key.shape[1:3]
+    groups = query_heads // num_heads
+    scaled = query * (head_dim**-0.5 if scaling is None else scaling)
+    scores = scaled.reshape(rows, num_heads, groups * num_new, head_dim) @ key.transpose(-1, -2)
+    scores = scores.view(rows, num_heads, groups, num_new, num_slots).float()
+    weights = scores.masked_fill(~mask[:, :, None], -torch.inf).softmax(-1).to(value.dtype)
+    output = weights.view(rows, num_heads, groups * num_new, num_slots) @ value
+    return output.reshape(rows, query_heads, num_new, head_dim)
+
+
+def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    """With a mask, CUDA's grouped kernels fall back to plain arithmetic; groups fit into the query axis."""
+    rows, query_heads, num_new, head_dim = query.shape
+    groups = query_heads // key.shape[1]
+    folded = query.reshape(rows, key.shape[1], groups * num_new, head_dim)
+    mask = mask.repeat(1, 1, groups, 1)
+    output = scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
+    return output.reshape(rows, query_heads, num_new, head_dim)
 
 
 def tree_mask(lengths: Sequence[int] | Tensor, tree: Tensor, num_slots: int | None = None) -> Tensor:

@@ -6,7 +6,7 @@ Shapes: B sequences, H key/value heads, C allocated slots, D head dimension, n n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,20 +30,20 @@ class SlotCache(Cache):  # type: ignore[misc]
     forward writes (`aim`) and, after it, which rows stay (`commit`). Rows at or past `lengths` are free.
     """
 
-    def __init__(self, captured: bool = False) -> None:
-        """captured: rows are moved by a CUDA graph; for caches that are `reserve`d."""
+    def __init__(self, capture: Callable[..., Captured | None] | None = None) -> None:
+        """capture: makes a graph of a function, see `Steps.captured`; rows are then moved by one."""
         super().__init__(layers=[])
         self.lengths: list[int] = []
         self._given: Tensor | None = None
-        self._moves = Captured(self._move, _staying) if captured else None
-        self._whole_batch: tuple[list[Tensor], list[Tensor], int] = [], [], 0
+        self._moves = capture(self._move, _staying) if capture else None
+        self._all: tuple[list[Tensor], list[Tensor]] | None = None
         self.where = 0
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         self._rows: slice | None = None
         self._start: int | None = None
         self._slots: tuple[Tensor, Tensor] | None = None
-        self._whole = False
+        self._whole = self.fresh = False
         self._end = 0
         self._needed = self._reserved = 0
 
@@ -52,14 +52,21 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._reserved = num_slots
 
     def clear(self, num_rows: int) -> None:
-        """Start `num_rows` empty sequences; allocations of the same batch size are reused."""
-        if len(self.lengths) != num_rows:
-            keys, values, where = self._whole_batch
-            self._keys, self._values = [], []
-            if keys and len(keys[0]) == num_rows:
-                self._keys, self._values, self.where = keys, values, where
-        self._whole_batch = [], [], 0
+        """Start `num_rows` empty sequences; the memory of as many or more is used again."""
+        self._keys, self._values = self._all or (self._keys, self._values)
+        self._all = None
         self.lengths = [0] * num_rows
+        if self._keys and len(self._keys[0]) < num_rows:
+            self._keys, self._values = [], []
+        self._narrow()
+
+    def _narrow(self) -> None:
+        """Of all rows, those of the sequences there are: views, so that graphs find their memory again."""
+        num_rows = len(self.lengths)
+        if self._keys and len(self._keys[0]) > num_rows:
+            self._all = self._all or (self._keys, self._values)
+            self._keys = [buffer[:num_rows] for buffer in self._keys]
+            self._values = [buffer[:num_rows] for buffer in self._values]
 
     @property
     def known_lengths(self) -> Sequence[int] | Tensor:
@@ -84,10 +91,14 @@ class SlotCache(Cache):  # type: ignore[misc]
     def make_room(self, count: int) -> None:
         """Have at least `count` slots behind every sequence."""
         self._needed = max(self.lengths) + count
+        self._grow()
+
+    def _grow(self) -> None:
         if self._needed <= self.num_slots:
             return
-        for buffers in (self._keys, self._values):
-            buffers[:] = [self._grown(buffer) for buffer in buffers]
+        self._keys = [self._grown(buffer) for buffer in self._keys]
+        self._values = [self._grown(buffer) for buffer in self._values]
+        self._all = None
 
     def aim(
         self,
@@ -98,22 +109,27 @@ class SlotCache(Cache):  # type: ignore[misc]
         ahead: int = 0,
         whole: bool = False,
         indexed: bool = False,
+        fresh: bool = False,
     ) -> None:
         """The next forward writes `count` tokens behind the committed ones of `rows`.
 
         ahead: uncommitted tokens that earlier forwards wrote there and that stay readable. whole: all rows
         are written, and attention reads every allocated slot, of which the mask alone says what counts: all
         forwards over as many tokens have the same shapes (until more slots are allocated). indexed: the
-        places that are written are tensors too, so that they are one program.
+        places that are written are tensors too, so that they are one program. fresh: the rows are empty and
+        the places tensors, so that a program may let attention read the new tokens alone.
         """
-        self._rows, self._whole = rows, whole
+        # The first forward of all allocates, block by block.
+        self._rows, self._whole, self.fresh = rows, whole, fresh and bool(self._keys)
         if self._given is None:
             lengths = [length + ahead for length in self.lengths[rows]]
             self._end = max(lengths) + count
             if whole:
                 self.make_room(ahead + count)
             self._needed = max(self._end, max(self.lengths))
-            if len(set(lengths)) == 1 and not indexed:
+            if self.fresh:
+                self._grow()
+            elif len(set(lengths)) == 1 and not indexed:
                 # One length: a contiguous block, no index tensors.
                 self._start, self._slots = lengths[0], None
                 return
@@ -145,12 +161,13 @@ class SlotCache(Cache):  # type: ignore[misc]
         the first ones (a chain). length: accepted nodes of each sequence.
         """
         most = max(length)
-        if path is not None and (most or self._moves):
-            # A graph moves as many rows as there are, whatever was accepted.
-            path = path if self._moves else path[:, :most]
+        # A graph moves as many rows as there are, whatever was accepted; only a whole batch has one.
+        moves = self._moves if self._all is None else None
+        if path is not None and (most or moves):
+            path = path if moves else path[:, :most]
             counts = torch.tensor(length).to(path.device, non_blocking=True)
-            if self._moves:
-                self._moves(path, counts, self.base(path.device), where=self.where)
+            if moves:
+                moves(path, counts, self.base(path.device), where=self.where)
             else:
                 self._move(path, counts, self.base(path.device))
         self.advance([1 + count for count in length])
@@ -177,14 +194,11 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def keep(self, rows: list[int]) -> None:
         """Only these sequences go on, in this order."""
-        if self._keys and rows != list(range(len(self.lengths))):
-            if self._reserved and not self._whole_batch[0]:
-                # The next batch will find its memory where graphs have been captured for it.
-                self._whole_batch = self._keys, self._values, self.where
-            self._keys = [buffer[rows] for buffer in self._keys]
-            self._values = [buffer[rows] for buffer in self._values]
-            self.where = next(_NUMBERS)
+        if rows != list(range(len(rows))):
+            for buffer in (*self._keys, *self._values):
+                buffer[: len(rows)] = buffer[rows]
         self.lengths = [self.lengths[row] for row in rows]
+        self._narrow()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """The longest committed length."""
@@ -195,19 +209,14 @@ class SlotCache(Cache):  # type: ignore[misc]
         for buffer in (*self._keys, *self._values):
             torch._dynamo.mark_dynamic(buffer, 2)
 
-    @property
-    def num_graphs(self) -> int:
-        """Captured so far."""
-        return self._moves.num_graphs if self._moves else 0
-
     def buffers(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, [B, H, C, D]."""
         return self._keys[layer], self._values[layer]
 
     @property
     def places(self) -> tuple[Tensor, Tensor] | None:
-        """Rows [B, 1] and slots [B, n] of the next forward; None: not as tensors, or not in all rows."""
-        return self._slots if self._whole else None
+        """Rows [B, 1] and slots [B, n] of the next forward, where programs may write them; None elsewhere."""
+        return self._slots if self._whole or self.fresh else None
 
     @property
     def num_slots(self) -> int:
@@ -217,7 +226,8 @@ class SlotCache(Cache):  # type: ignore[misc]
     @property
     def num_bytes(self) -> int:
         """Allocated."""
-        return sum(buffer.nbytes for buffer in (*self._keys, *self._values))
+        keys, values = self._all or (self._keys, self._values)
+        return sum(buffer.nbytes for buffer in (*keys, *values))
 
     def _allocate(self, states: Tensor) -> Tensor:
         slots = -(-max(self._needed, self._reserved) // _STEP) * _STEP

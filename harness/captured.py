@@ -57,21 +57,23 @@ class Graph:
 
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> None:
         self._inputs = [tensor.clone() for tensor in inputs]
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        here = torch.cuda.current_stream()
-        side.wait_stream(here)
-        with torch.cuda.stream(side):
-            for _ in range(_NUM_WARMUP):
-                function(*self._inputs)
-        here.wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._outputs = function(*self._inputs)
+        with torch.cuda.device(inputs[0].device):
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            here = torch.cuda.current_stream()
+            side.wait_stream(here)
+            with torch.cuda.stream(side):
+                for _ in range(_NUM_WARMUP):
+                    function(*self._inputs)
+            here.wait_stream(side)
+            with torch.cuda.graph(self._graph):
+                self._outputs = function(*self._inputs)
 
     def replay(self, inputs: Sequence[Tensor]) -> Any:
         """What the function gave."""
         for place, tensor in zip(self._inputs, inputs, strict=True):
             if place.numel():
                 place.copy_(tensor, non_blocking=True)
-        self._graph.replay()
+        with torch.cuda.device(self._inputs[0].device):
+            self._graph.replay()
         return self._outputs

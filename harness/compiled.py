@@ -1,8 +1,9 @@
-"""A step over new tokens as one compiled program: torch.compile, the whole of it or nothing.
+"""A step over new tokens as a compiled program: torch.compile, the whole of it or nothing.
 
-Compiled layer by layer, the recompile limit is met silently and the other layers stay as they are; so the
+Where it breaks into pieces, the recompile limit is met silently and the other layers stay as they are; so the
 graph is whole, and meeting the limit fails. Compiling takes minutes the first time; inductor keeps what it
-made on disk, so that the next process needs a fraction.
+made on disk, so that the next process needs a fraction. On CUDA a target is compiled block by block
+(`harness.regions`), which takes seconds.
 Every number of new tokens is a program of its own, by batch. On a CPU there are few: only where the number
 is known is a product of a few rows compiled to a loop over the weights; shorter drafts are padded. On CUDA
 every number that is asked for has its own, to be captured as part of a graph (`harness.captured`).
@@ -66,7 +67,7 @@ class Program:
         self._compiled = step
         if not divided:
             self._compiled = torch.compile(
-                _alone(step), fullgraph=True, dynamic=False, options={"guard_filter_fn": outside}
+                own_code(step), fullgraph=True, dynamic=False, options={"guard_filter_fn": outside}
             )
 
     def size_for(self, num_rows: int, num_new: int) -> int | None:
@@ -103,18 +104,17 @@ def num_programs() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-def _alone(step: Callable[..., Any]) -> Callable[..., Any]:
-    """The same method with code of its own: programs are kept by code, and those of another object must not
-    be taken for this one's."""
-    function: Any = step.__func__  # type: ignore[attr-defined]
+def own_code(function: Callable[..., Any]) -> Any:
+    """The same function or method with code of its own.
+
+    Programs are kept by code, and those of another object must not be taken for this one's.
+    """
+    inner: Any = getattr(function, "__func__", function)
     copy = FunctionType(
-        function.__code__.replace(),
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
+        inner.__code__.replace(), inner.__globals__, inner.__name__, inner.__defaults__, inner.__closure__
     )
-    return MethodType(copy, step.__self__)  # type: ignore[attr-defined]
+    copy.__kwdefaults__ = inner.__kwdefaults__
+    return MethodType(copy, function.__self__) if isinstance(function, MethodType) else copy
 
 
 def outside(guards: Sequence[Any]) -> list[bool]:

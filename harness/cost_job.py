@@ -41,6 +41,7 @@ def run_costs(config: DictConfig) -> None:
                 drafter.bind(target)
             except ConfigError as error:
                 raise ConfigError(f"methods.{name}.{error}") from error
+        target.reserve(profile.most_tokens)
         forward, settle, spread = profile.target(target, console.note)
         engine = LocalEngine(target, weights.end_token_ids, weights.max_context)
         costs = {}

@@ -65,12 +65,17 @@ class Profile:
 
     def check(self, max_context: int) -> None:
         """Raise ConfigError where the target has no room for the longest context and what follows it."""
-        most = self.contexts[-1] + max(self.tokens[-1], self._num_new_tokens)
+        most = self.most_tokens
         if most > max_context:
             raise ConfigError(
                 f"costs.contexts={list(self.contexts)}: the longest needs room for {most} tokens, the target"
                 f" has {max_context}; type costs.contexts=[...,{max_context - most + self.contexts[-1]}]"
             )
+
+    @property
+    def most_tokens(self) -> int:
+        """Of a sequence, with what is written behind its longest context."""
+        return self.contexts[-1] + max(self.tokens[-1], self._num_new_tokens)
 
     @property
     def _num_new_tokens(self) -> int:
@@ -254,9 +259,7 @@ def paces(
                     target.verify(pending, draft)
                     synchronize(target.device)
                     spent = time.perf_counter_ns() - begin
-                    if not repeat:
-                        _move_none(target, draft)
-                    else:
+                    if repeat:
                         least[draft.width] = min(least[draft.width], spent)
     steps = [_cheapest(by_step, widths[bisect_left(widths, width)]) for width in range(widths[-1] + 1)]
     return Paces(steps, [by_step[step][width] for width, step in enumerate(steps)], by_step)
@@ -273,14 +276,6 @@ def widths_to_time(target: Target, drafters: Iterable[Drafter]) -> list[int]:
     drafted = {drafter.num_drafted for drafter in drafters}
     varying = {2**power - 1 for power in range(6)} if None in drafted else set()
     return sorted({0} | varying | {number for number in drafted if number is not None})
-
-
-def _move_none(target: Target, draft: Draft) -> None:
-    """Commit a round of which nothing was accepted, and undo it: the first time, that may be captured."""
-    if draft.width:
-        num_rows = len(draft.tokens)
-        target.commit(torch.zeros_like(draft.tokens), [0] * num_rows)
-        target.cache.advance([-1] * num_rows)
 
 
 def _prefill(target: Target, num_rows: int, num_context: int) -> None:

@@ -17,9 +17,6 @@ from harness.reporters import Console
 from harness.target import Target
 from harness.weights import LoadedWeights
 
-_MOST_DRAFTED = 64
-"""Slots for a round's draft, in what a sequence is given from the first on."""
-
 
 class Session:
     """A process's target and prompts, which all its runs share."""
@@ -66,7 +63,7 @@ class Session:
         for conversation in (*self.conversations, *self.warmup):
             asked = [Message(role="user", content=turn) for turn in conversation.turns]
             prompt = len(conversation.input_ids or self.render(asked))
-            longest = max(longest, prompt + conversation.num_turns * (cap + _MOST_DRAFTED))
+            longest = max(longest, prompt + conversation.num_turns * cap)
         return min(longest, self.weights.max_context)
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:

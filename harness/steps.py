@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from harness.captured import Captured, can_capture
 from harness.compiled import SIZES, Program, num_programs
@@ -59,11 +60,13 @@ class Steps:
         self._programs.append(program)
         return program
 
-    def captured(self, function: Callable[..., Any]) -> Captured | None:
-        """A part of a round as CUDA graphs; None where programs are not captured."""
+    def captured(
+        self, function: Callable[..., Any], tame: Callable[..., Sequence[Tensor]] | None = None
+    ) -> Captured | None:
+        """A part of a round as CUDA graphs, see `Captured`; None where programs are not captured."""
         if not self.by_shape:
             return None
-        self._captured.append(Captured(function))
+        self._captured.append(Captured(function, tame))
         return self._captured[-1]
 
     def choose(self, by_width: Sequence[str], num_rows: int) -> None:
@@ -100,7 +103,7 @@ class Steps:
 
     @property
     def by_shape(self) -> bool:
-        """Whether every number of tokens is a program of its own, compiled for long and captured."""
+        """Whether every number of tokens is a program of its own, which is captured as part of a graph."""
         return self.forward is not None and self.forward.by_shape
 
     @property

@@ -27,6 +27,8 @@ from harness.steps import Steps
 from harness.taps import Place, Taps
 
 _PREFILL_CHUNK = 2048
+_SPARE = 256
+"""Slots behind a whole sequence for what a round writes and drops, a drafter's in its own cache too."""
 
 
 class Target:
@@ -69,6 +71,11 @@ class Target:
         if compiled:
             model.requires_grad_(False)
         if self.steps.by_shape:
+            if len({parameter.device for parameter in model.parameters()}) > 1:
+                raise ConfigError(
+                    "target.compile=true: captures steps on one GPU, the target has several;"
+                    " type target.compile=false"
+                )
             divide(model.get_decoder())
         self.linear = can_be if linear == "auto" else linear
         if self.linear != "plain":
@@ -108,7 +115,7 @@ class Target:
 
     def new_cache(self) -> SlotCache:
         """See `TargetView`."""
-        self._caches.append(SlotCache(captured=self.steps.by_shape))
+        self._caches.append(SlotCache(self.steps.captured))
         return self._caches[-1]
 
     @property
@@ -185,10 +192,10 @@ class Target:
             traced.watch(())
 
     def reserve(self, num_tokens: int) -> None:
-        """Where every shape is a program of its own: give all caches room for that many tokens at once."""
+        """Where memory must stay where it is: give all caches room for so many tokens at once."""
         if self.steps.by_shape:
             for cache in self._caches:
-                cache.reserve(num_tokens)
+                cache.reserve(num_tokens + _SPARE)
 
     def begin(self, num_rows: int) -> None:
         """Forget every sequence; `num_rows` empty ones follow."""
@@ -276,7 +283,9 @@ class Target:
     def _forward(
         self, ids: Tensor, positions: Tensor, mask: Tensor | None, rows: slice, last_only: bool = False
     ) -> Tensor:
-        self.cache.aim(rows, ids.shape[1], self.device)
+        count = ids.shape[1]
+        fresh = self.steps.by_shape and mask is None and count > 1
+        self.cache.aim(rows, count, self.device, fresh=fresh)
         added = None if mask is None else self._as_added(mask)
         return self._step(ids, positions, added, self.cache, last_only=last_only)
 

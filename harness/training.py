@@ -39,11 +39,12 @@ class Training:
 
     num_steps: optimiser steps; num_tokens: stop after so many answer tokens seen (None: no such limit).
     row_tokens: L; rows_per_step: of one optimiser step, over all processes. learning_rate: the peak, after
-    `warmup_steps` and before a cosine down to a tenth. precision: of accelerate. held_out: dialogues kept
-    for evaluation. features: a folder in which the target's features are kept, so that epochs and other heads
-    find them there (about 2 bytes times hidden size times tapped states a token); None computes them anew
-    each time. eval_every, save_every: steps. eval_prompts, eval_tokens: of the held-out tau, which the
-    ordinary loop measures. patience: evaluations without a better tau before it stops (None: never).
+    `warmup_steps` and before a cosine down to a tenth. precision: of accelerate; on CUDA any but `no` has the
+    target multiply in TF32, too. held_out: dialogues kept for evaluation. features: a folder in which the
+    target's features are kept, so that epochs and other heads find them there (about 2 bytes times hidden
+    size times tapped states a token); None computes them anew each time. eval_every, save_every: steps.
+    eval_prompts, eval_tokens: of the held-out tau, which the ordinary loop measures. patience: evaluations
+    without a better tau before it stops (None: never).
     """
 
     num_steps: int = Field(ge=1)
@@ -113,6 +114,9 @@ class Trainer:
         self.engine, self.drafter, self.training, self.folder = engine, drafter, training, folder
         on_cpu = engine.target.device.type == "cpu"
         self._accelerator = Accelerator(mixed_precision=training.precision, cpu=on_cpu)
+        if training.precision != "no" and not on_cpu:
+            # The target's features stay float32, but their products need no more digits than the head's.
+            torch.set_float32_matmul_precision("high")
         self.features = features
         accelerator = self._accelerator
         features.prepare(fitting, training.row_tokens, accelerator.process_index, accelerator.num_processes)

@@ -220,7 +220,8 @@ class Eagle(TrainableDrafter):
         self.growth = Growth(self._steps)
         features, tokens = self.growth.padded(self._features, self._tokens)
         num_rows, num_pairs = tokens.shape
-        if self._round is None or not self._steps.captures(num_rows, num_pairs, self.tree.num_expanded):
+        level, num_more = self.tree.num_children, self.tree.num_expanded
+        if self._round is None or not self._steps.captures(num_rows, num_pairs, level, num_more):
             self.growth.feed(features, tokens, self._counts)
             return self.tree.grow(self.growth)
         counts = torch.tensor(self._counts).to(tokens.device, non_blocking=True)

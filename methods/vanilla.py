@@ -13,6 +13,11 @@ from harness.drafter import Drafter, Outcome
 class Vanilla(Drafter):
     """Drafts nothing, so that every round emits one token."""
 
+    @property
+    def num_drafted(self) -> int:
+        """See `Drafter`."""
+        return 0
+
     def reset(self, num_rows: int) -> None:
         """See `Drafter`."""
         self._draft = Draft.empty(num_rows, self._target.device)

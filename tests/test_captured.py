@@ -15,13 +15,16 @@ from typing import Any, Literal
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness import cache as cache_module
 from harness.accept import Coupled
+from harness.attention import products
 from harness.decoding import DecodingParams
 from harness.engine import LocalEngine
 from harness.forced import Forced
+from harness.regions import divide
 from harness.target import Target
 from harness.trees import DynamicTree
 from methods.eagle import Eagle
@@ -36,11 +39,20 @@ _WAITS = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "equa
 
 
 class DeviceOnly(TorchDispatchMode):
-    """Nothing that a capture refuses: a look by the host, or a copy from it."""
+    """Nothing that a capture refuses: a look by the host, or a copy from it.
+
+    written: where caches were written to.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         assert name not in _WAITS, f"{name} within a capture"
+        if name == "index_put_":
+            self.written.append(args[0].data_ptr())
         return func(*args, **(kwargs or {}))
 
 
@@ -51,8 +63,9 @@ class Replayed:
         self._function = function
         self._inputs = [tensor.clone() for tensor in inputs]
         function(*self._inputs)
-        with DeviceOnly():
+        with DeviceOnly() as seen:
             self._outputs = function(*self._inputs)
+        self._written = seen.written
         for tensor in tensors_of(self._outputs):
             # A capture computes nothing.
             tensor.fill_(1)
@@ -60,8 +73,9 @@ class Replayed:
     def replay(self, inputs: Sequence[Tensor]) -> Any:
         for place, tensor in zip(self._inputs, inputs, strict=True):
             place.copy_(tensor)
-        with DeviceOnly():
+        with DeviceOnly() as seen:
             made = self._function(*self._inputs)
+        assert seen.written == self._written, "what a graph writes has moved"
         for place, tensor in zip(tensors_of(self._outputs), tensors_of(made), strict=True):
             place.copy_(tensor)
         return self._outputs
@@ -119,24 +133,31 @@ def test_replayed_steps_emit_what_plain_ones_emit(params: DecodingParams, most: 
     assert target.steps.num_programs > 0
 
 
+def eagle(target: Target, architecture: Literal["eagle", "eagle3"], tree: DynamicTree) -> Eagle:
+    drafter = Eagle(architecture=architecture, tree=tree, head="random")
+    drafter.bind(target)
+    target.watch(drafter.taps)
+    return drafter
+
+
+@pytest.mark.parametrize("tau", [2.5, 8.0], ids=["some", "as-many-as-are-fed"])
 @pytest.mark.parametrize("architecture", ["eagle", "eagle3"])
 def test_replayed_rounds_of_a_head_draft_what_plain_ones_draft(
-    architecture: Literal["eagle", "eagle3"],
+    architecture: Literal["eagle", "eagle3"], tau: float
 ) -> None:
+    """A round of eight tokens brings as many pairs as are compiled for, also when the batch has shrunk."""
     made = []
     for target in (Target(copy.deepcopy(tiny_model("llama"))), captured_target()):
         target.reserve(256)
         loop = LocalEngine(target, {END}, 512)
-        tree = DynamicTree(total_token=14, depth=3, top_k=4)
-        drafter = Eagle(architecture=architecture, tree=tree, head="random")
-        drafter.bind(target)
-        target.watch(drafter.taps)
+        drafter = eagle(target, architecture, DynamicTree(total_token=40, depth=7, top_k=4))
         if target.steps.by_shape:
+            target.steps.choose(["compiled"], 3)
             drafter.warm_up(3)
         # Forced, so that paths of every length are kept.
-        made.append(loop.generate(requests(), drafter, PARAMS[0], Forced(tau=2.5)))
+        made.append(loop.generate(requests(), drafter, PARAMS[0], Forced(tau=tau)))
         num_graphs = target.steps.num_programs
-        loop.generate(requests(), drafter, PARAMS[0], Forced(tau=2.5))
+        loop.generate(requests(), drafter, PARAMS[0], Forced(tau=tau))
         assert target.steps.num_programs == num_graphs
     for plain, replayed in zip(*made, strict=True):
         assert plain.output_ids == replayed.output_ids
@@ -148,14 +169,36 @@ def test_replayed_rounds_of_a_head_draft_what_plain_ones_draft(
 
 
 def test_a_new_batch_finds_its_graphs_again() -> None:
-    """Though the last one has shrunk."""
+    """Though the last one has shrunk, and a smaller one was between them."""
     target = captured_target()
     target.reserve(256)
     vanilla = Vanilla()
     vanilla.bind(target)
-    loop = LocalEngine(target, {END}, 512)
-    loop.generate(requests(), vanilla, PARAMS[0], Coupled())
     target.steps.choose(["compiled"], 3)
+    loop = LocalEngine(target, {END}, 512)
+    first = loop.generate(requests(), vanilla, PARAMS[0], Coupled())
     num_graphs = target.steps.num_programs
-    loop.generate(requests(), vanilla, PARAMS[0], Coupled())
-    assert target.steps.num_programs == num_graphs
+    loop.generate(requests()[:2], vanilla, PARAMS[0], Coupled())
+    again = loop.generate(requests(), vanilla, PARAMS[0], Coupled())
+    assert target.steps.num_programs == num_graphs > 0
+    assert [one.output_ids for one in again] == [one.output_ids for one in first]
+
+
+def test_blocks_that_differ_in_weights_alone_are_one_program() -> None:
+    first, second = tiny_model("llama"), copy.deepcopy(tiny_model("llama"))
+    second.model.layers[1].self_attn.scaling *= 2
+    counts = []
+    for model in (copy.deepcopy(first), second):
+        divide(model.get_decoder())
+        counts.append(len({id(block._run) for block in model.get_decoder().layers}))
+    assert counts == [1, 2]
+
+
+@pytest.mark.parametrize("num_new", [1, 5])
+def test_products_attend_as_the_usual_kernel_does(num_new: int) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 6, num_new, 8), torch.randn(2, 3, 11, 8), torch.randn(2, 3, 11, 8)
+    mask = torch.rand(2, 1, num_new, 11) < 0.5
+    mask[..., 0] = True
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+    torch.testing.assert_close(products(query, key, value, mask, None), expected)

@@ -56,7 +56,16 @@ class Growth:
             behind = torch.ones(count, start + count, dtype=torch.bool, device=tokens.device).tril(start)
             offsets = torch.arange(start, start + count, device=tokens.device)
             tree = behind.expand(num_rows, -1, -1)
-            pieces.append(self._steps.run(self._rows, tokens[:, here], states[:, here], offsets[None], tree))
+            outputs = self._steps.run(
+                self._rows,
+                tokens[:, here],
+                states[:, here],
+                offsets[None],
+                tree,
+                # What is left of a long prompt may have any length.
+                plain=num_pairs > _CHUNK,
+            )
+            pieces.append(outputs)
         outputs = torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
         if isinstance(counts, Tensor):
             self._cache.advance(counts)

@@ -45,20 +45,28 @@ class HeadSteps:
             return num_new
         return next((size for size in self.sizes if size >= num_new), num_new)
 
-    def captures(self, num_rows: int, num_new: int, num_more: int) -> bool:
-        """Whether a round that feeds so many rows, and expands `num_more`, can be a graph, and has room."""
-        cache = self.cache
-        if self._layers is None or not self._layers.by_shape or not cache.num_slots:
+    def captures(self, num_rows: int, num_new: int, level: int, num_more: int) -> bool:
+        """Whether a round can be a graph: num_new rows are fed, num_more expanded, `level` at a time."""
+        cache, layers = self.cache, self._layers
+        if layers is None or not layers.by_shape or not cache.num_slots:
             return False
-        fits = max(cache.lengths) + num_new + num_more <= cache.num_slots
-        return fits and num_rows == len(cache.lengths) and num_new in self.sizes
+        served = num_rows == len(cache.lengths) and all(layers.serves(num_rows, n) for n in (num_new, level))
+        return served and num_new in self.sizes and max(cache.lengths) + num_new + num_more <= cache.num_slots
 
     def project(self, features: Tensor) -> Tensor:
         """See `Head.project`."""
         return self.network.project(features)
 
-    def run(self, rows: slice, tokens: Tensor, states: Tensor, offsets: Tensor, tree: Tensor) -> Tensor:
-        """The head over n new rows of the sequences `rows`: outputs [B, n, H].
+    def run(
+        self,
+        rows: slice,
+        tokens: Tensor,
+        states: Tensor,
+        offsets: Tensor,
+        tree: Tensor,
+        plain: bool = False,
+    ) -> Tensor:
+        """The head over n new rows of the sequences `rows`: outputs [B, n, H]; plain: never compiled.
 
         offsets [B or 1, n]: position behind the cached pairs. tree [B, n, e + n] bool: which rows behind the
         pairs each sees, of e that are there already and of the new ones.
@@ -68,7 +76,7 @@ class HeadSteps:
         positions = (cache.base(tokens.device)[rows, None] + offsets).expand_as(tokens)
         whole = len(lengths) == len(cache.lengths) and cache.num_slots > 0
         compiled = self._layers
-        if compiled and not (whole and compiled.serves(len(lengths), num_new)):
+        if compiled and (plain or not (whole and compiled.serves(len(lengths), num_new))):
             compiled = None
         cache.aim(
             rows,
