@@ -133,8 +133,8 @@ class PackedLinear(nn.Linear):
         """Outputs [..., O] of rows [..., I]; as torch does where a gradient is asked for."""
         if self.plain or (torch.is_grad_enabled() and rows.requires_grad):
             return nn.functional.linear(rows, self.weight, self.bias)
-        few = rows.shape[:-1].numel() <= _STREAMED
-        if few and torch.compiler.is_compiling() and self.product.is_packed:
+        streams = self.product.is_packed and torch.compiler.is_compiling()
+        if streams and rows.shape[:-1].numel() <= _STREAMED:
             product = streamed(rows, self.weight)
             return product if self.bias is None else product + self.bias
         return self.product.part(rows, self._index)

@@ -29,7 +29,7 @@ class Measure:
     num_null: conversations whose vanilla tokens are replayed for the null of the tie rate; None is all.
     order_seed: of the random order of arms within a prompt.
     bandwidth_gib: buffer of the read-bandwidth probe; None is 1, or four times the last-level cache if more,
-    and 8 on a device, where a launch is long beside a read of less.
+    and on a device 8, or half of what is free: beside a read of less a launch is long.
     """
 
     profile: Literal["full", "quick", "acceptance"]
@@ -131,8 +131,12 @@ def read_bandwidth(device: torch.device, gib: float | None = None, num_passes: i
     gib: see `Measure.bandwidth_gib`. A read, not a copy: a copy moves its size twice. Measured once a
     process, so that all its runs have one roof.
     """
-    default = max(2**30, 4 * last_level_cache_bytes()) if device.type == "cpu" else 2**33
-    num_bytes = default if gib is None else int(gib * 2**30)
+    if gib is not None:
+        num_bytes = int(gib * 2**30)
+    elif device.type == "cpu":
+        num_bytes = max(2**30, 4 * last_level_cache_bytes())
+    else:
+        num_bytes = min(2**33, torch.cuda.mem_get_info(device)[0] // 2)
     buffer = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
     best = 0.0
     for _ in range(num_passes):
