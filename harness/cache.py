@@ -53,12 +53,9 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def clear(self, num_rows: int) -> None:
         """Start `num_rows` empty sequences; the memory of as many or more is used again."""
-        self._keys, self._values = self._all or (self._keys, self._values)
-        self._all = None
-        self.lengths = [0] * num_rows
-        if self._keys and len(self._keys[0]) < num_rows:
-            self._keys, self._values = [], []
-        self._narrow()
+        if self.most_rows < num_rows:
+            self._keys, self._values, self._all = [], [], None
+        self._resize([0] * num_rows)
 
     def _narrow(self) -> None:
         """Of all rows, those of the sequences there are: views, so that graphs find their memory again."""
@@ -67,6 +64,27 @@ class SlotCache(Cache):  # type: ignore[misc]
             self._all = self._all or (self._keys, self._values)
             self._keys = [buffer[:num_rows] for buffer in self._keys]
             self._values = [buffer[:num_rows] for buffer in self._values]
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that are allocated, as many as the sequences or more."""
+        keys = self._all[0] if self._all else self._keys
+        return len(keys[0]) if keys else 0
+
+    @contextmanager
+    def widened(self, num_rows: int) -> Iterator[None]:
+        """Within it there are more rows, up to `most_rows`: empty ones behind the sequences."""
+        lengths = self.lengths
+        self._resize([*lengths, *[0] * (num_rows - len(lengths))])
+        try:
+            yield
+        finally:
+            self._resize(lengths)
+
+    def _resize(self, lengths: list[int]) -> None:
+        self._keys, self._values = self._all or (self._keys, self._values)
+        self._all, self.lengths = None, lengths
+        self._narrow()
 
     @property
     def known_lengths(self) -> Sequence[int] | Tensor:

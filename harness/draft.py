@@ -64,6 +64,16 @@ class Draft:
             else torch.nn.functional.pad(self.confidence, (0, more)),
         )
 
+    def with_rows(self, more: int) -> Draft:
+        """The same trees, and behind them as many rows with nothing drafted."""
+        return Draft(
+            tokens=torch.nn.functional.pad(self.tokens, (0, 0, 0, more)),
+            parents=torch.nn.functional.pad(self.parents, (0, 0, 0, more), value=-1),
+            size=torch.nn.functional.pad(self.size, (0, more)),
+            is_chain=self.is_chain,
+            num_levels=self.num_levels,
+        )
+
     def copied(self) -> Draft:
         """The same trees in memory of their own."""
         copy = {

@@ -97,6 +97,11 @@ class Steps:
         kind = self._by_width[min(width, len(self._by_width) - 1)]
         return "dynamic" if kind == "compiled" and not self.compiles(num_rows, width) else kind
 
+    def rows_for(self, num_rows: int) -> int:
+        """Rows of a compiled step for so many sequences: a batch that has shrunk keeps its program."""
+        chosen = self.forward.num_rows if self.forward else None
+        return max(num_rows, chosen or 0)
+
     def compiles(self, num_rows: int, width: int) -> bool:
         """Whether a draft of so many nodes for so many sequences has a compiled step."""
         return self.forward is not None and self.forward.serves(num_rows, 1 + width)

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from harness import attention
 from harness.cache import SlotCache
@@ -225,7 +226,16 @@ class Target:
     @torch.no_grad()
     def verify(self, pending: Tensor, draft: Draft) -> Tensor:
         """Logits [B, 1+n, V] after the pending tokens [B] and every node of the draft, in one forward."""
-        kind = self.steps.kind(len(pending), draft.width)
+        num_rows = len(pending)
+        most = self.steps.rows_for(num_rows)
+        more = most - num_rows
+        if more and self.cache.most_rows >= most and self.steps.kind(most, draft.width) == "compiled":
+            with self.cache.widened(most):
+                logits = self._verify_as(pad(pending, (0, more)), draft.with_rows(more), "compiled")
+            return logits[:num_rows]
+        return self._verify_as(pending, draft, self.steps.kind(num_rows, draft.width))
+
+    def _verify_as(self, pending: Tensor, draft: Draft, kind: str) -> Tensor:
         if kind != "compiled" or self._replayed is None:
             return self._verify(pending, draft, kind)
         self.cache.make_room(1 + draft.width)
@@ -269,7 +279,7 @@ class Target:
         """
         if not self._taps.watched:
             return []
-        rows = torch.nn.functional.pad(path[:, : max(length)] + 1, (1, 0))
+        rows = pad(path[:, : max(length)] + 1, (1, 0))
         return [state.gather(1, _wide(rows, state)) for state in self._taps.states()]
 
     def commit(self, path: Tensor | None, length: list[int]) -> None:

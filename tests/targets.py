@@ -55,6 +55,15 @@ def requests(seed: int = 0) -> list[Request]:
     return [Request(prompt=p, key=stream_key(seed, str(i), 0, 0)) for i, p in enumerate(prompts)]
 
 
+def ending_apart(outputs: Sequence[Sequence[int]]) -> int:
+    """A token that would end these outputs at different places."""
+
+    def places(token: int) -> set[int]:
+        return {list(output).index(token) if token in output else -1 for output in outputs}
+
+    return next(token for token in range(VOCAB) if len(places(token)) == len(outputs))
+
+
 @configurable
 class RandomTrees(Drafter):
     """Trees of random shape; half of their tokens come from an oracle, so that paths are accepted."""

@@ -29,7 +29,7 @@ from harness.target import Target
 from harness.trees import DynamicTree
 from methods.eagle import Eagle
 from methods.vanilla import Vanilla
-from tests.targets import END, RandomTrees, requests, tiny_model
+from tests.targets import END, RandomTrees, ending_apart, requests, tiny_model
 
 PARAMS = [
     DecodingParams(name="greedy", max_new_tokens=40),
@@ -174,14 +174,17 @@ def test_a_new_batch_finds_its_graphs_again() -> None:
     target.reserve(256)
     vanilla = Vanilla()
     vanilla.bind(target)
+    plain = LocalEngine(target, (), 512).generate(requests(), vanilla, PARAMS[0], Coupled())
     target.steps.choose(["compiled"], 3)
-    loop = LocalEngine(target, {END}, 512)
+    loop = LocalEngine(target, {ending_apart([one.output_ids for one in plain])}, 512)
     first = loop.generate(requests(), vanilla, PARAMS[0], Coupled())
+    assert len({len(one.output_ids) for one in first}) == 3, "the batch has not shrunk"
     num_graphs = target.steps.num_programs
     loop.generate(requests()[:2], vanilla, PARAMS[0], Coupled())
     again = loop.generate(requests(), vanilla, PARAMS[0], Coupled())
     assert target.steps.num_programs == num_graphs > 0
-    assert [one.output_ids for one in again] == [one.output_ids for one in first]
+    for one, other, whole in zip(first, again, plain, strict=True):
+        assert one.output_ids == other.output_ids == whole.output_ids[: len(one.output_ids)]
 
 
 def test_blocks_that_differ_in_weights_alone_are_one_program() -> None:

@@ -21,7 +21,7 @@ from harness.records import Verdict
 from harness.target import Target
 from harness.verdict import Judge
 from methods.vanilla import Vanilla
-from tests.targets import END, RandomTrees, engine, requests, tiny_model
+from tests.targets import END, RandomTrees, ending_apart, engine, requests, tiny_model
 
 GREEDY = DecodingParams(name="greedy", max_new_tokens=40)
 SAMPLED = DecodingParams(name="sampled", temperature=1.0, max_new_tokens=40, ignore_end_token=True)
@@ -447,3 +447,27 @@ def test_a_compiled_step_is_taken_for_the_batch_it_was_chosen_at_and_where_it_al
         with target.steps.only("compiled"):
             target.verify(pending, Draft.empty(num_rows, target.device))
     assert taken == [1, 1, 2]
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
+@BOTH
+def test_a_batch_that_has_shrunk_keeps_its_compiled_step(
+    params: DecodingParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows behind the sequences are empty; one program, and what each sequence alone would say."""
+    monkeypatch.setattr("harness.compiled.torch.compile", lambda step, **_: step)
+    target = Target(copy.deepcopy(tiny_model("llama")), cache="static", compiled=True)
+    target.steps.choose(["compiled"], 3)
+    program = target.steps.forward
+    assert program is not None
+    plain, seen = program._compiled, []
+    program._compiled = lambda ids, *rest: (seen.append(len(ids)), plain(ids, *rest))[1]
+    end = ending_apart(vanilla(LocalEngine(Target(tiny_model("llama")), (), 512), params))
+    loop = LocalEngine(target, {end}, 512, widths=[0, *[7] * 7])
+    expected = vanilla(LocalEngine(Target(tiny_model("llama")), {end}, 512), params)
+    for drafter in (Vanilla(), RandomTrees(oracle=[output[1:] for output in expected])):
+        drafter.bind(target)
+        for most in (3, 2):
+            made = loop.generate(requests()[:most], drafter, params, Coupled())
+            assert [one.output_ids for one in made] == expected[:most]
+    assert set(seen) == {3}
