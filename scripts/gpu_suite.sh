@@ -1,5 +1,5 @@
 #!/bin/sh
-# Tests and benchmarks of a CUDA device, in under nine minutes: scripts/gpu_suite.sh FOLDER [BATCH ...]
+# Tests and benchmarks of a CUDA device, meant for nine minutes: scripts/gpu_suite.sh FOLDER [BATCH ...]
 # The full curve is scripts/gpu_curve.sh.
 # 8B shapes with random weights, acceptance forced to EAGLE-3's published 6.13 (MT-bench, LLaMA-3.1-8B, T = 0;
 # arXiv 2503.01840, table 1), a 60-node tree over a draft vocabulary of 32 thousand, prompts of 128 random tokens.
