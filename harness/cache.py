@@ -112,11 +112,16 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._grow()
 
     def _grow(self) -> None:
+        """All rows that are allocated, in all layers at once: they stay one memory, whoever is left in it."""
         if self._needed <= self.num_slots:
             return
-        self._keys = [self._grown(buffer) for buffer in self._keys]
-        self._values = [self._grown(buffer) for buffer in self._values]
+        self._keys, self._values = self._all or (self._keys, self._values)
         self._all = None
+        for buffers in (self._keys, self._values):
+            for layer, buffer in enumerate(buffers):
+                buffers[layer] = self._allocate(buffer, len(buffer))
+                buffers[layer][:, :, : buffer.shape[2]] = buffer
+        self._narrow()
 
     def aim(
         self,
@@ -142,12 +147,9 @@ class SlotCache(Cache):  # type: ignore[misc]
         if self._given is None:
             lengths = [length + ahead for length in self.lengths[rows]]
             self._end = max(lengths) + count
-            if whole:
-                self.make_room(ahead + count)
-            self._needed = max(self._end, max(self.lengths))
-            if self.fresh:
-                self._grow()
-            elif len(set(lengths)) == 1 and not indexed:
+            self._needed = max(self.lengths) + ahead + count if whole else max(self._end, *self.lengths)
+            self._grow()
+            if len(set(lengths)) == 1 and not (indexed or self.fresh):
                 # One length: a contiguous block, no index tensors.
                 self._start, self._slots = lengths[0], None
                 return
@@ -160,16 +162,16 @@ class SlotCache(Cache):  # type: ignore[misc]
         """Write [B, H, n, D] of one layer; return what attention may read: slots up to the last new one."""
         assert self._rows is not None, "aim() comes first"
         if layer_idx == len(self._keys):
-            self._keys.append(self._allocate(key_states))
-            self._values.append(self._allocate(value_states))
+            self._keys.append(self._allocate(key_states, len(self.lengths)))
+            self._values.append(self._allocate(value_states, len(self.lengths)))
         if self._whole:
             keys, values = self._keys[layer_idx], self._values[layer_idx]
             self._put(keys, key_states)
             self._put(values, value_states)
             return keys, values
         return (
-            self._write(self._keys, layer_idx, key_states),
-            self._write(self._values, layer_idx, value_states),
+            self._write(self._keys[layer_idx], key_states),
+            self._write(self._values[layer_idx], value_states),
         )
 
     def commit(self, path: Tensor | None, length: list[int]) -> None:
@@ -247,24 +249,15 @@ class SlotCache(Cache):  # type: ignore[misc]
         keys, values = self._all or (self._keys, self._values)
         return sum(buffer.nbytes for buffer in (*keys, *values))
 
-    def _allocate(self, states: Tensor) -> Tensor:
+    def _allocate(self, states: Tensor, num_rows: int) -> Tensor:
         slots = -(-max(self._needed, self._reserved) // _STEP) * _STEP
-        shape = (len(self.lengths), states.shape[1], slots, states.shape[3])
+        shape = (num_rows, states.shape[1], slots, states.shape[3])
         self.where = next(_NUMBERS)
         # Zeros, not garbage: masked slots are multiplied by zero weights, and 0 * NaN is NaN.
         return states.new_zeros(shape)
 
-    def _grown(self, buffer: Tensor) -> Tensor:
-        """The buffer, or a larger copy where it has too few slots."""
-        if buffer.shape[2] >= self._needed:
-            return buffer
-        grown = self._allocate(buffer)
-        grown[:, :, : buffer.shape[2]] = buffer
-        return grown
-
-    def _write(self, buffers: list[Tensor], layer: int, states: Tensor) -> Tensor:
+    def _write(self, buffer: Tensor, states: Tensor) -> Tensor:
         assert self._rows is not None
-        buffer = buffers[layer] = self._grown(buffers[layer])
         self._put(buffer, states)
         return buffer[self._rows, :, : self._end]
 

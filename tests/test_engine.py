@@ -471,3 +471,28 @@ def test_a_batch_that_has_shrunk_keeps_its_compiled_step(
             made = loop.generate(requests()[:most], drafter, params, Coupled())
             assert [one.output_ids for one in made] == expected[:most]
     assert set(seen) == {3}
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
+def test_a_batch_that_has_shrunk_grows_in_steps_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain steps and compiled ones in turns, over more slots than there were: all see the same rows."""
+    monkeypatch.setattr("harness.compiled.torch.compile", lambda step, **_: step)
+    monkeypatch.setattr("harness.cache._STEP", 16)
+    mixed = Target(copy.deepcopy(tiny_model("llama")), cache="auto", compiled=True)
+    mixed.steps.choose(["dynamic", *["compiled"] * 7], 3)
+    plain = Target(tiny_model("llama"))
+    for target in (mixed, plain):
+        target.begin(3)
+        for row, request in enumerate(requests()):
+            target.prefill(row, request.prompt)
+        target.keep([2, 0])
+    tokens = torch.arange(8).expand(2, 8)
+    for number in range(12):
+        width = 7 * (number % 2)
+        draft = Draft.chain(tokens[:, 1 : 1 + width], torch.tensor([width, width]))
+        logits = [target.verify(tokens[:, 0] + number, draft) for target in (mixed, plain)]
+        torch.testing.assert_close(*logits)
+        for target in (mixed, plain):
+            target.commit(None, [width, width // 2])
+    assert mixed.cache.most_rows == 3
