@@ -38,6 +38,7 @@ from methods.shared.eagle_training import (
     folded,
     fresh_head,
     regression_step,
+    unfolded,
     unrolled_steps,
 )
 
@@ -249,12 +250,12 @@ class Eagle(TrainableDrafter):
         """See `TrainableDrafter`; a `random` head is begun anew, any other is trained on."""
         shape = self.network.shape
         self._scale: Tensor | None = None
-        if self.head != "random":
-            self._student = folded(self.network, None).float()
-        else:
+        if shape.architecture == "eagle3" and not (shape.fc_norm or shape.norm_before_fc):
+            self._scale = feature_scale(torch.cat([torch.cat(row.taps, dim=-1) for row in rows]))
+        if self.head == "random":
             self._student = fresh_head(shape, counts, self._target, seed)
-            if self.architecture == "eagle3":
-                self._scale = feature_scale(torch.cat([torch.cat(row.taps, dim=-1) for row in rows]))
+        else:
+            self._student = unfolded(self.network, self._scale)
         self._student.train().requires_grad_(True)
         if self._student.embed_tokens is not None:
             self._student.embed_tokens.requires_grad_(False)

@@ -327,3 +327,12 @@ def folded(head: Head, scale: Tensor | None) -> Head:
     if scale is not None:
         copy.fc.weight.div_(scale)
     return copy
+
+
+@torch.no_grad()
+def unfolded(head: Head, scale: Tensor | None) -> Head:
+    """The inverse of `folded`, in float32: a head that is trained on takes steps of the size a new one takes."""
+    copy: Head = deepcopy(head).float()
+    if scale is not None:
+        copy.fc.weight.mul_(scale)
+    return copy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,6 +183,22 @@ def test_the_scale_of_the_features_is_folded_into_what_is_deployed() -> None:
     torch.testing.assert_close(
         drafter.network.project(features), drafter._student.project(features / drafter._scale)
     )
+
+
+def test_a_head_that_is_trained_on_reads_scaled_features_too_and_begins_as_it_was(tmp_path: Path) -> None:
+    """Unscaled, the largest features would take steps a thousand times too large."""
+    target = Target(model_of("llama"))
+    first = drafter_for(target)
+    row = row_of(target, first.taps, DOCUMENTS, 3)
+    first.begin_training(torch.ones(VOCAB), [row], seed=0)
+    first.export(tmp_path, {})
+    again = Eagle(architecture="eagle3", tree=DynamicTree(total_token=6, depth=4, top_k=1), head=str(tmp_path))
+    again.bind(target)
+    student = again.begin_training(torch.ones(VOCAB), [row], seed=1)
+    features = torch.cat(row.taps, dim=-1)
+    assert again._scale is not None
+    torch.testing.assert_close(student.project(features / again._scale), again.network.project(features))
+    torch.testing.assert_close(first.loss(row)[0], again.loss(row)[0], rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("architecture", ["eagle", "eagle3"])
