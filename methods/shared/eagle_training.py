@@ -331,7 +331,7 @@ def folded(head: Head, scale: Tensor | None) -> Head:
 
 @torch.no_grad()
 def unfolded(head: Head, scale: Tensor | None) -> Head:
-    """The inverse of `folded`, in float32: a head that is trained on takes steps of the size a new one takes."""
+    """The inverse of `folded`, in float32: a head that is trained on takes steps as a new one does."""
     copy: Head = deepcopy(head).float()
     if scale is not None:
         copy.fc.weight.mul_(scale)

@@ -192,7 +192,7 @@ def test_a_head_that_is_trained_on_reads_scaled_features_too_and_begins_as_it_wa
     row = row_of(target, first.taps, DOCUMENTS, 3)
     first.begin_training(torch.ones(VOCAB), [row], seed=0)
     first.export(tmp_path, {})
-    again = Eagle(architecture="eagle3", tree=DynamicTree(total_token=6, depth=4, top_k=1), head=str(tmp_path))
+    again = Eagle(architecture="eagle3", tree=first.tree, head=str(tmp_path))
     again.bind(target)
     student = again.begin_training(torch.ones(VOCAB), [row], seed=1)
     features = torch.cat(row.taps, dim=-1)
