@@ -117,8 +117,8 @@ class Batch:
         self.target, self.drafter, self.params = target, drafter, params
         self.requests = requests
         self.generations = [Generation() for _ in requests]
-        self.running = list(range(len(requests)))[:most]
-        self._waiting = deque(range(len(self.running), len(requests)))
+        self._waiting = deque(range(len(requests)))
+        self.running = self._next(len(requests) if most is None else most)
         self.chooser = self._chooser(self.running)
         self.pending = torch.empty(0)
         self._last: list[int] = []
@@ -164,7 +164,7 @@ class Batch:
 
     def _take_in(self, places: list[int]) -> list[int]:
         """Begin waiting requests in these rows; their numbers."""
-        numbers = [self._waiting.popleft() for _ in places]
+        numbers = self._next(len(places))
         for b, number in zip(places, numbers, strict=True):
             self.running[b] = number
             self.chooser.replace(b, self.requests[number].key)
@@ -176,21 +176,22 @@ class Batch:
         self.drafter.observe(replace(outcome, rows=places))
         return numbers
 
+    def _next(self, count: int) -> list[int]:
+        """The next waiting requests; prompts of like length, side by side, are fed together."""
+        numbers = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
+        return sorted(numbers, key=lambda number: len(self.requests[number].prompt))
+
     def _read_prompts(self, places: Sequence[int]) -> tuple[Tensor, Outcome]:
         """Feed the prompts of these rows: the first tokens of their outputs, and what the drafter sees."""
         numbers = [self.running[b] for b in places]
-        logits, taps = [], []
-        for b, number in zip(places, numbers, strict=True):
-            last, states = self.target.prefill(b, self.requests[number].prompt)
-            logits.append(last)
-            taps.append(states)
+        prompts = [list(self.requests[number].prompt) for number in numbers]
+        logits, taps = self.target.prefill(places, prompts)
         position = torch.zeros(len(numbers), 1, dtype=torch.int64, device=self.target.device)
-        first = self._chooser(numbers).choose(torch.stack(logits)[:, None], position)[:, 0]
+        first = self._chooser(numbers).choose(logits[:, None], position)[:, 0]
         tokens: list[int] = first.tolist()
         for number, token in zip(numbers, tokens, strict=True):
             self._emit(number, [token])
         states = [pad_sequence(list(tapped), batch_first=True) for tapped in zip(*taps, strict=True)]
-        prompts = [list(self.requests[number].prompt) for number in numbers]
         return first, Outcome(committed=prompts, pending=tokens, taps=states)
 
     def _chooser(self, numbers: Sequence[int]) -> Chooser:

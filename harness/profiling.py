@@ -98,8 +98,10 @@ class Profile:
         for i, batch in enumerate(self.batches):
             self._choose(target, batch)
             target.begin(batch)
-            for row in range(batch):
-                target.prefill(row, self.ids(self.contexts[-1], target.vocab_size, f"prompt {row}"))
+            prompts = [
+                self.ids(self.contexts[-1], target.vocab_size, f"prompt {row}") for row in range(batch)
+            ]
+            target.prefill(range(batch), prompts)
             for j, context in reversed(list(enumerate(self.contexts))):
                 # One prompt serves all contexts: from the longest on, rows are only given up.
                 target.cache.advance([context - length for length in target.cache.lengths])
@@ -280,8 +282,10 @@ def widths_to_time(target: Target, drafters: Iterable[Drafter]) -> list[int]:
 
 def _prefill(target: Target, num_rows: int, num_context: int) -> None:
     target.begin(num_rows)
-    for row in range(num_rows):
-        target.prefill(row, [1 + i % (target.vocab_size - 1) for i in range(num_context)])
+    prompt = [1 + i % (target.vocab_size - 1) for i in range(num_context)]
+    # Alone, too: so come those that take a place, and where prompts are compiled that is another program.
+    target.prefill([0], [prompt])
+    target.prefill(range(num_rows), [prompt] * num_rows)
 
 
 def _cheapest(by_step: Mapping[str, Sequence[float]], width: int) -> str:

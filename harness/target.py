@@ -28,6 +28,11 @@ from harness.steps import Steps
 from harness.taps import Place, Taps
 
 _PREFILL_CHUNK = 2048
+"""Tokens of one forward over prompts."""
+_MOST_PROMPTS = 8
+"""Of one forward: of several lengths, each asks for logits in the rows of all."""
+_MOST_PADDING = 1 / 8
+"""Of prompts that are fed together, over their tokens: on a CPU padding costs what tokens cost."""
 _SPARE = 256
 """Slots behind a whole sequence for what a round writes and drops, a drafter's in its own cache too."""
 
@@ -203,25 +208,46 @@ class Target:
         self.cache.clear(num_rows)
 
     @torch.no_grad()
-    def prefill(self, row: int, prompt: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """Feed a prompt to sequence `row`, which begins anew: logits [V] after it, per tap states [P, H]."""
-        ids = torch.tensor([list(prompt)], dtype=torch.int64).to(self.device)
-        chunks = torch.split(ids, _PREFILL_CHUNK, dim=1)
+    def prefill(
+        self, rows: Sequence[int], prompts: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, list[list[Tensor]]]:
+        """Feed m prompts to the sequences `rows`, which begin anew: logits [m, V] after them.
+
+        And per prompt, per tap its states [P, H].
+        """
+        logits, states = [], []
+        for part in together(rows, [len(prompt) for prompt in prompts]):
+            last, seen = self._prefill(rows[part.start], prompts[part])
+            logits.append(last)
+            states += seen
+        return torch.cat(logits), states
+
+    def _prefill(self, row: int, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, list[list[Tensor]]]:
+        """Prompts in one forward, from sequence `row` on; a long one alone, in chunks."""
+        rows, lengths = slice(row, row + len(prompts)), [len(prompt) for prompt in prompts]
+        # What a short prompt is filled up with comes behind it, where nothing of it looks and rows are free.
+        padded = [[*prompt, *[0] * (max(lengths) - len(prompt))] for prompt in prompts]
+        ids = torch.tensor(padded, dtype=torch.int64).to(self.device)
+        self.cache.lengths[rows] = [0] * len(prompts)
+        even, start = len(set(lengths)) == 1, 0
+        ends = torch.tensor(lengths).to(self.device) - 1
         pieces: list[list[Tensor]] = [[] for _ in self._taps.watched]
-        start = self.cache.lengths[row] = 0
-        for chunk in chunks:
+        for chunk in torch.split(ids, _PREFILL_CHUNK, dim=1):
             count = chunk.shape[1]
             mask = None
             if start or (self.kernel != attention.GROUPED):
                 mask = torch.ones(count, start + count, dtype=torch.bool, device=self.device)
                 mask = mask.tril(start)[None, None]
-            positions = torch.arange(start, start + count, device=self.device)[None]
-            logits = self._forward(chunk, positions, mask, slice(row, row + 1), last_only=True)
-            self.cache.lengths[row] += count
+            positions = torch.arange(start, start + count, device=self.device)[None].expand_as(chunk)
+            logits = self._forward(chunk, positions, mask, rows, 1 if even else ends)
             start += count
+            self.cache.lengths[rows] = [min(length, start) for length in lengths]
             for piece, state in zip(pieces, self._taps.states(), strict=True):
-                piece.append(state[0])
-        return logits[0, -1], [torch.cat(piece) for piece in pieces]
+                piece.append(state)
+        # Of prompts of several lengths there are logits after the last token of each, in every row.
+        last = logits[:, -1] if even else logits.diagonal().T
+        whole = [torch.cat(piece, dim=1) if len(piece) > 1 else piece[0] for piece in pieces]
+        return last, [[state[i, :length] for state in whole] for i, length in enumerate(lengths)]
 
     @torch.no_grad()
     def verify(self, pending: Tensor, draft: Draft) -> Tensor:
@@ -291,13 +317,14 @@ class Target:
         self.cache.keep(rows)
 
     def _forward(
-        self, ids: Tensor, positions: Tensor, mask: Tensor | None, rows: slice, last_only: bool = False
+        self, ids: Tensor, positions: Tensor, mask: Tensor | None, rows: slice, keep: int | Tensor = 0
     ) -> Tensor:
+        """keep: logits of so many last tokens (0: of all), or of the tokens at these places."""
         count = ids.shape[1]
         fresh = self.steps.by_shape and mask is None and count > 1
         self.cache.aim(rows, count, self.device, fresh=fresh)
         added = None if mask is None else self._as_added(mask)
-        return self._step(ids, positions, added, self.cache, last_only=last_only)
+        return self._step(ids, positions, added, self.cache, keep=keep)
 
     def _step(
         self,
@@ -306,7 +333,7 @@ class Target:
         mask: Tensor | None,
         cache: SlotCache,
         places: str = "any",
-        last_only: bool = False,
+        keep: int | Tensor = 0,
     ) -> Tensor:
         """The forward, or what is compiled of it; with hooks at other places it is another program."""
         assert places
@@ -316,7 +343,7 @@ class Target:
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1 if last_only else 0,
+            logits_to_keep=keep,
         ).logits
         return logits
 
@@ -342,6 +369,21 @@ class Target:
         if draft.width:
             tree[:, 1:, 1:] = draft.ancestors
         return tree
+
+
+def together(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[slice]:
+    """Which of some prompts are fed in one forward: few, in neighbouring rows, of nearly one length."""
+    begin = 0
+    for end in range(1, len(rows) + 1):
+        if end < len(rows) and rows[end] == rows[end - 1] + 1:
+            among = lengths[begin : end + 1]
+            filled = max(among) * len(among)
+            if len(among) <= _MOST_PROMPTS and filled <= min(
+                _PREFILL_CHUNK, (1 + _MOST_PADDING) * sum(among)
+            ):
+                continue
+        yield slice(begin, end)
+        begin = end
 
 
 def _wide(rows: Tensor, states: Tensor) -> Tensor:

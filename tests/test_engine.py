@@ -385,7 +385,7 @@ def test_a_place_that_is_tapped_after_compiling_is_recorded_and_another_model_ha
     def states(target: Target, tap: HiddenTap) -> torch.Tensor:
         target.watch([tap])
         target.begin(1)
-        target.prefill(0, [5, 6, 7])
+        target.prefill([0], [[5, 6, 7]])
         logits = target.verify(torch.tensor([3]), Draft.empty(1, target.device))
         return torch.cat([logits[0], *(state[0] for state in target._taps.states())], dim=-1)
 
@@ -441,7 +441,7 @@ def test_a_compiled_step_is_taken_for_the_batch_it_was_chosen_at_and_where_it_al
         for row in range(num_rows):
             target.cache.lengths[row] = 0
             with target.steps.only("dynamic"):
-                target.prefill(row, [5, 6, 7])
+                target.prefill([row], [[5, 6, 7]])
         pending = torch.ones(num_rows, dtype=torch.int64)
         target.verify(pending, Draft.empty(num_rows, target.device))
         with target.steps.only("compiled"):
@@ -485,7 +485,7 @@ def test_a_batch_that_has_shrunk_grows_in_steps_of_any_kind(monkeypatch: pytest.
     for target in (mixed, plain):
         target.begin(3)
         for row, request in enumerate(requests()):
-            target.prefill(row, request.prompt)
+            target.prefill([row], [request.prompt])
         target.keep([2, 0])
     tokens = torch.arange(8).expand(2, 8)
     for number in range(12):

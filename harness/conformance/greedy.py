@@ -76,8 +76,8 @@ def _vanilla(case: Case, engine: LocalEngine, request: Request) -> list[Check]:
     result = [equal("plain ids", made.output_ids, expected)]
     if "prefill_logits_last" in case.tensors:
         engine.target.begin(1)
-        logits, _ = engine.target.prefill(0, request.prompt)
-        result.append(close("prefill logits", logits[None], case.tensors["prefill_logits_last"]))
+        logits, _ = engine.target.prefill([0], [request.prompt])
+        result.append(close("prefill logits", logits, case.tensors["prefill_logits_last"]))
     return result
 
 

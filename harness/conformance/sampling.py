@@ -63,11 +63,11 @@ def checks(case: Case, pairs: Pairs) -> list[Check]:
     target.watch(witness.taps)
     target.begin(1)
     witness.reset(1)
-    logits, states = target.prefill(0, data["prompt_ids"])
-    result = _first_laws(data, recorded, logits, params)
+    logits, states = target.prefill([0], [data["prompt_ids"]])
+    result = _first_laws(data, recorded, logits[0], params)
     pending = data_output(data)[0]
     witness.observe(
-        Outcome(committed=[data["prompt_ids"]], pending=[pending], taps=[s[None] for s in states])
+        Outcome(committed=[data["prompt_ids"]], pending=[pending], taps=[s[None] for s in states[0]])
     )
     for number in range(data["recorded_rounds"]):
         draft = witness.propose([1 << 30])

@@ -1,0 +1,125 @@
+"""Prompts that are fed together leave what each leaves alone."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from harness.accept import Coupled
+from harness.decoding import DecodingParams
+from harness.drafter import HiddenTap
+from harness.engine import LocalEngine, Request
+from harness.target import Target, together
+from methods.vanilla import Vanilla
+from tests.targets import VOCAB, tiny_model
+
+TAPS = (HiddenTap(0, "output"), HiddenTap(-1, "normed"))
+LENGTHS = [3, 9, 10, 10, 10, 11, 30]
+ROWS = [6, 0, 1, 2, 4, 5, 3]
+"""Two pairs of neighbours of like length and one of equal, and rows with nothing beside them."""
+
+
+def prompts(lengths: list[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(4, VOCAB, (length,), generator=generator).tolist() for length in lengths]
+
+
+def fed(target: Target, at_once: bool, lengths: list[int], rows: list[int]) -> list[Any]:
+    """Logits, states and cache rows of prompts in their order."""
+    target.watch(TAPS)
+    target.begin(len(rows))
+    given = prompts(lengths)
+    if at_once:
+        logits, states = target.prefill(rows, given)
+    else:
+        alone = [target.prefill([row], [prompt]) for row, prompt in zip(rows, given, strict=True)]
+        logits = torch.cat([last for last, _ in alone])
+        states = [seen for _, (seen,) in alone]
+    assert [target.cache.lengths[row] for row in rows] == lengths
+    kept = [
+        buffer[row, :, :length].clone()
+        for layer in range(3)
+        for buffer in target.cache.buffers(layer)
+        for row, length in zip(rows, lengths, strict=True)
+    ]
+    return [logits, states, kept]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("kernel", ["grouped", "sdpa", "eager"])
+@pytest.mark.parametrize("linear", ["plain", "packed"])
+def test_logits_states_and_cache_rows_are_those_of_each_prompt_alone(
+    family: str, kernel: str, linear: str
+) -> None:
+    target = Target(copy.deepcopy(tiny_model(family)), kernel, linear)
+    torch.testing.assert_close(fed(target, True, LENGTHS, ROWS), fed(target, False, LENGTHS, ROWS))
+
+
+def test_a_prompt_that_is_fed_in_pieces_is_the_same_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target(tiny_model("llama"))
+    whole = fed(target, False, LENGTHS, ROWS)
+    monkeypatch.setattr("harness.target._PREFILL_CHUNK", 20)
+    torch.testing.assert_close(fed(target, True, LENGTHS, ROWS), whole)
+
+
+def test_prompts_go_together_in_neighbouring_rows_where_little_is_filled_up() -> None:
+    def sizes(rows: list[int], lengths: list[int]) -> list[int]:
+        parts = list(together(rows, lengths))
+        assert [number for part in parts for number in range(len(rows))[part]] == list(range(len(rows)))
+        return [part.stop - part.start for part in parts]
+
+    assert sizes([0, 1, 2, 3], [90, 95, 100, 130]) == [3, 1]
+    assert sizes([0, 1, 3, 4], [90, 90, 90, 90]) == [2, 2]
+    assert sizes(list(range(20)), [90] * 20) == [8, 8, 4]
+    assert sizes([0, 1, 2], [1000, 1000, 1000]) == [2, 1], "2048 tokens of one forward"
+    assert sizes([0, 1], [5000, 5000]) == [1, 1]
+    assert sizes([4], [7]) == [1]
+
+
+def test_a_batch_feeds_prompts_of_like_length_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In whatever order they come; what comes out is in their order."""
+    target = Target(tiny_model("llama"))
+    drafter, seen = Vanilla(), []
+    drafter.bind(target)
+    params = DecodingParams(name="greedy", max_new_tokens=5)
+    requests = [Request(prompt=prompt, key=0) for prompt in prompts([8, 30, 8, 30, 8, 30])]
+    loop = LocalEngine(target, (), 512)
+    alone = [loop.generate([one], drafter, params, Coupled())[0].output_ids for one in requests]
+    original = target._prefill
+
+    def counted(row: int, given: Any) -> Any:
+        seen.append(len(given))
+        return original(row, given)
+
+    monkeypatch.setattr(target, "_prefill", counted)
+    made = loop.generate(requests, drafter, params, Coupled())
+    assert [one.output_ids for one in made] == alone
+    assert seen == [3, 3]
+
+
+def test_compiled_prompts_are_two_programs_one_for_several_whatever_their_lengths(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counter, compiled = CompileCounter(), torch.compile
+    monkeypatch.setattr(
+        "harness.regions.torch.compile",
+        lambda run, *, options, **more: compiled(run, backend=counter, **more),
+    )
+    for module in ("compiled", "steps", "linear"):
+        monkeypatch.setattr(f"harness.{module}.can_capture", lambda device: True)
+    # A model of its own: hooks that other tests left on the shared one would tell its blocks apart.
+    target = Target(tiny_model.__wrapped__("llama"), cache="static", compiled=True)
+    target.reserve(64)
+    plain = Target(tiny_model("llama"))
+    fed(target, False, [5], [0])  # the first forward of all allocates
+    for lengths in ([5], [7], [5, 5], [9, 9], [10, 9, 10, 9]):
+        rows = list(range(len(lengths)))
+        target.begin(4)
+        torch.testing.assert_close(
+            target.prefill(rows, prompts(lengths))[0], fed(plain, False, lengths, rows)[0]
+        )
+    assert counter.frame_count == 2
