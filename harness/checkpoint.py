@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub import errors as hub_errors
 
+from harness import hub
 from harness.config import ConfigError
 
 _WITHOUT_HUB = (
     "Without the hub: target.path=FOLDER (a downloaded model), target=smollm2_135m (a Python package), "
     "or target=tiny (random weights)."
 )
-_HUB_TIMEOUT_S = 10.0
 _NUM_SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
 """Of every weight file, for its fingerprint."""
 
@@ -77,38 +76,26 @@ def locate(path: str, revision: str | None) -> Checkpoint:
         return _from_folder(folder, path, None, "folder")
     if folder.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1:
         raise ConfigError(f"target.path={path}: no such folder. Allowed: a folder, or a hub id ORG/NAME.")
+    where = f"target.path={path}"
     try:
-        info = huggingface_hub.HfApi().model_info(path, revision=revision, timeout=_HUB_TIMEOUT_S)
-        config = huggingface_hub.hf_hub_download(path, "config.json", revision=info.sha)
-    except hub_errors.GatedRepoError as error:
-        raise ConfigError(
-            f"target.path={path}: gated on the hub. Accept its licence there and type `hf auth login`. "
-            f"{_WITHOUT_HUB}"
-        ) from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise ConfigError(f"target.revision={revision}: {path} has no such revision on the hub.") from error
-    except hub_errors.RepositoryNotFoundError as error:
-        raise ConfigError(
-            f"target.path={path}: neither a folder nor a public model on the hub "
-            "(for a private one, type `hf auth login`)."
-        ) from error
-    except (hub_errors.HFValidationError, hub_errors.RemoteEntryNotFoundError) as error:
-        raise ConfigError(f"target.path={path}: not a transformers model: {_first_line(error)}") from error
-    except Exception as error:  # the http library's own classes, which differ between hub versions
-        return _from_earlier_download(path, revision, error)
+        with hub.asking(where, f"target.revision={revision}", _WITHOUT_HUB):
+            info = huggingface_hub.HfApi().model_info(path, revision=revision, timeout=hub.TIMEOUT_S)
+            config = huggingface_hub.hf_hub_download(path, "config.json", revision=info.sha)
+    except hub.Unreachable as why:
+        return _from_earlier_download(path, revision, why)
     names = frozenset(file.rfilename for file in info.siblings or ())
     return Checkpoint(
         location=path, revision=info.sha, files=names, config=_read_config(Path(config), path), source="hub"
     )
 
 
-def _from_earlier_download(path: str, revision: str | None, error: Exception) -> Checkpoint:
+def _from_earlier_download(path: str, revision: str | None, why: hub.Unreachable) -> Checkpoint:
     found = huggingface_hub.try_to_load_from_cache(path, "config.json", revision=revision)
     if not isinstance(found, str):
         raise ConfigError(
-            f"target.path={path}: the hub cannot be reached ({_first_line(error)}) and there is no earlier "
-            f"download. {_WITHOUT_HUB}"
-        ) from error
+            f"target.path={path}: the hub cannot be reached ({why}) and there is no earlier download."
+            f" {_WITHOUT_HUB}"
+        ) from why
     folder = Path(found).parent
     return _from_folder(folder, path, folder.name, "hub (earlier download)")
 
@@ -137,10 +124,6 @@ def _read_config(file: Path, path: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ConfigError(f"target.path={path}: its config.json is not a JSON object.")
     return config
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def readable_config(checkpoint: Checkpoint, path: str, trust_remote_code: bool) -> Any:

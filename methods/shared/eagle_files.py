@@ -16,17 +16,16 @@ from typing import Any
 
 import huggingface_hub
 import torch
-from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file
 from torch import Tensor
 
+from harness import hub
 from harness.config import ConfigError
 from methods.shared.eagle_head import Architecture
 
 _WITHOUT_HUB = "Without the hub: methods.NAME.head=FOLDER (a downloaded head)."
 SHIPPED = Path(__file__).parents[1] / "heads"
 """Heads that come with the package, a folder each."""
-_HUB_TIMEOUT_S = 10.0
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In order of preference; either may be in shards, listed in NAME.index.json."""
 _SPELLINGS = (
@@ -94,37 +93,23 @@ def _find(path: str, revision: str | None, where: str) -> tuple[Path, str | None
             f"{where}: no such folder. Allowed: a folder, a hub id ORG/NAME, or one that ships ({shipped})."
         )
     try:
-        info = huggingface_hub.HfApi().model_info(path, revision=revision, timeout=_HUB_TIMEOUT_S)
-        names = [file.rfilename for file in info.siblings or ()]
-        safe = any(name.startswith("model") and ".safetensors" in name for name in names)
-        wanted = ["config.json", "card.json", "model*.safetensors*" if safe else "pytorch_model*"]
-        fetched = huggingface_hub.snapshot_download(path, revision=info.sha, allow_patterns=wanted)
-    except hub_errors.GatedRepoError as error:
-        raise ConfigError(
-            f"{where}: gated on the hub. Accept its licence there and type `hf auth login`. {_WITHOUT_HUB}"
-        ) from error
-    except hub_errors.RevisionNotFoundError as error:
-        raise ConfigError(f"revision={revision}: the head {path} has no such revision on the hub.") from error
-    except hub_errors.RepositoryNotFoundError as error:
-        raise ConfigError(
-            f"{where}: neither a folder nor a public model on the hub (for a private one, type "
-            f"`hf auth login`). {_WITHOUT_HUB}"
-        ) from error
-    except hub_errors.HFValidationError as error:
-        raise ConfigError(f"{where}: neither a folder nor a hub id ORG/NAME: {error}") from error
-    except Exception as error:  # the http library's own classes, which differ between hub versions
-        return _earlier_download(path, revision, where, error)
+        with hub.asking(where, f"revision={revision} of the head {path}", _WITHOUT_HUB):
+            info = huggingface_hub.HfApi().model_info(path, revision=revision, timeout=hub.TIMEOUT_S)
+            names = [file.rfilename for file in info.siblings or ()]
+            safe = any(name.startswith("model") and ".safetensors" in name for name in names)
+            wanted = ["config.json", "card.json", "model*.safetensors*" if safe else "pytorch_model*"]
+            fetched = huggingface_hub.snapshot_download(path, revision=info.sha, allow_patterns=wanted)
+    except hub.Unreachable as why:
+        return _earlier_download(path, revision, where, why)
     return Path(fetched), info.sha
 
 
-def _earlier_download(path: str, revision: str | None, where: str, why: Exception) -> tuple[Path, str]:
+def _earlier_download(path: str, revision: str | None, where: str, why: hub.Unreachable) -> tuple[Path, str]:
     try:
         folder = huggingface_hub.snapshot_download(path, revision=revision, local_files_only=True)
     except (OSError, ValueError) as error:
-        first_line = f"{type(why).__name__}: {why}".splitlines()[0]
         raise ConfigError(
-            f"{where}: the hub cannot be reached ({first_line}) and there is no earlier download. "
-            f"{_WITHOUT_HUB}"
+            f"{where}: the hub cannot be reached ({why}) and there is no earlier download. {_WITHOUT_HUB}"
         ) from error
     return Path(folder), Path(folder).name
 
