@@ -117,8 +117,10 @@ class Batch:
         self.target, self.drafter, self.params = target, drafter, params
         self.requests = requests
         self.generations = [Generation() for _ in requests]
-        self._waiting = deque(range(len(requests)))
-        self.running = self._next(len(requests) if most is None else most)
+        # Prompts of like length side by side: they are fed together.
+        first = range(len(requests))[:most]
+        self.running = sorted(first, key=lambda number: len(requests[number].prompt))
+        self._waiting = deque(range(len(first), len(requests)))
         self.chooser = self._chooser(self.running)
         self.pending = torch.empty(0)
         self._last: list[int] = []
@@ -131,7 +133,7 @@ class Batch:
         """Feed the first prompts, draw the first token of each, show both to the drafter."""
         self.target.begin(len(self.running))
         self.drafter.reset(len(self.running))
-        self.pending, outcome = self._read_prompts(range(len(self.running)))
+        self.pending, outcome = self._read_prompts(range(len(self.running)), together=True)
         self._last = list(outcome.pending)
         self._entered.append(list(self.running))
         more = self._any_left()
@@ -164,11 +166,12 @@ class Batch:
 
     def _take_in(self, places: list[int]) -> list[int]:
         """Begin waiting requests in these rows; their numbers."""
-        numbers = self._next(len(places))
+        numbers = [self._waiting.popleft() for _ in places]
         for b, number in zip(places, numbers, strict=True):
             self.running[b] = number
             self.chooser.replace(b, self.requests[number].key)
-        first, outcome = self._read_prompts(places)
+        # Which places fall free at once is the method's doing: fed alone, prompts round as in other arms.
+        first, outcome = self._read_prompts(places, together=False)
         self.pending = self.pending.clone()
         self.pending[places] = first
         for b, token in zip(places, outcome.pending, strict=True):
@@ -176,16 +179,11 @@ class Batch:
         self.drafter.observe(replace(outcome, rows=places))
         return numbers
 
-    def _next(self, count: int) -> list[int]:
-        """The next waiting requests; prompts of like length, side by side, are fed together."""
-        numbers = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
-        return sorted(numbers, key=lambda number: len(self.requests[number].prompt))
-
-    def _read_prompts(self, places: Sequence[int]) -> tuple[Tensor, Outcome]:
+    def _read_prompts(self, places: Sequence[int], together: bool) -> tuple[Tensor, Outcome]:
         """Feed the prompts of these rows: the first tokens of their outputs, and what the drafter sees."""
         numbers = [self.running[b] for b in places]
         prompts = [list(self.requests[number].prompt) for number in numbers]
-        logits, taps = self.target.prefill(places, prompts)
+        logits, taps = self.target.prefill(places, prompts, together)
         position = torch.zeros(len(numbers), 1, dtype=torch.int64, device=self.target.device)
         first = self._chooser(numbers).choose(logits[:, None], position)[:, 0]
         tokens: list[int] = first.tolist()

@@ -43,7 +43,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._rows: slice | None = None
         self._start: int | None = None
         self._slots: tuple[Tensor, Tensor] | None = None
-        self._whole = self.fresh = False
+        self._whole = self._indexed = self.fresh = False
         self._end = 0
         self._needed = self._reserved = 0
 
@@ -53,7 +53,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     def clear(self, num_rows: int) -> None:
         """Start `num_rows` empty sequences; the memory of as many or more is used again."""
-        if self.most_rows < num_rows:
+        if self.allocated_rows < num_rows:
             self._keys, self._values, self._all = [], [], None
         self._resize([0] * num_rows)
 
@@ -66,14 +66,14 @@ class SlotCache(Cache):  # type: ignore[misc]
             self._values = [buffer[:num_rows] for buffer in self._values]
 
     @property
-    def most_rows(self) -> int:
+    def allocated_rows(self) -> int:
         """Rows that are allocated, as many as the sequences or more."""
         keys = self._all[0] if self._all else self._keys
         return len(keys[0]) if keys else 0
 
     @contextmanager
     def widened(self, num_rows: int) -> Iterator[None]:
-        """Within it there are more rows, up to `most_rows`: empty ones behind the sequences."""
+        """Within it there are more rows, up to `allocated_rows`: empty ones behind the sequences."""
         lengths = self.lengths
         self._resize([*lengths, *[0] * (num_rows - len(lengths))])
         try:
@@ -144,6 +144,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         """
         # The first forward of all allocates, block by block.
         self._rows, self._whole, self.fresh = rows, whole, fresh and bool(self._keys)
+        self._indexed = indexed
         if self._given is None:
             lengths = [length + ahead for length in self.lengths[rows]]
             self._end = max(lengths) + count
@@ -230,13 +231,17 @@ class SlotCache(Cache):  # type: ignore[misc]
             torch._dynamo.mark_dynamic(buffer, 2)
 
     def buffers(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, [B, H, C, D]."""
-        return self._keys[layer], self._values[layer]
+        """Keys and values of a layer, [B, H, C, D]; for fresh rows of all that are allocated.
+
+        These are written to and not read, and so many there are however many sequences are left.
+        """
+        keys, values = (self.fresh and self._all) or (self._keys, self._values)
+        return keys[layer], values[layer]
 
     @property
     def places(self) -> tuple[Tensor, Tensor] | None:
         """Rows [B, 1] and slots [B, n] of the next forward, where programs may write them; None elsewhere."""
-        return self._slots if self._whole or self.fresh else None
+        return self._slots if self._indexed or self.fresh else None
 
     @property
     def num_slots(self) -> int:

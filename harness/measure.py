@@ -136,7 +136,9 @@ def read_bandwidth(device: torch.device, gib: float | None = None, num_passes: i
     elif device.type == "cpu":
         num_bytes = max(2**30, 4 * last_level_cache_bytes())
     else:
-        num_bytes = min(2**33, torch.cuda.mem_get_info(device)[0] // 2)
+        torch.cuda.empty_cache()
+        # Less than this and caches could hold it; where there is not so much, it is out of memory.
+        num_bytes = min(2**33, max(2**29, torch.cuda.mem_get_info(device)[0] // 2))
     buffer = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
     best = 0.0
     for _ in range(num_passes):

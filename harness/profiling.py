@@ -283,9 +283,11 @@ def widths_to_time(target: Target, drafters: Iterable[Drafter]) -> list[int]:
 def _prefill(target: Target, num_rows: int, num_context: int) -> None:
     target.begin(num_rows)
     prompt = [1 + i % (target.vocab_size - 1) for i in range(num_context)]
-    # Alone, too: so come those that take a place, and where prompts are compiled that is another program.
-    target.prefill([0], [prompt])
     target.prefill(range(num_rows), [prompt] * num_rows)
+    # One alone, too, as those come that take a place: where prompts are compiled that is another program. The
+    # first of all allocates and compiles nothing, so two come together after it.
+    target.prefill([0], [prompt])
+    target.prefill(range(min(num_rows, 2)), [prompt] * min(num_rows, 2))
 
 
 def _cheapest(by_step: Mapping[str, Sequence[float]], width: int) -> str:

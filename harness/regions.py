@@ -9,10 +9,12 @@ Shapes: B sequences, H key/value heads, C cache slots, n new tokens, D head dime
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config
 
 from harness.cache import SlotCache
 from harness.compiled import outside, own_code
@@ -70,6 +72,15 @@ def divide(decoder: Any) -> None:
         if kind not in programs:
             programs[kind] = _compiled(dynamic=False), _compiled(dynamic=True)
         decoder.layers[number] = Region(block, number, *programs[kind])
+
+
+def any_sizes() -> AbstractContextManager[Any]:
+    """Within it, programs that are made for any size tell sizes apart that happen to be equal.
+
+    Else a prompt as long as a head is wide, or as many prompts as rows, would make a program for that alone.
+    """
+    made: AbstractContextManager[Any] = _config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
+    return made
 
 
 def _run(block: nn.Module, states: Tensor, *args: Any, **kwargs: Any) -> Any:

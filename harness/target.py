@@ -7,8 +7,9 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from harness.draft import Draft
 from harness.drafter import Tap
 from harness.footprint import resident_bytes
 from harness.linear import PackedLinear, layout, pack
-from harness.regions import divide
+from harness.regions import any_sizes, divide
 from harness.steps import Steps
 from harness.taps import Place, Taps
 
@@ -86,7 +87,7 @@ class Target:
         self.linear = can_be if linear == "auto" else linear
         if self.linear != "plain":
             self._packed = pack(model)
-        self._caches: list[SlotCache] = []
+        self._caches = WeakSet[SlotCache]()
         self.cache = self.new_cache()
         self._replayed = self.steps.captured(self._verify_given)
         self._taps = Taps(model, stay=compiled)
@@ -121,8 +122,9 @@ class Target:
 
     def new_cache(self) -> SlotCache:
         """See `TargetView`."""
-        self._caches.append(SlotCache(self.steps.captured))
-        return self._caches[-1]
+        cache = SlotCache(self.steps.captured)
+        self._caches.add(cache)
+        return cache
 
     @property
     def device(self) -> torch.device:
@@ -209,14 +211,15 @@ class Target:
 
     @torch.no_grad()
     def prefill(
-        self, rows: Sequence[int], prompts: Sequence[Sequence[int]]
+        self, rows: Sequence[int], prompts: Sequence[Sequence[int]], together: bool = True
     ) -> tuple[Tensor, list[list[Tensor]]]:
         """Feed m prompts to the sequences `rows`, which begin anew: logits [m, V] after them.
 
-        And per prompt, per tap its states [P, H].
+        And per prompt, per tap its states [P, H]. together: `prefill_groups` share a forward.
         """
         logits, states = [], []
-        for part in together(rows, [len(prompt) for prompt in prompts]):
+        groups = prefill_groups(rows, [len(prompt) for prompt in prompts])
+        for part in groups if together else (slice(i, i + 1) for i in range(len(rows))):
             last, seen = self._prefill(rows[part.start], prompts[part])
             logits.append(last)
             states += seen
@@ -230,7 +233,8 @@ class Target:
         ids = torch.tensor(padded, dtype=torch.int64).to(self.device)
         self.cache.lengths[rows] = [0] * len(prompts)
         even, start = len(set(lengths)) == 1, 0
-        ends = torch.tensor(lengths).to(self.device) - 1
+        # Numbers, not a tensor: the last block may lie on another device.
+        last_positions = [length - 1 for length in lengths]
         pieces: list[list[Tensor]] = [[] for _ in self._taps.watched]
         for chunk in torch.split(ids, _PREFILL_CHUNK, dim=1):
             count = chunk.shape[1]
@@ -239,12 +243,13 @@ class Target:
                 mask = torch.ones(count, start + count, dtype=torch.bool, device=self.device)
                 mask = mask.tril(start)[None, None]
             positions = torch.arange(start, start + count, device=self.device)[None].expand_as(chunk)
-            logits = self._forward(chunk, positions, mask, rows, 1 if even else ends)
+            logits = self._forward(chunk, positions, mask, rows, 1 if even else last_positions)
             start += count
             self.cache.lengths[rows] = [min(length, start) for length in lengths]
             for piece, state in zip(pieces, self._taps.states(), strict=True):
                 piece.append(state)
         # Of prompts of several lengths there are logits after the last token of each, in every row.
+        assert even or logits.shape[1] == len(prompts), "the model does not heed logits_to_keep"
         last = logits[:, -1] if even else logits.diagonal().T
         whole = [torch.cat(piece, dim=1) if len(piece) > 1 else piece[0] for piece in pieces]
         return last, [[state[i, :length] for state in whole] for i, length in enumerate(lengths)]
@@ -255,7 +260,7 @@ class Target:
         num_rows = len(pending)
         most = self.steps.rows_for(num_rows)
         more = most - num_rows
-        if more and self.cache.most_rows >= most and self.steps.kind(most, draft.width) == "compiled":
+        if more and self.cache.allocated_rows >= most and self.steps.kind(most, draft.width) == "compiled":
             with self.cache.widened(most):
                 logits = self._verify_as(pad(pending, (0, more)), draft.with_rows(more), "compiled")
             return logits[:num_rows]
@@ -306,6 +311,7 @@ class Target:
         if not self._taps.watched:
             return []
         rows = pad(path[:, : max(length)] + 1, (1, 0))
+        # There may be more states than rows: `gather` takes the first sequences, which are the real ones.
         return [state.gather(1, _wide(rows, state)) for state in self._taps.states()]
 
     def commit(self, path: Tensor | None, length: list[int]) -> None:
@@ -317,14 +323,15 @@ class Target:
         self.cache.keep(rows)
 
     def _forward(
-        self, ids: Tensor, positions: Tensor, mask: Tensor | None, rows: slice, keep: int | Tensor = 0
+        self, ids: Tensor, positions: Tensor, mask: Tensor | None, rows: slice, keep: int | list[int] = 0
     ) -> Tensor:
         """keep: logits of so many last tokens (0: of all), or of the tokens at these places."""
         count = ids.shape[1]
         fresh = self.steps.by_shape and mask is None and count > 1
         self.cache.aim(rows, count, self.device, fresh=fresh)
         added = None if mask is None else self._as_added(mask)
-        return self._step(ids, positions, added, self.cache, keep=keep)
+        with any_sizes() if fresh else nullcontext():
+            return self._step(ids, positions, added, self.cache, keep=keep)
 
     def _step(
         self,
@@ -333,7 +340,7 @@ class Target:
         mask: Tensor | None,
         cache: SlotCache,
         places: str = "any",
-        keep: int | Tensor = 0,
+        keep: int | list[int] = 0,
     ) -> Tensor:
         """The forward, or what is compiled of it; with hooks at other places it is another program."""
         assert places
@@ -371,7 +378,7 @@ class Target:
         return tree
 
 
-def together(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[slice]:
+def prefill_groups(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[slice]:
     """Which of some prompts are fed in one forward: few, in neighbouring rows, of nearly one length."""
     begin = 0
     for end in range(1, len(rows) + 1):

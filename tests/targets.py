@@ -64,9 +64,14 @@ def ending_apart(outputs: Sequence[Sequence[int]]) -> int:
     return next(token for token in range(VOCAB) if len(places(token)) == len(outputs))
 
 
+def oracle(asked: Sequence[Request], outputs: Sequence[Sequence[int]]) -> dict[tuple[int, ...], list[int]]:
+    """What follows the first token of each request's output, by prompt."""
+    return {tuple(one.prompt): list(output[1:]) for one, output in zip(asked, outputs, strict=True)}
+
+
 @configurable
 class RandomTrees(Drafter):
-    """Trees of random shape; half of their tokens come from an oracle, so that paths are accepted."""
+    """Trees of random shape; half of their tokens come from an `oracle`, so that paths are accepted."""
 
     oracle: Any = None
     width: int = 7
@@ -77,16 +82,13 @@ class RandomTrees(Drafter):
 
     def reset(self, num_rows: int) -> None:
         self._generator = torch.Generator().manual_seed(7)
-        self._rows = list(range(num_rows))
-        self._known = [0] * num_rows
-        self._count = num_rows
+        self._answers: list[list[int]] = [[] for _ in range(num_rows)]
 
     def propose(self, room: Sequence[int]) -> Draft:
-        tokens = torch.zeros(len(self._rows), self.width, dtype=torch.int64)
+        tokens = torch.zeros(len(self._answers), self.width, dtype=torch.int64)
         parents = torch.full_like(tokens, -1)
-        size = torch.zeros(len(self._rows), dtype=torch.int64)
-        for b, row in enumerate(self._rows):
-            answer = list(self.oracle[row][self._known[b] :]) if self.oracle else []
+        size = torch.zeros(len(self._answers), dtype=torch.int64)
+        for b, answer in enumerate(self._answers):
             depth: dict[int, int] = {-1: 0}
             taken: set[tuple[int, int]] = set()
             count = int(torch.randint(0, self.width + 1, (1,), generator=self._generator))
@@ -108,21 +110,17 @@ class RandomTrees(Drafter):
         draft.check(VOCAB)
         return draft
 
-    def take_in(self, outcome: Outcome) -> None:
-        """New sequences are numbered in the order in which they enter."""
-        for b in outcome.rows or ():
-            self._rows[b], self._known[b] = self._count, 0
-            self._count += 1
-
     def observe(self, outcome: Outcome) -> None:
-        self.take_in(outcome)
         for first, second in zip(*outcome.taps, strict=True):
             # The output of a block is the input of the next one.
             assert torch.equal(first, second)
         for b, committed in enumerate(outcome.committed):
             assert outcome.taps[0].shape[:2] == (len(outcome.committed), max(map(len, outcome.committed)))
-            self._known[b] += 0 if outcome.draft is None else len(committed)
+            if outcome.draft is None:
+                row = b if outcome.rows is None else outcome.rows[b]
+                self._answers[row] = self.oracle[tuple(committed)] if self.oracle else []
+            else:
+                self._answers[b] = self._answers[b][len(committed) :]
 
     def keep(self, rows: Sequence[int]) -> None:
-        self._rows = [self._rows[b] for b in rows]
-        self._known = [self._known[b] for b in rows]
+        self._answers = [self._answers[b] for b in rows]

@@ -29,7 +29,7 @@ from harness.target import Target
 from harness.trees import DynamicTree
 from methods.eagle import Eagle
 from methods.vanilla import Vanilla
-from tests.targets import END, RandomTrees, ending_apart, requests, tiny_model
+from tests.targets import END, RandomTrees, ending_apart, oracle, requests, tiny_model
 
 PARAMS = [
     DecodingParams(name="greedy", max_new_tokens=40),
@@ -126,7 +126,7 @@ def test_replayed_steps_emit_what_plain_ones_emit(params: DecodingParams, most: 
     target = captured_target()
     target.reserve(256)
     loop = LocalEngine(target, {END}, 512, batch_size=most)
-    for drafter in (RandomTrees(oracle=[output[1:] for output in plain]), Vanilla()):
+    for drafter in (RandomTrees(oracle=oracle(requests(), plain)), Vanilla()):
         drafter.bind(target)
         made = loop.generate(requests(), drafter, params, Coupled())
         assert [one.output_ids for one in made] == plain

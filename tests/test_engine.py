@@ -21,7 +21,7 @@ from harness.records import Verdict
 from harness.target import Target
 from harness.verdict import Judge
 from methods.vanilla import Vanilla
-from tests.targets import END, RandomTrees, ending_apart, engine, requests, tiny_model
+from tests.targets import END, RandomTrees, ending_apart, engine, oracle, requests, tiny_model
 
 GREEDY = DecodingParams(name="greedy", max_new_tokens=40)
 SAMPLED = DecodingParams(name="sampled", temperature=1.0, max_new_tokens=40, ignore_end_token=True)
@@ -43,7 +43,7 @@ def test_random_trees_in_a_ragged_batch_emit_what_vanilla_emits(
 ) -> None:
     loop = LocalEngine(Target(tiny_model(family), kernel, cache=cache), {END}, 512)
     expected = vanilla(loop, params)
-    drafter = RandomTrees(oracle=[output[1:] for output in expected])
+    drafter = RandomTrees(oracle=oracle(requests(), expected))
     drafter.bind(loop.target)
     made = loop.generate(requests(), drafter, params, Coupled())
     assert [one.output_ids for one in made] == expected
@@ -62,7 +62,7 @@ def test_trees_of_sequences_that_enter_as_others_leave_emit_what_each_emits_alon
     loop, plain = engine(batch_size=batch_size), Vanilla()
     plain.bind(loop.target)
     expected = [loop.generate([one], plain, params, Coupled())[0].output_ids for one in many()]
-    drafter = RandomTrees(oracle=[output[1:] for output in expected])
+    drafter = RandomTrees(oracle=oracle(many(), expected))
     drafter.bind(loop.target)
     made = loop.generate(many(), drafter, params, Coupled())
     assert [one.output_ids for one in made] == expected
@@ -234,7 +234,7 @@ def judged(loop: LocalEngine, acceptor: Coupled, params: DecodingParams, seed: i
     clean = LocalEngine(Target(loop.target.model), {END}, 512)
     plain.bind(clean.target)
     references = [clean.generate([one], plain, params, Coupled())[0] for one in requests(seed)]
-    drafter = RandomTrees(oracle=[one.output_ids[1:] for one in references])
+    drafter = RandomTrees(oracle=oracle(requests(seed), [one.output_ids for one in references]))
     drafter.bind(loop.target)
     made = loop.generate(requests(seed), drafter, params, acceptor)
     judge = Judge(loop.target, params)
@@ -333,7 +333,7 @@ def test_packed_linear_layers_emit_what_plain_ones_emit(params: DecodingParams, 
     assert packed.target.linear == "packed"
     expected = vanilla(plain, params)
     assert vanilla(packed, params) == expected
-    drafter = RandomTrees(oracle=[output[1:] for output in expected])
+    drafter = RandomTrees(oracle=oracle(requests(), expected))
     drafter.bind(packed.target)
     assert [one.output_ids for one in packed.generate(requests(), drafter, params, Coupled())] == expected
     # A rung runs the same model with torch's own layers.
@@ -369,7 +369,7 @@ def test_a_compiled_step_emits_what_the_plain_one_emits_and_serves_all_arms() ->
     expected = vanilla(engine(), GREEDY)
     model = copy.deepcopy(tiny_model("llama"))
     loop = LocalEngine(Target(model, cache="static", compiled=True), {END}, 512)
-    drafter = RandomTrees(oracle=[output[1:] for output in expected])
+    drafter = RandomTrees(oracle=oracle(requests(), expected))
     drafter.bind(loop.target)
     loop.target.watch(drafter.taps)
     assert vanilla(loop, GREEDY) == expected
@@ -415,7 +415,7 @@ def test_steps_that_are_chosen_by_width_emit_what_one_kind_emits(params: Decodin
     expected = vanilla(engine(), params)
     loop = LocalEngine(Target(copy.deepcopy(tiny_model("llama")), cache="auto"), {END}, 512)
     loop.target.steps.choose(["dynamic", "static", "dynamic", "static"], 3)
-    drafter = RandomTrees(oracle=[output[1:] for output in expected])
+    drafter = RandomTrees(oracle=oracle(requests(), expected))
     drafter.bind(loop.target)
     made = loop.generate(requests(), drafter, params, Coupled())
     assert [one.output_ids for one in made] == expected
@@ -465,7 +465,7 @@ def test_a_batch_that_has_shrunk_keeps_its_compiled_step(
     end = ending_apart(vanilla(LocalEngine(Target(tiny_model("llama")), (), 512), params))
     loop = LocalEngine(target, {end}, 512, widths=[0, *[7] * 7])
     expected = vanilla(LocalEngine(Target(tiny_model("llama")), {end}, 512), params)
-    for drafter in (Vanilla(), RandomTrees(oracle=[output[1:] for output in expected])):
+    for drafter in (Vanilla(), RandomTrees(oracle=oracle(requests(), expected))):
         drafter.bind(target)
         for most in (3, 2):
             made = loop.generate(requests()[:most], drafter, params, Coupled())

@@ -15,7 +15,7 @@ from harness.target import Target
 from harness.trees import DynamicTree
 from methods.eagle import Eagle
 from methods.vanilla import Vanilla
-from tests.targets import END, RandomTrees, requests, tiny_model
+from tests.targets import END, RandomTrees, oracle, requests, tiny_model
 
 pytestmark = [
     pytest.mark.gpu,
@@ -39,7 +39,7 @@ def test_every_step_emits_what_the_cpu_emits(params: DecodingParams, step: str) 
         vanilla = Vanilla()
         vanilla.bind(loop.target)
         plain = [loop.generate([one], vanilla, params, Coupled())[0].output_ids for one in requests()]
-        drafter = RandomTrees(oracle=[output[1:] for output in plain])
+        drafter = RandomTrees(oracle=oracle(requests(), plain))
         drafter.bind(loop.target)
         made = loop.generate(requests(), drafter, params, Coupled())
         assert [one.output_ids for one in made] == plain

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+from harness import profiling
 from harness.accept import Coupled
 from harness.decoding import DecodingParams
 from harness.drafter import HiddenTap
 from harness.engine import LocalEngine, Request
-from harness.target import Target, together
+from harness.target import Target, prefill_groups
 from methods.vanilla import Vanilla
-from tests.targets import VOCAB, tiny_model
+from tests.targets import VOCAB, RandomTrees, oracle, tiny_model
 
 TAPS = (HiddenTap(0, "output"), HiddenTap(-1, "normed"))
 LENGTHS = [3, 9, 10, 10, 10, 11, 30]
@@ -68,7 +69,7 @@ def test_a_prompt_that_is_fed_in_pieces_is_the_same_beside_others(monkeypatch: p
 
 def test_prompts_go_together_in_neighbouring_rows_where_little_is_filled_up() -> None:
     def sizes(rows: list[int], lengths: list[int]) -> list[int]:
-        parts = list(together(rows, lengths))
+        parts = list(prefill_groups(rows, lengths))
         assert [number for part in parts for number in range(len(rows))[part]] == list(range(len(rows)))
         return [part.stop - part.start for part in parts]
 
@@ -80,14 +81,16 @@ def test_prompts_go_together_in_neighbouring_rows_where_little_is_filled_up() ->
     assert sizes([4], [7]) == [1]
 
 
-def test_a_batch_feeds_prompts_of_like_length_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In whatever order they come; what comes out is in their order."""
+def test_a_batch_feeds_its_first_prompts_together_and_later_ones_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of like length, in whatever order they come; what comes out is in their order."""
     target = Target(tiny_model("llama"))
     drafter, seen = Vanilla(), []
     drafter.bind(target)
     params = DecodingParams(name="greedy", max_new_tokens=5)
-    requests = [Request(prompt=prompt, key=0) for prompt in prompts([8, 30, 8, 30, 8, 30])]
-    loop = LocalEngine(target, (), 512)
+    requests = [Request(prompt=prompt, key=0) for prompt in prompts([8, 30, 8, 30, 8, 30, 8, 8, 8])]
+    loop = LocalEngine(target, (), 512, batch_size=6)
     alone = [loop.generate([one], drafter, params, Coupled())[0].output_ids for one in requests]
     original = target._prefill
 
@@ -98,12 +101,36 @@ def test_a_batch_feeds_prompts_of_like_length_together(monkeypatch: pytest.Monke
     monkeypatch.setattr(target, "_prefill", counted)
     made = loop.generate(requests, drafter, params, Coupled())
     assert [one.output_ids for one in made] == alone
-    assert seen == [3, 3]
+    assert seen == [3, 3, 1, 1, 1]
 
 
-def test_compiled_prompts_are_two_programs_one_for_several_whatever_their_lengths(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("kernel", ["grouped", "eager"])
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_decoding_goes_on_behind_uneven_prompts_as_behind_each_alone(
+    kernel: str, cache: str, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    target = Target(tiny_model("llama"), kernel, cache=cache)
+    params = DecodingParams(name="any", temperature=temperature, max_new_tokens=30, ignore_end_token=True)
+    requests = [
+        Request(prompt=prompt, key=key) for key, prompt in enumerate(prompts([18, 30, 20, 19, 31, 32, 20]))
+    ]
+    vanilla, plain = Vanilla(), LocalEngine(Target(tiny_model("llama")), (), 512)
+    vanilla.bind(plain.target)
+    alone = [plain.generate([one], vanilla, params, Coupled())[0].output_ids for one in requests]
+    drafter = RandomTrees(oracle=oracle(requests, alone))
+    drafter.bind(target)
+    for most in (None, 4):
+        made = LocalEngine(target, (), 512, batch_size=most).generate(requests, drafter, params, Coupled())
+        assert [one.output_ids for one in made] == alone
+        assert sum(sum(one.accepted) for one in made) > 50, "the oracle's tokens should be accepted"
+
+
+@pytest.mark.parametrize("num_rows", [1, 4, 8, 12])
+def test_whatever_prompts_come_their_programs_were_made_before_the_clock_runs(
+    num_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also as many as a cache has rows, as long as a head is wide (16), and when the batch has shrunk."""
     counter, compiled = CompileCounter(), torch.compile
     monkeypatch.setattr(
         "harness.regions.torch.compile",
@@ -115,11 +142,14 @@ def test_compiled_prompts_are_two_programs_one_for_several_whatever_their_length
     target = Target(tiny_model.__wrapped__("llama"), cache="static", compiled=True)
     target.reserve(64)
     plain = Target(tiny_model("llama"))
-    fed(target, False, [5], [0])  # the first forward of all allocates
-    for lengths in ([5], [7], [5, 5], [9, 9], [10, 9, 10, 9]):
+    profiling._prefill(target, num_rows, 16)
+    num_programs = counter.frame_count
+    assert num_programs == (1 if num_rows == 1 else 2)
+    for lengths in ([5], [16], [5, 5], [9, 9], [10, 9, 10], [16] * 8, [7] * 12):
         rows = list(range(len(lengths)))
-        target.begin(4)
-        torch.testing.assert_close(
-            target.prefill(rows, prompts(lengths))[0], fed(plain, False, lengths, rows)[0]
-        )
-    assert counter.frame_count == 2
+        if len(rows) <= num_rows:
+            for begun in {num_rows, len(rows)}:
+                target.begin(begun)
+                logits, _ = target.prefill(rows, prompts(lengths))
+                torch.testing.assert_close(logits, fed(plain, False, lengths, rows)[0])
+    assert counter.frame_count == num_programs
