@@ -82,6 +82,7 @@ class RandomTrees(Drafter):
 
     def reset(self, num_rows: int) -> None:
         self._generator = torch.Generator().manual_seed(7)
+        self.prompts: list[tuple[int, ...]] = [()] * num_rows
         self._answers: list[list[int]] = [[] for _ in range(num_rows)]
 
     def propose(self, room: Sequence[int]) -> Draft:
@@ -114,13 +115,19 @@ class RandomTrees(Drafter):
         for first, second in zip(*outcome.taps, strict=True):
             # The output of a block is the input of the next one.
             assert torch.equal(first, second)
+        self.follow(outcome)
+
+    def follow(self, outcome: Outcome) -> None:
+        """Which prompt is in which row, and what is still to come of its answer."""
         for b, committed in enumerate(outcome.committed):
             assert outcome.taps[0].shape[:2] == (len(outcome.committed), max(map(len, outcome.committed)))
             if outcome.draft is None:
                 row = b if outcome.rows is None else outcome.rows[b]
-                self._answers[row] = self.oracle[tuple(committed)] if self.oracle else []
+                self.prompts[row] = tuple(committed)
+                self._answers[row] = self.oracle[self.prompts[row]] if self.oracle else []
             else:
                 self._answers[b] = self._answers[b][len(committed) :]
 
     def keep(self, rows: Sequence[int]) -> None:
+        self.prompts = [self.prompts[b] for b in rows]
         self._answers = [self._answers[b] for b in rows]

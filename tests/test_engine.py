@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import shutil
 import time
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -148,19 +149,19 @@ class Probe(RandomTrees):
 
     def reset(self, num_rows: int) -> None:
         super().reset(num_rows)
-        self.tokens: list[list[int]] = [[] for _ in range(num_rows)]
-        self.states: list[list[torch.Tensor]] = [[] for _ in range(num_rows)]
-        self.pending: list[list[tuple[int, int]]] = [[] for _ in range(num_rows)]
+        # All by prompt: rows are the batch's business.
+        self.tokens: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        self.states: dict[tuple[int, ...], list[torch.Tensor]] = defaultdict(list)
+        self.pending: dict[tuple[int, ...], list[tuple[int, int]]] = defaultdict(list)
 
     def observe(self, outcome: Outcome) -> None:
-        self.take_in(outcome)
+        self.follow(outcome)
         states = torch.stack(outcome.taps)
         assert states.shape[2] == max(map(len, outcome.committed)), "no state but of committed tokens"
-        for b, (row, committed) in enumerate(zip(self._rows, outcome.committed, strict=True)):
-            self.tokens[row] += committed
-            self.states[row].append(states[:, b, : len(committed)])
-            self.pending[row].append((len(self.tokens[row]), outcome.pending[b]))
-            self._known[b] += 0 if outcome.draft is None else len(committed)
+        for b, (prompt, committed) in enumerate(zip(self.prompts, outcome.committed, strict=True)):
+            self.tokens[prompt] += committed
+            self.states[prompt].append(states[:, b, : len(committed)])
+            self.pending[prompt].append((len(self.tokens[prompt]), outcome.pending[b]))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -168,18 +169,19 @@ def test_taps_are_the_states_of_a_plain_forward_in_path_order_and_none_of_the_pe
     family: str,
 ) -> None:
     loop = engine(family)
-    probe = Probe(oracle=[output[1:] for output in vanilla(loop, GREEDY)])
+    probe = Probe(oracle=oracle(requests(), vanilla(loop, GREEDY)))
     probe.bind(loop.target)
     made = loop.generate(requests(), probe, GREEDY, Coupled())
     assert sum(sum(one.accepted) for one in made) > 20, "the oracle's tokens should be accepted"
-    for row, (request, one) in enumerate(zip(requests(), made, strict=True)):
+    for request, one in zip(requests(), made, strict=True):
+        prompt = tuple(request.prompt)
         # A sequence that has just finished is shown its last round untrimmed.
         text = [*request.prompt, *one.output_ids]
-        tokens = probe.tokens[row][: len(text)]
+        tokens = probe.tokens[prompt][: len(text)]
         assert tokens == text[: len(tokens)]
-        assert all(text[place] == token for place, token in probe.pending[row] if place < len(text))
+        assert all(text[place] == token for place, token in probe.pending[prompt] if place < len(text))
         _, plain = loop.target.trace(torch.tensor([tokens]), probe.taps)
-        seen = torch.cat(probe.states[row], dim=1)[:, : len(tokens)]
+        seen = torch.cat(probe.states[prompt], dim=1)[:, : len(tokens)]
         torch.testing.assert_close(seen, torch.cat(plain), atol=1e-4, rtol=1e-4)
 
 
@@ -495,4 +497,4 @@ def test_a_batch_that_has_shrunk_grows_in_steps_of_any_kind(monkeypatch: pytest.
         torch.testing.assert_close(*logits)
         for target in (mixed, plain):
             target.commit(None, [width, width // 2])
-    assert mixed.cache.most_rows == 3
+    assert mixed.cache.allocated_rows == 3
