@@ -72,6 +72,7 @@ def run_training(config: DictConfig) -> None:
         "target": {key: weights.card[key] for key in ("path", "revision", "source")},
         "method": name,
         "training": {
+            "start": _begun_from(drafter.card()),
             "data": data.card(),
             "excluded_tasks": excluded,
             "num_dropped": num_dropped,
@@ -115,6 +116,13 @@ def _told(trainer: Trainer, done: Progress) -> dict[str, Any]:
         "git": provenance.git_state(),
         "packages": {key: provenance.packages().get(key) for key in ("torch", "transformers")},
     }
+
+
+def _begun_from(card: dict[str, Any]) -> dict[str, Any] | None:
+    """Of a head that was trained on: which it is, and what its own card says of its training."""
+    if card["path"] is None:
+        return None
+    return {key: card[key] for key in ("path", "revision", "sha256", "training") if key in card}
 
 
 def _drafter(config: DictConfig) -> tuple[str, TrainableDrafter]:

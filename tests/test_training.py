@@ -233,6 +233,14 @@ def test_the_command_ends_in_a_head_that_the_loader_takes(
     spec = build(config_of(*overrides(tmp_path)).target, "target")
     drafter.bind(Target(spec.load(quiet).model))
     assert drafter.card()["training"]["num_answer_tokens_seen"] == told["tokens"]
+    assert card["training"]["start"] is None
+    # Trained on, its card tells what it began from.
+    run_training(
+        config_of(*overrides(tmp_path, f"method={method}", f"start={told['head']}", f"out={tmp_path}"))
+    )
+    began = json.loads((tmp_path / HEAD / "card.json").read_text())["training"]["start"]
+    assert (began["path"], began["sha256"]) == (told["head"], drafter.card()["sha256"])
+    assert began["training"]["num_steps"] == 2
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
