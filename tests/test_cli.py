@@ -348,11 +348,11 @@ def test_a_fault_in_the_middle_loses_no_finished_prompt_and_the_same_command_goe
 ) -> None:
     right, calls = Target.prefill, Counter[str]()
 
-    def faulty(self: Target, row: int, prompt: Any) -> Any:
+    def faulty(self: Target, *given: Any) -> Any:
         calls["prefill"] += 1
-        if calls["prefill"] > 12:
+        if calls["prefill"] > 14:
             raise error
-        return right(self, row, prompt)
+        return right(self, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(Target, "prefill", faulty)
