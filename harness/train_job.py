@@ -120,7 +120,7 @@ def _told(trainer: Trainer, done: Progress) -> dict[str, Any]:
 
 def _begun_from(card: dict[str, Any]) -> dict[str, Any] | None:
     """Of a head that was trained on: which it is, and what its own card says of its training."""
-    if card["path"] is None:
+    if card.get("path") is None:
         return None
     return {key: card[key] for key in ("path", "revision", "sha256", "training") if key in card}
 

@@ -108,7 +108,7 @@ def test_a_batch_feeds_its_first_prompts_together_and_later_ones_alone(
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_decoding_goes_on_behind_uneven_prompts_as_behind_each_alone(
-    kernel: str, cache: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+    kernel: str, cache: str, temperature: float
 ) -> None:
     target = Target(tiny_model("llama"), kernel, cache=cache)
     params = DecodingParams(name="any", temperature=temperature, max_new_tokens=30, ignore_end_token=True)
