@@ -109,6 +109,15 @@ class Draft:
                 closure = (closure.float() @ closure.float()) > 0
         return torch.where(self.real[:, :, None], closure, eye)
 
+    @property
+    def visible(self) -> Tensor:
+        """[B, 1+n, 1+n] bool: which of the pending token and the nodes each of them sees."""
+        new = 1 + self.width
+        seen = torch.ones(len(self.tokens), new, new, dtype=torch.bool, device=self.tokens.device).tril()
+        if self.width:
+            seen[:, 1:, 1:] = self.ancestors
+        return seen
+
     @cached_property
     def depths(self) -> Tensor:
         """[B, n] int64: 1 for a child of the pending token."""

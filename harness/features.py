@@ -50,8 +50,20 @@ class Features:
     def _names(self) -> list[str]:
         return [_name(tap) for tap in (*self._taps, _FINAL)]
 
+    @torch.no_grad()
     def _compute(self, samples: Sequence[Sample], taps: Sequence[Tap]) -> list[Tensor]:
-        return self._target.trace_documents(*_laid_out(samples, self._target.device), taps)
+        ids, document, positions = _laid_out(samples, self._target.device)
+        # A token sees the earlier ones of its own document.
+        mask = torch.ones(len(ids), len(ids), dtype=torch.bool, device=ids.device).tril()
+        mask &= document[:, None] == document[None]
+        with self._target.traced(taps) as traced:
+            self._target.model.get_decoder()(
+                input_ids=ids[None],
+                position_ids=positions[None],
+                attention_mask=mask[None, None],
+                use_cache=False,
+            )
+            return [state[0] for state in traced.states()]
 
     @torch.no_grad()
     def _best(self, samples: Sequence[Sample], final: Tensor) -> Tensor:

@@ -243,7 +243,7 @@ def paces(
     `cheapest_widths`). Overwrites the target's cache.
     """
     by_step = {step: [math.inf] * (widths[-1] + 1) for step in target.steps.kinds}
-    _prefill(target, num_rows, num_context)
+    feed_prompts(target, num_rows, num_context)
     pending = torch.ones(num_rows, dtype=torch.int64, device=target.device)
     drafts = [
         Draft.chain(pending[:, None].expand(num_rows, width), torch.full_like(pending, width))
@@ -280,7 +280,8 @@ def widths_to_time(target: Target, drafters: Iterable[Drafter]) -> list[int]:
     return sorted({0} | varying | {number for number in drafted if number is not None})
 
 
-def _prefill(target: Target, num_rows: int, num_context: int) -> None:
+def feed_prompts(target: Target, num_rows: int, num_context: int) -> None:
+    """Begin sequences with prompts of `num_context` tokens; after it every program for prompts is there."""
     target.begin(num_rows)
     prompt = [1 + i % (target.vocab_size - 1) for i in range(num_context)]
     target.prefill(range(num_rows), [prompt] * num_rows)

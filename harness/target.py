@@ -24,16 +24,11 @@ from harness.draft import Draft
 from harness.drafter import Tap
 from harness.footprint import resident_bytes
 from harness.linear import PackedLinear, layout, pack
+from harness.prompts import CHUNK, groups, padded
 from harness.regions import any_sizes, divide
 from harness.steps import Steps
 from harness.taps import Place, Taps
 
-_PREFILL_CHUNK = 2048
-"""Tokens of one forward over prompts."""
-_MOST_PROMPTS = 8
-"""Of one forward: of several lengths, each asks for logits in the rows of all."""
-_MOST_PADDING = 1 / 8
-"""Of prompts that are fed together, over their tokens: on a CPU padding costs what tokens cost."""
 _SPARE = 256
 """Slots behind a whole sequence for what a round writes and drops, a drafter's in its own cache too."""
 
@@ -164,32 +159,16 @@ class Target:
     @torch.no_grad()
     def trace(self, ids: Tensor, taps: Sequence[Tap]) -> tuple[Tensor, list[Tensor]]:
         """See `TargetView`."""
-        with self._traced(taps) as traced:
+        with self.traced(taps) as traced:
             logits: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
             return logits, traced.states()
 
-    @torch.no_grad()
-    def trace_documents(
-        self, ids: Tensor, document: Tensor, positions: Tensor, taps: Sequence[Tap]
-    ) -> list[Tensor]:
-        """States [L, H] per tap of documents packed into one row: ids, numbers, positions [L]; no logits.
-
-        A token sees the earlier ones of its own document.
-        """
-        mask = torch.ones(len(ids), len(ids), dtype=torch.bool, device=self.device).tril()
-        mask &= document[:, None] == document[None]
-        with self._traced(taps) as traced:
-            self.model.get_decoder()(
-                input_ids=ids[None],
-                position_ids=positions[None],
-                attention_mask=mask[None, None],
-                use_cache=False,
-            )
-            return [state[0] for state in traced.states()]
-
     @contextmanager
-    def _traced(self, taps: Sequence[Tap]) -> Iterator[Taps]:
-        """Taps of their own, none of which is left: with other hooks a compiled step is another program."""
+    def traced(self, taps: Sequence[Tap]) -> Iterator[Taps]:
+        """For forwards of the model beside the loop: taps of their own, in the kernel that takes any mask.
+
+        None is left: with other hooks a compiled step is another program.
+        """
         traced = Taps(self.model, stay=False)
         try:
             self.use_kernel("sdpa")
@@ -215,11 +194,11 @@ class Target:
     ) -> tuple[Tensor, list[list[Tensor]]]:
         """Feed m prompts to the sequences `rows`, which begin anew: logits [m, V] after them.
 
-        And per prompt, per tap its states [P, H]. together: `prefill_groups` share a forward.
+        And per prompt, per tap its states [P, H]. together: those of one of `prompts.groups` share a forward.
         """
         logits, states = [], []
-        groups = prefill_groups(rows, [len(prompt) for prompt in prompts])
-        for part in groups if together else (slice(i, i + 1) for i in range(len(rows))):
+        alone = (slice(number, number + 1) for number in range(len(rows)))
+        for part in groups(rows, [len(prompt) for prompt in prompts]) if together else alone:
             last, seen = self._prefill(rows[part.start], prompts[part])
             logits.append(last)
             states += seen
@@ -228,15 +207,13 @@ class Target:
     def _prefill(self, row: int, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, list[list[Tensor]]]:
         """Prompts in one forward, from sequence `row` on; a long one alone, in chunks."""
         rows, lengths = slice(row, row + len(prompts)), [len(prompt) for prompt in prompts]
-        # What a short prompt is filled up with comes behind it, where nothing of it looks and rows are free.
-        padded = [[*prompt, *[0] * (max(lengths) - len(prompt))] for prompt in prompts]
-        ids = torch.tensor(padded, dtype=torch.int64).to(self.device)
+        ids = torch.tensor(padded(prompts), dtype=torch.int64).to(self.device)
         self.cache.lengths[rows] = [0] * len(prompts)
         even, start = len(set(lengths)) == 1, 0
         # Numbers, not a tensor: the last block may lie on another device.
         last_positions = [length - 1 for length in lengths]
         pieces: list[list[Tensor]] = [[] for _ in self._taps.watched]
-        for chunk in torch.split(ids, _PREFILL_CHUNK, dim=1):
+        for chunk in torch.split(ids, CHUNK, dim=1):
             count = chunk.shape[1]
             mask = None
             if start or (self.kernel != attention.GROUPED):
@@ -249,7 +226,10 @@ class Target:
             for piece, state in zip(pieces, self._taps.states(), strict=True):
                 piece.append(state)
         # Of prompts of several lengths there are logits after the last token of each, in every row.
-        assert even or logits.shape[1] == len(prompts), "the model does not heed logits_to_keep"
+        if not even and logits.shape[1] != len(prompts):
+            raise ConfigError(
+                "target.trust_remote_code: the model does not heed logits_to_keep; type measure.batch_size=1"
+            )
         last = logits[:, -1] if even else logits.diagonal().T
         whole = [torch.cat(piece, dim=1) if len(piece) > 1 else piece[0] for piece in pieces]
         return last, [[state[i, :length] for state in whole] for i, length in enumerate(lengths)]
@@ -296,7 +276,7 @@ class Target:
             return self._forward(ids, positions, self._mask(draft), rows)
         compiled = self.steps.forward if kind == "compiled" else None
         self.cache.aim(rows, ids.shape[1], self.device, whole=True, indexed=compiled is not None)
-        mask = self._as_added(attention.tree_mask(lengths, self._tree(draft), self.cache.num_slots))
+        mask = self._as_added(attention.tree_mask(lengths, draft.visible, self.cache.num_slots))
         if compiled:
             places = str(self._taps.places)
             logits: Tensor = compiled(ids, positions, mask=mask, cache=self.cache, constants=[places])
@@ -367,30 +347,7 @@ class Target:
         even = len(set(lengths)) == 1
         if draft.width == 0 and even and self.kernel == attention.GROUPED:
             return None
-        return attention.tree_mask(lengths, self._tree(draft))
-
-    def _tree(self, draft: Draft) -> Tensor:
-        """[B, 1+n, 1+n] bool: which of the new tokens each of them sees."""
-        new = 1 + draft.width
-        tree = torch.ones(len(draft.tokens), new, new, dtype=torch.bool, device=self.device).tril()
-        if draft.width:
-            tree[:, 1:, 1:] = draft.ancestors
-        return tree
-
-
-def prefill_groups(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[slice]:
-    """Which of some prompts are fed in one forward: few, in neighbouring rows, of nearly one length."""
-    begin = 0
-    for end in range(1, len(rows) + 1):
-        if end < len(rows) and rows[end] == rows[end - 1] + 1:
-            among = lengths[begin : end + 1]
-            filled = max(among) * len(among)
-            if len(among) <= _MOST_PROMPTS and filled <= min(
-                _PREFILL_CHUNK, (1 + _MOST_PADDING) * sum(among)
-            ):
-                continue
-        yield slice(begin, end)
-        begin = end
+        return attention.tree_mask(lengths, draft.visible)
 
 
 def _wide(rows: Tensor, states: Tensor) -> Tensor:

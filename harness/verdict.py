@@ -82,6 +82,7 @@ class Judge:
         """The same in the shape that `other` used there."""
         output = other.output_ids
         if place == 0:
+            # Alone, though prompts may have shared a forward: they did so alike in every arm.
             return [], list(request.prompt), len(request.prompt) - 1
         if not other.drafts:
             context = [*request.prompt, *output[:place]]

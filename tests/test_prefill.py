@@ -14,7 +14,8 @@ from harness.accept import Coupled
 from harness.decoding import DecodingParams
 from harness.drafter import HiddenTap
 from harness.engine import LocalEngine, Request
-from harness.target import Target, prefill_groups
+from harness.prompts import groups
+from harness.target import Target
 from methods.vanilla import Vanilla
 from tests.targets import VOCAB, RandomTrees, oracle, tiny_model
 
@@ -63,13 +64,14 @@ def test_logits_states_and_cache_rows_are_those_of_each_prompt_alone(
 def test_a_prompt_that_is_fed_in_pieces_is_the_same_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
     target = Target(tiny_model("llama"))
     whole = fed(target, False, LENGTHS, ROWS)
-    monkeypatch.setattr("harness.target._PREFILL_CHUNK", 20)
+    for module in ("target", "prompts"):
+        monkeypatch.setattr(f"harness.{module}.CHUNK", 20)
     torch.testing.assert_close(fed(target, True, LENGTHS, ROWS), whole)
 
 
 def test_prompts_go_together_in_neighbouring_rows_where_little_is_filled_up() -> None:
     def sizes(rows: list[int], lengths: list[int]) -> list[int]:
-        parts = list(prefill_groups(rows, lengths))
+        parts = list(groups(rows, lengths))
         assert [number for part in parts for number in range(len(rows))[part]] == list(range(len(rows)))
         return [part.stop - part.start for part in parts]
 
@@ -142,7 +144,7 @@ def test_whatever_prompts_come_their_programs_were_made_before_the_clock_runs(
     target = Target(tiny_model.__wrapped__("llama"), cache="static", compiled=True)
     target.reserve(64)
     plain = Target(tiny_model("llama"))
-    profiling._prefill(target, num_rows, 16)
+    profiling.feed_prompts(target, num_rows, 16)
     num_programs = counter.frame_count
     assert num_programs == (1 if num_rows == 1 else 2)
     for lengths in ([5], [16], [5, 5], [9, 9], [10, 9, 10], [16] * 8, [7] * 12):
