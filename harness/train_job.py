@@ -56,7 +56,7 @@ def run_training(config: DictConfig) -> None:
         weights = spec.load(console.note)
         target = Target(weights.model, spec.attention, spec.linear)
         engine = LocalEngine(target, weights.end_token_ids, weights.max_context, timed=False)
-        drafter.bind(target)
+        _bind(name, drafter, target)
         with processes.main_process_first():
             writer = _writer(build(config.writer, "writer"), engine, weights, spec, console)
             samples, num_dropped, excluded = _samples(config, data, writer)
@@ -116,6 +116,16 @@ def _told(trainer: Trainer, done: Progress) -> dict[str, Any]:
         "git": provenance.git_state(),
         "packages": {key: provenance.packages().get(key) for key in ("torch", "transformers")},
     }
+
+
+def _bind(name: str, drafter: TrainableDrafter, target: Target) -> None:
+    try:
+        drafter.bind(target)
+    except ConfigError as error:
+        message = str(error)
+        # The head is typed as `start=` here.
+        head = message.removeprefix("head=")
+        raise ConfigError(f"start={head}" if head != message else f"methods.{name}.{message}") from error
 
 
 def _begun_from(card: dict[str, Any]) -> dict[str, Any] | None:

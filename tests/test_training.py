@@ -262,6 +262,13 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
         torch.testing.assert_close(two["student"][name], tensor, atol=1e-5, rtol=1e-4, msg=name)
 
 
+def test_a_head_to_begin_from_that_is_not_there_is_told_as_it_was_typed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^start=nowhere/at/all: no such folder"):
+        run_training(config_of(*overrides(tmp_path, "method=eagle3", "start=nowhere/at/all")))
+    with pytest.raises(ConfigError, match=r"^methods\.eagle3\.tree: "):
+        run_training(config_of(*overrides(tmp_path, "method=eagle3", "methods.eagle3.tree.top_k=61")))
+
+
 def test_a_method_without_a_head_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="method=ngram: has nothing to train"):
         run_training(config_of(*overrides(tmp_path, "method=ngram")))
