@@ -8,14 +8,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness import provenance
+from harness import naming, provenance
 from harness.config import ConfigError, build
+from harness.console import Console
 from harness.cost_table import COSTS, CostTable, identity
 from harness.engine import LocalEngine
 from harness.exclusive import held, units_of
 from harness.parallel import refuse_shared
 from harness.profiling import Profile
-from harness.reporters import Console
 from harness.target import Target
 from harness.weights import TargetSpec
 
@@ -32,7 +32,7 @@ def run_costs(config: DictConfig) -> None:
     drafters = {str(name): build(node, f"methods.{name}") for name, node in (config.methods or {}).items()}
     spec: TargetSpec = build(config.target, "target")
     refuse_shared(spec.tensor_parallel, "profiling")
-    with held(units_of(spec), True, console.note):
+    with held(units_of(spec.resolved_device(), spec.device_map is not None), True, console.note):
         weights = spec.load(console.note)
         profile.check(weights.max_context)
         target = Target(weights.model, spec.attention, spec.linear, spec.cache, spec.compile)
@@ -47,7 +47,7 @@ def run_costs(config: DictConfig) -> None:
         costs = {}
         for name, drafter in drafters.items():
             console.note(f"profiling {name}")
-            costs[name] = profile.drafter(engine, drafter, provenance.redact(settings["methods"][name]))
+            costs[name] = profile.drafter(engine, drafter, naming.redact(settings["methods"][name]))
     packages = provenance.packages()
     device = provenance.device_facts(target.device)
     table = CostTable(
@@ -58,7 +58,7 @@ def run_costs(config: DictConfig) -> None:
         spread=spread,
         drafters=costs,
         made={
-            "created": provenance.now(),
+            "created": naming.now(),
             "git": provenance.git_state(),
             "packages": packages,
             "device": device,

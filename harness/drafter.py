@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -194,99 +193,3 @@ class Drafter(ABC):
     @abstractmethod
     def keep(self, rows: Sequence[int]) -> None:
         """Only the sequences with these indices go on, in this order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingRow:
-    """Documents packed into one row of L tokens, and what the target makes of them.
-
-    ids [L] int64. answer [L] bool: tokens that the assistant wrote. document [L] int64: number of the
-    document that a token belongs to; it sees no other. positions [L] int64: place within it. taps: per tap of
-    the drafter the states [L, H]. final [L, H]: what the target's LM head reads. best [L] int64: the target's
-    likeliest next token behind the tokens of the answers, -1 behind the others.
-    """
-
-    ids: Tensor
-    answer: Tensor
-    document: Tensor
-    positions: Tensor
-    taps: list[Tensor]
-    final: Tensor
-    best: Tensor
-
-
-class TrainableDrafter(Drafter):
-    """A drafter with a head that `harness.train` can train."""
-
-    @abstractmethod
-    def begin_training(self, counts: Tensor, rows: Sequence[TrainingRow], seed: int) -> torch.nn.Module:
-        """A fresh head on the target's device, in float32: the module whose parameters are trained.
-
-        counts [V]: how often each token stands in the answers (for a draft vocabulary). rows: a few, for the
-        scale of the features.
-        """
-
-    @abstractmethod
-    def loss(self, row: TrainingRow) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a row with its gradient, and numbers for curves (accuracy by position and the like)."""
-
-    @abstractmethod
-    def deploy(self) -> None:
-        """From now on draft with the head as it has been trained so far."""
-
-    @abstractmethod
-    def export(self, folder: Path, card: dict[str, Any]) -> None:
-        """Write the head as it has been trained so far, in its official format, with its card."""
-
-
-class SequenceDrafter(Drafter):
-    """A drafter that treats sequences one by one in plain Python and drafts chains.
-
-    A method writes `propose_one`; where it keeps an index, also `start_one` and `extend_one`.
-    """
-
-    def start_one(self) -> Any:
-        """State of a fresh sequence."""
-        return None
-
-    def extend_one(self, state: Any, tokens: Sequence[int]) -> None:
-        """Tokens (the prompt at first, the pending token always last) were added to the context."""
-
-    @abstractmethod
-    def propose_one(self, context: Sequence[int], state: Any, room: int) -> Sequence[int]:
-        """At most `room` tokens that may follow `context` (prompt, output, pending token)."""
-
-    def reset(self, num_rows: int) -> None:
-        """See `Drafter`."""
-        self._contexts: list[list[int]] = [[] for _ in range(num_rows)]
-        self._states = [self.start_one() for _ in range(num_rows)]
-
-    def propose(self, room: Sequence[int]) -> Draft:
-        """See `Drafter`."""
-        chains = [
-            list(self.propose_one(context, state, limit))[:limit]
-            for context, state, limit in zip(self._contexts, self._states, room, strict=True)
-        ]
-        device, width = self._target.device, max(map(len, chains))
-        if width == 0:
-            return Draft.empty(len(chains), device)
-        padded = [chain + [0] * (width - len(chain)) for chain in chains]
-        size = torch.tensor([len(chain) for chain in chains], device=device)
-        return Draft.chain(torch.tensor(padded, device=device), size)
-
-    def observe(self, outcome: Outcome) -> None:
-        """See `Drafter`."""
-        rows = range(len(self._contexts)) if outcome.rows is None else outcome.rows
-        for row, committed, pending in zip(rows, outcome.committed, outcome.pending, strict=True):
-            if outcome.rows is not None:
-                self._contexts[row], self._states[row] = [], self.start_one()
-            context = self._contexts[row]
-            # The old pending token heads `committed` and is in the context already, but at prefill.
-            fresh = [*(committed[1:] if context else committed), pending]
-            context.extend(fresh)
-            self.extend_one(self._states[row], fresh)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """See `Drafter`."""
-        self._contexts = [self._contexts[row] for row in rows]
-        self._states = [self._states[row] for row in rows]

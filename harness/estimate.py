@@ -18,8 +18,8 @@ from harness import metrics
 from harness.config import ConfigError
 from harness.decoding import DecodingParams
 from harness.footprint import expert_counts, step_bytes
-from harness.measure import last_level_cache_bytes
 from harness.plan import Plan
+from harness.probes import last_level_cache_bytes
 from harness.provenance import device_identity
 from harness.records import GenerationRecord, Run
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from harness.weights import TargetSpec
+    import torch
 
 FOLDER = "SPECBENCH_LOCKS"
 """Environment variable: a folder of this machine that all its jobs see, where /dev/shm is each job's own."""
@@ -59,14 +59,16 @@ def held(units: Sequence[str], timed: bool, note: Callable[[str], None]) -> Iter
         yield
 
 
-def units_of(target: TargetSpec) -> list[str]:
-    """Names of what a run of `target` occupies: its GPUs, or the cores that this process may run on."""
-    device = target.resolved_device()
+def units_of(device: torch.device, spread: bool) -> list[str]:
+    """Names of what a run occupies: its GPUs, or the cores that this process may run on.
+
+    device: where the target lies. spread: whether its layers may lie on every GPU.
+    """
     if device.type == "cuda":
         import torch
 
-        spread = range(torch.cuda.device_count()) if target.device_map is not None else [device.index or 0]
-        return [f"gpu-{torch.cuda.get_device_properties(index).uuid}" for index in spread]
+        indices = range(torch.cuda.device_count()) if spread else [device.index or 0]
+        return [f"gpu-{torch.cuda.get_device_properties(index).uuid}" for index in indices]
     if os.environ.get("LOCAL_RANK", "0") != "0":
         # One run of several processes: the first one holds the cores for all.
         return []

@@ -16,20 +16,22 @@ from typing import Any
 
 import torch
 
-from harness import provenance
+from harness import naming, provenance, run_identity
 from harness.accept import Acceptor
 from harness.chat import template_hash
+from harness.clock import lap_cost_ns
 from harness.config import ConfigError
 from harness.conversation import Conversation
 from harness.decoding import DecodingParams
 from harness.engine import LocalEngine
 from harness.exhibits import MAX_CONVERSATIONS, exhibit, piece_reader
-from harness.measure import lap_cost_ns, read_bandwidth
 from harness.plan import Plan
 from harness.playing import Block, Played, Player, Stage
-from harness.profiling import cheapest_widths
+from harness.probes import read_bandwidth
 from harness.records import BASELINE, Cell, Failure, GenerationRecord, Probe, RunManifest, Verdict
+from harness.run_progress import RunProgress
 from harness.session import Session
+from harness.step_timing import cheapest_widths
 from harness.store import OpenRun, ResultStore
 from harness.verdict import Judge
 
@@ -54,6 +56,7 @@ class Experiment:
         self.session, self.plan, self.params = session, session.plan, params
         self.acceptor: Acceptor = self.plan.acceptor
         self.console = session.console
+        self.progress = RunProgress(session.console)
         weights, measure = session.weights, self.plan.measure
         engine = LocalEngine(
             session.target,
@@ -90,7 +93,7 @@ class Experiment:
         def run_id(replicate: int) -> str:
             # Other prompts in the same file or another head in the same folder make another measurement.
             config = {**asked, "cards": cards, "prompts": prompts, "weights": revision}
-            return provenance.run_id(self.cell, provenance.identity(config, replicate, device))
+            return run_identity.run_id(self.cell, run_identity.identity(config, replicate, device))
 
         wanted = self.plan.replicate
         replicate = store.next_replicate(run_id) if wanted == "next" else wanted
@@ -106,8 +109,8 @@ class Experiment:
                 for name, drafter in self.plan.arms.items()
             },
             rungs=[rung.name for rung in self.rungs],
-            config=provenance.redact(asked),
-            overrides=provenance.redact(self.plan.overrides),
+            config=naming.redact(asked),
+            overrides=naming.redact(self.plan.overrides),
             target={**weights.card, "linear": self.session.target.linear},
             prompts=prompts,
             provenance={
@@ -117,7 +120,7 @@ class Experiment:
                 "source_hash": provenance.source_hash(),
             },
             replicate=replicate,
-            created=provenance.now(),
+            created=naming.now(),
         )
 
     @cached_property
@@ -156,8 +159,8 @@ class Experiment:
                     self._probe(run)
                 pace = self._warm_up()
                 self._num_programs = self.session.target.steps.num_programs
-                self.console.plan(self._num_generations(todo), self._most_seconds(todo, pace))
-                self.console.start(manifest)
+                self.progress.plan(self._num_generations(todo), self._most_seconds(todo, pace))
+                self.progress.start(manifest)
                 for block in todo:
                     self._measure(run, block)
                 run.finish()
@@ -165,7 +168,7 @@ class Experiment:
                 run.write_failure(failure(error, self._where))
                 raise
             finally:
-                self.console.stop()
+                self.progress.stop()
         return run.folder
 
     def _blocks(self) -> Iterator[Block]:
@@ -250,7 +253,7 @@ class Experiment:
             )
             played += one_pass
             for one in one_pass:
-                self.console.record(self._record(one, None, block))
+                self.progress.record(self._record(one, None, block))
         self._refuse_compilation(block)
         run.begin_block(_name(block))
         reference = {one.place: one for one in played if one.player.name == BASELINE and one.repeat == 0}

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from harness.config import ConfigError
 from harness.dialogues import Sample
-from harness.drafter import HiddenTap, Tap, TrainingRow
+from harness.drafter import HiddenTap, Tap
+from harness.naming import digest
 from harness.packing import pack
-from harness.provenance import digest
 from harness.target import Target
+from harness.trainable import TrainingRow
 
 _FINAL = HiddenTap(-1, "normed")
 _BEST = "best"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from harness import cells
 from harness.batches import break_even_of, by_batch, curves
 from harness.metrics import STAGES
-from harness.provenance import slug
+from harness.naming import slug
 from harness.records import BASELINE
 from harness.row import Row
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,11 +18,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from harness.accept import Accepted, Acceptor, choices
-from harness.config import ConfigError, configurable
+from harness.acceptance_trace import read_trace
+from harness.config import configurable
 from harness.decoding import Chooser
 from harness.draft import Draft
-from harness.records import BASELINE
-from harness.store import MANIFEST, load_run
 
 
 @configurable
@@ -32,9 +30,9 @@ class Forced(Acceptor):
 
     tau: a round emits this many tokens on average (the bonus token is one of them), `floor(tau)` or one more,
     spread evenly; `seed` shifts the pattern, for every sequence by another amount. trace: the rounds of a
-    recorded run in its order, begun at another round in every sequence and again when it is used up: a run
-    folder, or JSON or JSONL with lists of accepted lengths, or objects with such a list `accepted` (a run's
-    records.jsonl). arm: whose rounds of it.
+    recorded run in its order, begun at another round in every sequence and again when it is used up: the
+    folder of a finished run, or JSON or JSONL with lists of accepted lengths, or objects with such a list
+    `accepted` (a run's records.jsonl). arm: whose rounds of it.
 
     A round emits the tokens up to the next planned place; where the draft is shallower it keeps its deepest
     path, and the next round has the rest to go, so that the tau reached is lower than planned.
@@ -118,56 +116,3 @@ class Forced(Acceptor):
         place = (begins[(phase * len(ends)).long()] + done) % ends[-1]
         planned = ends[torch.searchsorted(ends, place, right=True)] - place
         return planned
-
-
-def read_trace(path: str, arm: str | None = None) -> list[int]:
-    """Accepted lengths of rounds, in order; see `Forced.trace`.
-
-    Raises:
-        ConfigError: what cannot be read, and where.
-    """
-    place = Path(path).expanduser()
-    found: list[tuple[str | None, list[int]]]
-    if (place / MANIFEST).is_file():
-        records = [record for record in load_run(place).records if record.repeat == 0]
-        found = [(record.arm, record.accepted) for record in records if record.accepted]
-    elif place.is_file():
-        found = list(_entries(place))
-    else:
-        raise ConfigError(
-            f"acceptor.trace={path}: neither a run folder (with {MANIFEST}) nor a file of JSON or JSONL"
-        )
-    # Vanilla keeps nothing in any run, so it is no trace.
-    arms = sorted({name for name, _ in found if name} - {BASELINE})
-    if arm is None and len(arms) > 1:
-        raise ConfigError(f"acceptor.trace={path}: holds {', '.join(arms)}; choose with acceptor.arm=NAME")
-    wanted = arm or (arms[0] if arms else None)
-    lengths = [length for name, accepted in found if name == wanted for length in accepted]
-    if not lengths:
-        holds = f"it holds {', '.join(arms)}" if arms else "it holds none"
-        raise ConfigError(f"acceptor.trace={path}: no accepted lengths of {wanted or 'any arm'}; {holds}")
-    return lengths
-
-
-def _entries(file: Path) -> Iterator[tuple[str | None, list[int]]]:
-    """The arm, where it is told, and the accepted lengths of every list or object of a file."""
-    text = file.read_text(encoding="utf-8")
-    parts: Iterable[tuple[int, str]] = (
-        [(1, text)] if file.suffix == ".json" else enumerate(text.splitlines(), start=1)
-    )
-    for number, part in parts:
-        try:
-            value = json.loads(part)
-            many = value if isinstance(value, list) and value and not isinstance(value[0], int) else [value]
-            for one in many:
-                if isinstance(one, dict) and one.get("repeat"):
-                    continue
-                name, lengths = (one.get("arm"), one["accepted"]) if isinstance(one, dict) else (None, one)
-                if not isinstance(lengths, list) or any(type(n) is not int or n < 0 for n in lengths):
-                    raise ValueError("lengths must be integers from 0")
-                yield name, lengths
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"acceptor.trace={file}:{number}: needs a list of accepted lengths, or an object with such a"
-                f" list `accepted` ({error})"
-            ) from error

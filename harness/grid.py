@@ -8,13 +8,15 @@ from typing import Any
 from omegaconf import DictConfig
 
 from harness.config import ConfigError
+from harness.console import duration
 from harness.decoding import DecodingParams
 from harness.estimate import Estimator
 from harness.experiment import make_cell
+from harness.naming import digest
 from harness.plan import Plan, make_plan
-from harness.provenance import device_facts, digest, identity, stored_identity
+from harness.provenance import device_facts
 from harness.records import Run
-from harness.reporters import duration
+from harness.run_identity import identity, stored_identity
 from harness.store import load_runs
 
 _HEADERS = ["target", "task", "T", "batch", "profile", "methods", "state", "generations", "time", "memory"]

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from harness.config import ConfigError, build
+from harness.console import Console, warn_on_error
 from harness.cost_table import load_tables
 from harness.exclusive import held, units_of
 from harness.experiment import Experiment, failure
@@ -17,7 +18,6 @@ from harness.following import FollowedStore
 from harness.parallel import is_follower
 from harness.plan import Plan, make_plan
 from harness.records import Cell, Failure
-from harness.reporters import Console, Reporters, spared
 from harness.rows import summarise
 from harness.session import Session
 from harness.store import ResultStore, load_run
@@ -54,7 +54,7 @@ class Job:
                 self._store.check_writable()
                 plan = make_plan(self._config, self._overrides)
                 plan.tracker.require()
-                units = units_of(plan.target)
+                units = units_of(plan.target.resolved_device(), plan.target.device_map is not None)
                 stack.enter_context(held(units, plan.measure.timed, self._console.note))
                 session = Session(plan, self._console)
                 experiments = [Experiment(session, params) for params in plan.decodings.values()]
@@ -88,18 +88,23 @@ class Job:
 
     def _report(self, plan: Plan, folder: Path, fresh: bool) -> None:
         """Figures and the tracker's files of a finished run; those that are there already stay."""
-        with spared(self._console, "the report"):
+        with warn_on_error(self._console, "the report"):
             run = load_run(folder)
             rows = summarise(run, load_tables(plan.results))
             figures = sorted((folder / "figures").glob("*"))
             # Of a run that was packed the folder is not there; its figures are in the pack.
             if not figures and folder.is_dir():
-                with spared(self._console, "drawing"):
+                with warn_on_error(self._console, "drawing"):
                     figures = draw(rows, folder / "figures")
             if not fresh:
                 plan.tracker.finish(run, rows, figures)
                 return
-            Reporters(self._console, plan.tracker).finish(run, rows, figures)
+            self._console.note(f"run {run.manifest.run_id}: {len(run.records)} generations in {run.folder}")
+            for failure in run.failures:
+                self._console.warn(f"{failure.kind} in {failure.where}: {failure.message}")
+            for path in figures:
+                self._console.note(f"wrote {path}")
+            plan.tracker.finish(run, rows, figures)
             for row in rows:
                 if row.disturbed:
                     self._console.warn(

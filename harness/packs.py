@@ -18,7 +18,7 @@ from harness.export import COLUMNS
 from harness.files import PART, put_in_place, sync_folder, write_whole
 from harness.journal import JOURNAL, read_journal
 from harness.lease import LOCK
-from harness.provenance import digest
+from harness.naming import digest
 from harness.roots import PACKS, in_pack, is_pack
 
 NUM_TOGETHER = 250

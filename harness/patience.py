@@ -19,13 +19,13 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from harness.cli import OUTCOME, Collect
 from harness.config import ConfigError
+from harness.console import Console
 from harness.lease import RunBusy
+from harness.naming import now
+from harness.outcome import OUTCOME, Collect
 from harness.progress import Asked, Found, Shelf, asked
-from harness.provenance import now
 from harness.records import Failure
-from harness.reporters import Console
 from harness.store import ResultStore
 
 Jobs = dict[int, list[str]]

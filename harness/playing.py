@@ -17,8 +17,8 @@ from harness.conversation import Conversation, Message
 from harness.decoding import DecodingParams, stream_key
 from harness.drafter import Drafter
 from harness.engine import Generation, LocalEngine, Request
-from harness.measure import energy_mj, peak_memory_bytes
 from harness.peers import Rung
+from harness.probes import energy_mj, peak_memory_bytes
 from harness.records import GenerationRecord, Verdict
 
 Block = tuple[Conversation, ...]

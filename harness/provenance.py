@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import platform
-import re
 import subprocess
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from harness.records import Cell, RunManifest
-
-REDACTED = "<redacted>"
-
-_OUTPUT_OPTIONS = frozenset({"tracker", "results", "hydra", "replicate"})
-_NOT_OF_A_RUN = frozenset({"results", "tracker", "replicate", "decodings", "dry_run"})
-"""Where output goes and what a process does; replicate and decodings are put into a run in another form."""
 _DEVICE_IDENTITY = ("type", "name", "num_devices", "driver", "cpu", "num_cores", "num_threads")
-_IDENTITY_PACKAGES = ("torch", "transformers")
 _SOURCE_PACKAGES = ("harness", "methods", "conf")
 _SOURCE_SUFFIXES = frozenset({".py", ".yaml", ".jsonl", ".jinja"})
 _PACKAGES = (
@@ -45,78 +34,10 @@ _PACKAGES = (
     "wandb",
 )
 
-# A bare `token` is a secret, `mask_token` or `max_new_tokens` is not.
-_SECRET_KEY = re.compile(
-    r"(^|[_.+~])(api_?key|access_key|private_key|wandb_key|secret(_key)?|passw(or)?d|credentials?"
-    r"|authorization|(hf|hub|auth|access|bearer|api|wandb|github)_?token)$|(^|[.+])token$",
-    re.IGNORECASE,
-)
-# Forty hex digits alone are a git revision as often as a W&B key, so those are judged by their key.
-_SECRET_VALUE = re.compile(
-    r"hf_[A-Za-z0-9]{16,}|wandb_v\d_\w{16,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
-)
-
-
-def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def run_config(config: Mapping[str, Any], decoding: str) -> dict[str, Any]:
-    """What the manifest of the run with `decoding` holds of a whole resolved configuration."""
-    kept = {key: value for key, value in config.items() if key not in _NOT_OF_A_RUN}
-    return {**kept, "decoding": config["decodings"][decoding]}
-
-
-def identity(config: Mapping[str, Any], replicate: int, device: Mapping[str, Any]) -> dict[str, Any]:
-    """All that makes two runs the same measurement; JSON types only.
-
-    config: the resolved configuration; options that only say where output goes are left out, and so
-    are secrets. device: from `device_facts`; what changes by itself (clocks, free memory) is left out.
-    """
-    return {
-        "config": redact({key: value for key, value in config.items() if key not in _OUTPUT_OPTIONS}),
-        "replicate": replicate,
-        "source": source_hash(),
-        "packages": {name: packages().get(name) for name in _IDENTITY_PACKAGES},
-        "device": device_identity(device),
-    }
-
 
 def device_identity(device: Mapping[str, Any]) -> dict[str, Any]:
     """What tells machines apart, of `device_facts`."""
     return {key: device.get(key) for key in _DEVICE_IDENTITY}
-
-
-def stored_identity(manifest: RunManifest) -> dict[str, Any]:
-    """The `identity` that a stored run had, without its prompts, weights and heads."""
-    facts = manifest.provenance
-    versions = facts.get("packages") or {}
-    return {
-        "config": {key: value for key, value in manifest.config.items() if key not in _OUTPUT_OPTIONS},
-        "replicate": manifest.replicate,
-        "source": facts.get("source_hash"),
-        "packages": {name: versions.get(name) for name in _IDENTITY_PACKAGES},
-        "device": device_identity(facts.get("device") or {}),
-    }
-
-
-def run_id(cell: Cell, identity: Mapping[str, Any]) -> str:
-    """`<target>.<task>.<decoding>.<10 hex digits>`, usable as a folder name and stable across processes."""
-    names = [slug(name) for name in (cell.target, cell.task, cell.decoding)]
-    return ".".join([*names, digest({"cell": cell._asdict(), **identity})[:10]])
-
-
-def slug(name: str) -> str:
-    """`name` with everything that a folder name or the dots of a run id could trip over made a dash."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "unnamed"
-
-
-def digest(value: Any) -> str:
-    """The sha256 of `value` (JSON types) in one canonical spelling, in hex."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def source_hash(root: Path | None = None, names: Iterable[str] = _SOURCE_PACKAGES) -> str:
@@ -182,24 +103,6 @@ def device_facts(device: Any) -> dict[str, Any]:
         "os": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
     return {**facts, **_gpu_facts(device)} if device.type == "cuda" else facts
-
-
-def redact(value: Any, key: str = "") -> Any:
-    """A copy of `value` (nested dicts and lists, `key=value` overrides too) with secrets replaced."""
-    if isinstance(value, Mapping):
-        return {name: redact(item, str(name)) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [redact(item, key) for item in value]
-    if value is None or isinstance(value, bool):
-        return value
-    if _SECRET_KEY.search(key):
-        return REDACTED if value != "" else value
-    if not isinstance(value, str):
-        return value
-    name, equals, given = value.partition("=")
-    if equals and given and _SECRET_KEY.search(name.strip()):
-        return f"{name}={REDACTED}"
-    return _SECRET_VALUE.sub(REDACTED, value)
 
 
 def _gpu_facts(device: Any) -> dict[str, Any]:

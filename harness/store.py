@@ -21,7 +21,7 @@ from harness.export import COLUMNS, About, StoredExhibits, StoredRecords, encode
 from harness.files import PART, sync_folder, write_whole
 from harness.journal import JOURNAL, CorruptJournal, Journal, encode, read_journal
 from harness.lease import LOCK, Lease
-from harness.provenance import digest, now, redact, slug
+from harness.naming import digest, now, redact, slug
 from harness.records import (
     READABLE_VERSIONS,
     SCHEMA_VERSION,

@@ -15,9 +15,10 @@ from pathlib import Path
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.cli import FAILED, GOOD, WRONG, explain
+from harness.cli import explain
 from harness.config import ConfigError
-from harness.reporters import Console
+from harness.console import Console
+from harness.outcome import FAILED, GOOD, WRONG
 from harness.sweeping import Sweep, newest, show, status
 
 

@@ -16,9 +16,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from harness.config import ConfigError
+from harness.console import Console, duration
 from harness.progress import Asked, Shelf, asked, seconds_left, told
 from harness.provenance import source_hash
-from harness.reporters import Console, duration
 
 JOBS, SWEEP, CELLS = "jobs", "multirun.yaml", "cells.json"
 """Where Hydra's folders are, what it leaves in that of a sweep, and the composed cells, kept beside it."""

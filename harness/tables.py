@@ -1,47 +1,19 @@
-"""Tables: rows as text for the console, Markdown, LaTeX and CSV. Pure functions, no clock and no files."""
+"""Tables: rows as headers and cells of text. Pure functions, no clock and no files."""
 
 from __future__ import annotations
 
-import csv as csv_format
-import dataclasses
-import io
-import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from harness import cells
-from harness.batches import break_even_of, by_batch, curves
-from harness.latex import latex
+from harness.batches import break_even_of, curves
 from harness.row import Pair, Row
-
-__all__ = ["console_table", "csv", "csv_of", "latex", "markdown", "pairs_csv", "pairs_table"]
 
 Table = tuple[list[str], list[list[str]]]
 Column = tuple[str, Callable[[Row], str]]
-_LEFT = ("target", "task", "method", "against", "verdict", "which is", "marks")
 _NUM_ALPHAS = 5
 """As many as EAGLE's tables have: 0-alpha to 4-alpha."""
-_SETTING = ("target", "batch", "profile", "baseline", "acceptor")
-"""The axes of `Row.setting`."""
-_LEGEND = """\
-Speedup: (sum of tokens / sum of seconds) over the same of vanilla on the same prompts, whole calls,
-prefill included. tau: tokens emitted a round, bonus token included, trimmed; vanilla has 1. In brackets:
-95 % intervals, bootstrap over conversations, paired. A/A: half-width of that interval between vanilla's
-own repeats; what lies inside it, or has 1 in its interval, is `not distinguishable`. % of roof: tokens/s
-over what plain decoding could reach if it only read its bytes. `indicative`: under 12 conversations.
-`quick`: fewer prompts, tokens or repeats than the protocol asks for. ~~Struck out~~: the output is not
-vanilla's and rounding does not explain it. `forced`: how many tokens a round keeps was given, not found: the
-time is real, the text means nothing. Free drafter: the speedup if drafting took no time;
-oracle length: if every round drafted just what it kept; predicted: by a cost table (`python -m harness.cost`)
-and the ledger alone, prefill as measured. Forward: of the target, as the method has it (vanilla's is one
-token), over the whole batch; its share of the roof: of a step that only reads a single token's bytes; round:
-drafting, forward, acceptance and commit, over vanilla's forward. Peak memory on a CPU is the process's.
-Looped
-text: share of 8-grams that stood in the same output before. n-alpha: of chains, how often the token is kept
-that n guessed features went into, if all before it were. s / sequence: median from entering the batch to the
-last token; ms / token: as one sequence sees it. Break-even batch: where the speedup over vanilla at the same
-batch falls to 1, by a straight line over the logarithm of the batch."""
 
 
 def console_table(rows: Sequence[Row]) -> Table:
@@ -81,7 +53,7 @@ def _table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
     return [name for name, _ in columns], body
 
 
-def _ladder(rows: Sequence[Row]) -> Table:
+def ladder_table(rows: Sequence[Row]) -> Table:
     """Absolute speed, and the speedup in every way that somebody may state it."""
     columns: list[Column] = [
         *cells.varying(rows),
@@ -113,7 +85,7 @@ def _cost_columns(rows: Sequence[Row]) -> list[Column]:
     ]
 
 
-def _acceptance(rows: Sequence[Row]) -> Table:
+def acceptance_table(rows: Sequence[Row]) -> Table:
     """Acceptance as other tools would print it, from the same ledger."""
 
     def told(name: str, write: Callable[[Any], str] = cells.number) -> Callable[[Row], str]:
@@ -141,7 +113,7 @@ _HELD = ("weights", "packed weights", "drafter", "cache", "peak")
 """Keys of `Row.memory_bytes`."""
 
 
-def _memory(rows: Sequence[Row]) -> Table:
+def memory_table(rows: Sequence[Row]) -> Table:
     """Bytes by what they hold, and joules."""
 
     def held(name: str) -> Callable[[Row], str]:
@@ -156,7 +128,7 @@ def _memory(rows: Sequence[Row]) -> Table:
     return _table([row for row in rows if row.memory_bytes], columns)
 
 
-def _output(rows: Sequence[Row]) -> Table:
+def output_table(rows: Sequence[Row]) -> Table:
     """What was written: the verdict with its ties and their null, lengths, loops."""
 
     def null(row: Row) -> str:
@@ -201,10 +173,6 @@ def batches_table(group: Sequence[Row]) -> Table:
     return [*headers, "break-even batch"], body
 
 
-def _batches_heading(row: Row) -> str:
-    return f"{row.target}, {row.task}, T = {row.temperature:g} ({row.decoding}), {row.acceptor}: by batch"
-
-
 def pairs_table(pairs: Sequence[Pair]) -> Table:
     """Every pair of methods of a cell: which is faster, and whether that may be said."""
     axes = cells.varying([pair.row for pair in pairs])
@@ -218,118 +186,3 @@ def pairs_table(pairs: Sequence[Pair]) -> Table:
         body.append(cells.strike(line) if pair.broken else line)
     names = [*(name for name, _ in axes), *["footnote"] * lettered]
     return [*names, "method", "against", "ratio", "which is"], body
-
-
-def markdown(rows: Sequence[Row], pairs: Sequence[Pair] = (), notes: Sequence[str] = ()) -> str:
-    """The whole report: per setting (target, batch size, profile, ...) its tables; then legend and notes."""
-    parts = ["# Results", "", _LEGEND, ""]
-    for setting, group in _by_setting(rows).items():
-        own = [pair for pair in pairs if pair.row.setting == setting]
-        parts += [f"## {_heading(setting)}", "", *_constants(group), *_markdown_table(console_table(group))]
-        for title, table in (
-            ("The ladder", _ladder(group)),
-            ("Acceptance in other tools' words", _acceptance(group)),
-            ("Output", _output(group)),
-            ("Memory and energy", _memory(group)),
-            ("Every pair", pairs_table(own)),
-        ):
-            if table[1]:
-                parts += [f"### {title}", "", *_markdown_table(table)]
-    for group in by_batch(rows):
-        parts += [
-            f"## {cells.escape(_batches_heading(group[0]))}",
-            "",
-            *_markdown_table(batches_table(group)),
-        ]
-    if notes:
-        parts += ["## Notes", "", *(f"* {cells.escape(note)}" for note in notes), ""]
-    return "\n".join(parts)
-
-
-def _by_setting(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
-    groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.setting, []).append(row)
-    return groups
-
-
-def _heading(setting: tuple[Any, ...]) -> str:
-    target, batch, profile, baseline, acceptor = (cells.escape(str(part)) for part in setting)
-    return f"{target}: batch size {batch}, profile {profile}, {baseline} baseline, {acceptor} acceptor"
-
-
-def _constants(rows: Sequence[Row]) -> list[str]:
-    """What the table leaves out because all its rows share it."""
-    shown = {name for name, _ in cells.varying(rows)} | set(_SETTING)
-    told = [f"{name} {cells.escape(write(rows[0]))}" for name, write in cells.AXES if name not in shown]
-    varies = {row.decoding for row in rows}
-    told = [one for one in told if len(varies) == 1 or not one.startswith("decoding ")]
-    return [f"Everywhere: {', '.join(told)}.", ""] if told else []
-
-
-def _markdown_table(table: Table) -> list[str]:
-    headers, body = table
-    # As on the console: the first column and the text at the end on the left, numbers on the right.
-    marks = [":--" if name in _LEFT else "--:" for name in headers]
-    lines = [headers, marks, *([cells.escape(cell) for cell in row] for row in body)]
-    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
-
-
-def csv(rows: Sequence[Row]) -> str:
-    """Every raw number of every row; an empty cell where it is not known."""
-    return csv_of([{**_flat(dataclasses.asdict(row)), "failed": row.failed} for row in rows])
-
-
-def pairs_csv(pairs: Sequence[Pair]) -> str:
-    """Every pair of methods with its raw numbers."""
-    return csv_of(
-        [
-            {
-                **{name: write(pair.row) for name, write in cells.AXES},
-                "variant": pair.row.variant,
-                "over": pair.over,
-                "under": pair.under,
-                "ratio": pair.ratio.value,
-                "ratio_low": pair.ratio.low,
-                "ratio_high": pair.ratio.high,
-                "difference": pair.difference,
-                "broken": pair.broken,
-            }
-            for pair in pairs
-        ]
-    )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields as `parent.child`, intervals as `_low` and `_high`, lists as JSON."""
-    result: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            result |= _flat(value, f"{name}.")
-        elif prefix.startswith("speedup_vs_ci") or key.endswith("_ci"):
-            result[f"{name}_low"], result[f"{name}_high"] = value or ("", "")
-        elif key == "failures":
-            result[name] = "; ".join(cells.failure(one) for one in value)
-        elif isinstance(value, (tuple, list)):
-            result[name] = json.dumps(
-                [None if isinstance(one, float) and math.isnan(one) else one for one in value]
-            )
-        elif key not in ("ties", "ledger"):
-            result[name] = value
-    return result
-
-
-def csv_of(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Lines that may lack some of the columns; an empty cell for what is not known."""
-    names = dict.fromkeys(name for line in lines for name in line)
-    text = io.StringIO()
-    writer = csv_format.DictWriter(text, list(names), restval="", lineterminator="\n")
-    writer.writeheader()
-    for line in lines:
-        writer.writerow({name: _raw(value) for name, value in line.items()})
-    return text.getvalue()
-
-
-def _raw(value: Any) -> Any:
-    return "" if value is None or (isinstance(value, float) and not math.isfinite(value)) else value

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.config import configurable
-from harness.records import GenerationRecord, Run, RunManifest
-from harness.reporters import Console, cause
+from harness.console import Console, cause
+from harness.records import Run
 from harness.row import Row
 
 Curves = Callable[[Mapping[str, float], int], None]
@@ -30,14 +30,8 @@ class NoTracker:
     def require(self) -> None:
         """Raise ConfigError where a package is missing; asked before anything is measured."""
 
-    def start(self, manifest: RunManifest) -> None:
-        """See `harness.reporters.Reporter`."""
-
-    def record(self, record: GenerationRecord) -> None:
-        """See `harness.reporters.Reporter`."""
-
     def finish(self, run: Run, rows: Sequence[Row], files: Sequence[Path]) -> None:
-        """See `harness.reporters.Reporter`."""
+        """Mirror a run that ended. rows: one per method; files: its figures. Never raises."""
 
     def curves(self, name: str, config: Mapping[str, Any]) -> Curves:
         """Begin the curves of a training; what takes their points."""
@@ -60,7 +54,7 @@ class Tracker(NoTracker, ABC):
         """See `curves`. Raises what goes wrong."""
 
     def finish(self, run: Run, rows: Sequence[Row], files: Sequence[Path]) -> None:
-        """See `harness.reporters.Reporter`."""
+        """Send the run; a failure is a warning, because the run itself is safe in the store."""
         try:
             self.check()
             self.send(run, rows, files)

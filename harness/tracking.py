@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from harness import page
 from harness.cells import marks
 from harness.comparable import variants
-from harness.provenance import redact, slug
+from harness.naming import redact, slug
 from harness.records import BASELINE, Cell, GenerationRecord, Run
 from harness.row import Row, to_json
 from harness.rows import pairwise

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import ConfigError, configurable
+from harness.console import Console
 from harness.records import Run
-from harness.reporters import Console
 from harness.row import Row
 from harness.trackers import Curves, Sent, Tracker
 from harness.tracking import ArmLog, Chart, Page, Picture, Shown, Table, arm_log

@@ -12,19 +12,20 @@ from accelerate import PartialState
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from harness import provenance
+from harness import naming, provenance
 from harness.chat import render
 from harness.config import ConfigError, build
+from harness.console import Console
 from harness.dialogues import Dialogues, Sample, Writer, without_overlap
-from harness.drafter import Drafter, TrainableDrafter
+from harness.drafter import Drafter
 from harness.engine import LocalEngine
 from harness.exclusive import held, units_of
 from harness.features import CachedFeatures, Features
 from harness.parallel import refuse_shared
-from harness.reporters import Console
 from harness.target import Target
 from harness.tasks import JsonlTask, Task
 from harness.trackers import NoTracker
+from harness.trainable import TrainableDrafter
 from harness.training import HEAD, Progress, Trainer, Training
 from harness.weights import LoadedWeights, TargetSpec
 
@@ -52,7 +53,7 @@ def run_training(config: DictConfig) -> None:
     tracker: NoTracker = build(config.tracker, "tracker") if processes.is_main_process else NoTracker()
     tracker.require()
     data: Dialogues = build(config.data, "data")
-    with held(units_of(spec), False, console.note):
+    with held(units_of(spec.resolved_device(), spec.device_map is not None), False, console.note):
         weights = spec.load(console.note)
         target = Target(weights.model, spec.attention, spec.linear)
         engine = LocalEngine(target, weights.end_token_ids, weights.max_context, timed=False)
@@ -65,7 +66,7 @@ def run_training(config: DictConfig) -> None:
             made_by = [weights.card.get(key) for key in ("path", "revision", "fingerprint")]
             features = CachedFeatures(target, drafter.taps, Path(training.features), made_by, console.note)
         trainer = Trainer(engine, drafter, training, samples, folder, _identity(settings), features)
-        done = trainer.run(console.note, tracker.curves(f"{spec.name}-{name}", provenance.redact(settings)))
+        done = trainer.run(console.note, tracker.curves(f"{spec.name}-{name}", naming.redact(settings)))
     if not processes.is_main_process:
         return
     card = {

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness.config import ConfigError, configurable
+from harness.console import Console
 from harness.records import BASELINE, Run
-from harness.reporters import Console
 from harness.row import Row
 from harness.store import MANIFEST, RECORDS
 from harness.trackers import Curves, NoTracker, Sent, Tracker

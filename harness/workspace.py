@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import ConfigError
-from harness.reporters import Console
+from harness.console import Console
 from harness.sync import add_settings, make_tracker
 from harness.wandb_reporter import WandbTracker
 

@@ -25,7 +25,8 @@ from torch import Tensor
 from harness.cache import SlotCache
 from harness.config import ConfigError, configurable
 from harness.draft import Draft
-from harness.drafter import HiddenTap, Outcome, TargetView, TrainableDrafter, TrainingRow
+from harness.drafter import HiddenTap, Outcome, TargetView
+from harness.trainable import TrainableDrafter, TrainingRow
 from harness.trees import TreePolicy
 from methods.shared.eagle_checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head
 from methods.shared.eagle_growth import Growth

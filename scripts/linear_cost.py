@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 
 from harness.linear import Product
-from harness.measure import read_bandwidth
-from harness.profiling import paces
+from harness.probes import read_bandwidth
+from harness.step_timing import paces
 from harness.target import Target
 from harness.wheel import WheelTarget
 

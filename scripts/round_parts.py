@@ -21,15 +21,15 @@ from hydra import compose, initialize_config_module
 
 from harness.accept import Coupled
 from harness.batch import Batch, Request, read
+from harness.console import Console
 from harness.conversation import Message
 from harness.cost_table import load_table
 from harness.decoding import DecodingParams
 from harness.draft import Draft
 from harness.drafter import Drafter
 from harness.plan import make_plan
-from harness.profiling import paces
-from harness.reporters import Console
 from harness.session import Session
+from harness.step_timing import paces
 from harness.target import Target
 from harness.trees import DynamicTree
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.cost_table import CostTable, Grid
+from harness.cost_grid import Grid
+from harness.cost_table import CostTable
 from harness.records import (
     Cell,
     DraftTree,

@@ -9,6 +9,7 @@ import pytest
 
 from harness import figures, tables
 from harness.batches import break_even, break_even_of, by_batch, curves
+from harness.markdown import markdown
 from harness.records import Verdict
 from harness.rows import summarise
 from tests.builders import make_record, make_run
@@ -60,13 +61,13 @@ def test_rows_of_one_setting_are_put_together_by_batch_with_latency_and_break_ev
     assert lines["vanilla", "1"]["break-even batch"] == "-"
     # 5 rounds of 10 ms at half the time, of which 4 run at the same time.
     assert lines["ngram", "4"]["s / sequence"] == f"{4 * 0.05 / 1.25:.2f}"
-    assert "by batch" in tables.markdown(rows_of())
+    assert "by batch" in markdown(rows_of())
 
 
 def test_one_batch_alone_has_no_curve_and_a_broken_one_no_break_even(tmp_path: Path) -> None:
     one = summarise(run_at(1, 2.0))
     assert by_batch(one) == []
-    assert "by batch" not in tables.markdown(one)
+    assert "by batch" not in markdown(one)
     (group,) = by_batch(rows_of(verdict="broken"))
     assert break_even_of(curves(group)["ngram"]) is None
     assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from harness import cli, reporting
+from harness import cli, report_command
 from harness.accept import Accepted, Coupled
 from harness.packs import compact
 from harness.store import load_run
@@ -138,7 +138,7 @@ def test_a_failed_cell_is_a_visible_row_and_the_sweep_goes_on(
         assert (row["tau"] is row["speedup"] is row["verdict"] is None) == (row["num_prompts"] == 0)
     assert "FAILED: config" in ended.err
     assert f"a: failed with {sweep.partition('=')[0]}=" in ended.err
-    assert reporting.main(["build", "--results", str(tmp_path / "results")]) == 1
+    assert report_command.main(["build", "--results", str(tmp_path / "results")]) == 1
 
 
 def test_a_mended_cell_is_no_failed_row_any_more(type_in: Type, prompts: Path) -> None:

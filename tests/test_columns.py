@@ -16,7 +16,7 @@ from harness.columns import LOOP_NGRAM, Columns
 from harness.export import COLUMNS, StoredRecords, read_about
 from harness.journal import JOURNAL, CorruptJournal, encode
 from harness.records import GenerationRecord, Run, Verdict
-from harness.reporting import main
+from harness.report_command import main
 from harness.rows import pairwise, summarise, summarise_with_pairs
 from harness.store import load_run, load_runs
 from tests.builders import (

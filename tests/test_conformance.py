@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from harness.conformance.case import Case, Pairs
 from harness.conformance.greedy import official_rounds
 from harness.conformance.suite import find, main, run
+from harness.console import Console
 from harness.experiment import Experiment
 from harness.plan import make_plan
-from harness.reporters import Console
 from harness.session import Session
 from harness.store import ResultStore, load_run
 from methods.shared.eagle_checkpoint import save_head

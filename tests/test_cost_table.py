@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.config import ConfigError
-from harness.cost_table import CostTable, DraftingCost, Grid, isotonic, load_table, load_tables, repaired
+from harness.cost_grid import Grid, isotonic, repaired
+from harness.cost_table import CostTable, DraftingCost, load_table, load_tables
 from tests.builders import make_table
 
 TABLE = make_table()

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from harness.console import Console
 from harness.diff import describe, findings
 from harness.experiment import Experiment
 from harness.records import Run
-from harness.reporters import Console
-from harness.reporting import main
+from harness.report_command import main
 from harness.session import Session
 from harness.store import ResultStore, load_run
 from harness.topics import TOPICS

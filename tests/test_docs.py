@@ -13,11 +13,12 @@ import pytest
 import yaml
 
 import methods
-from harness import cells, cli, reporting, tables
+from harness import cells, cli, report_command
 from harness.accept import Coupled
 from harness.bench import bench
 from harness.config import build
 from harness.decoding import DecodingParams
+from harness.markdown import markdown
 from harness.records import VerdictKind
 from harness.rows import pairwise, summarise
 from methods.vanilla import Vanilla
@@ -38,7 +39,7 @@ def typed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     """The exit status of a command line of ours, in this process."""
     assert words[:2] == ["python", "-m"]
     if words[2] == "harness.report":
-        return reporting.main(words[3:])
+        return report_command.main(words[3:])
     assert words[2] == "harness.bench"
     monkeypatch.setattr(sys, "argv", ["bench", *words[3:]])
     with pytest.raises(SystemExit) as ended:
@@ -111,7 +112,7 @@ def test_the_example_method_keeps_vanillas_output_and_drafts(
 def test_every_column_and_verdict_is_explained() -> None:
     page = (DOCS / "numbers.md").read_text()
     runs = [*sample_runs(), sample_run("b4", batch_size=4, profile="quick", acceptor="rejection", target="b")]
-    report = tables.markdown(summarise(runs), pairwise(runs))
+    report = markdown(summarise(runs), pairwise(runs))
     headers = {
         cell.replace("\\", "")
         for line, below in zip(report.splitlines(), report.splitlines()[1:], strict=False)

@@ -16,9 +16,8 @@ from hydra import compose, initialize_config_module
 
 from harness import exclusive, job
 from harness.config import ConfigError
+from harness.console import Console
 from harness.exclusive import cores, held, units_of
-from harness.reporters import Console
-from harness.tiny import TinyTarget
 
 HOLD = """
 import sys
@@ -128,16 +127,15 @@ def test_a_cpu_run_occupies_the_cores_it_may_run_on(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 9}, raising=False)
     # Two threads of one core are one core; a processor that nothing is known of is its own.
     assert cores() == [0, 1, 9]
-    target = TinyTarget(device="cpu")
-    assert units_of(target) == ["core-0", "core-1", "core-9"]
+    assert units_of(torch.device("cpu"), False) == ["core-0", "core-1", "core-9"]
     # The processes of one run do not wait for one another.
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert units_of(target) == []
+    assert units_of(torch.device("cpu"), False) == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_run_occupies_its_gpu() -> None:
-    (unit,) = units_of(TinyTarget(device="cuda"))
+    (unit,) = units_of(torch.device("cuda", 0), False)
     assert unit.startswith("gpu-")
 
 

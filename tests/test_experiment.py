@@ -12,9 +12,9 @@ from hydra import compose, initialize_config_module
 
 from harness.accept import Accepted, Coupled
 from harness.config import ConfigError
+from harness.console import Console
 from harness.experiment import Experiment
 from harness.plan import Plan, make_plan
-from harness.reporters import Console
 from harness.session import Session
 from harness.store import ResultStore, load_run
 
@@ -90,7 +90,7 @@ def test_a_run_says_what_it_takes_at_most_before_it_starts(
 ) -> None:
     measured(plan_of(tmp_path, "measure=acceptance", "measure.num_warmup=1"), tmp_path)
     told = capsys.readouterr().err
-    said = re.search(r"8 generations; at the pace of the warm-up at most \d+ min", told)
+    said = re.search(r"8 generations; at the speed of the warm-up at most \d+ min", told)
     assert said is not None
     assert said.start() < told.index("run tiny.")
 

@@ -10,11 +10,12 @@ import torch
 
 from harness import cells
 from harness.accept import Coupled
+from harness.acceptance_trace import read_trace
 from harness.config import ConfigError
 from harness.decoding import Chooser, DecodingParams
 from harness.draft import Draft
 from harness.engine import Generation
-from harness.forced import Forced, read_trace
+from harness.forced import Forced
 from harness.rows import summarise
 from harness.store import load_run
 from harness.tiny import TinyTarget
@@ -107,10 +108,11 @@ def test_a_trace_is_replayed_in_order_where_the_draft_is_deep_enough(tmp_path: P
 
 def test_a_run_folder_and_its_records_are_the_same_trace_without_repeats(tmp_path: Path) -> None:
     records = [
-        make_record(arm, f"c{i}", [i, 2], [4, 4], repeat=repeat)
+        make_record(arm, f"c{i}", accepted, [4, 4], repeat=repeat)
         for arm in ("vanilla", "suffix")
         for i in range(2)
         for repeat in range(2)
+        for accepted in ([[0, 0]] if arm == "vanilla" else [[i, 2]])
     ]
     write_runs([make_run(records)], tmp_path)
     (folder,) = (tmp_path / "runs").iterdir()
@@ -134,7 +136,7 @@ def test_one_plan_is_needed_and_one_is_enough() -> None:
     for wrong in ({}, {"tau": 3.0, "trace": "x"}):
         with pytest.raises(ValueError, match=r"acceptor\.tau="):
             Forced(**wrong)
-    with pytest.raises(ConfigError, match="neither a run folder"):
+    with pytest.raises(ConfigError, match="neither the folder of a finished run"):
         Forced(trace="nowhere").load()
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.console import Console
 from harness.experiment import Experiment
 from harness.footprint import cache_bytes_per_token, step_bytes
 from harness.grid import duration, notes, size, survey, table
-from harness.reporters import Console
 from harness.session import Session
 from harness.store import JOURNAL, ResultStore, load_run
 from tests.test_experiment import plan_of

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from harness import tables
-from harness.cost_table import CostTable, DraftingCost, Grid
+from harness.cost_grid import Grid
+from harness.cost_table import CostTable, DraftingCost
 from harness.headroom import contexts, headroom, run_identity, table_of
+from harness.markdown import markdown
 from harness.rows import summarise
 from tests.builders import make_record, make_run, make_table
 
@@ -74,7 +75,7 @@ def test_rows_have_it_where_a_table_is_of_their_machine_and_target() -> None:
     assert vanilla.speedup_predicted == pytest.approx(1.0)
     assert ngram.speedup_free_and_oracle > ngram.speedup_oracle_length > ngram.speedup
     assert math.isfinite(ngram.speedup_predicted)
-    assert "| oracle length |" in tables.markdown([vanilla, ngram])
+    assert "| oracle length |" in markdown([vanilla, ngram])
     plain = summarise(run, [TABLE])
     assert math.isnan(plain[1].speedup_oracle_length)
-    assert "| oracle length |" not in tables.markdown(plain)
+    assert "| oracle length |" not in markdown(plain)

@@ -12,7 +12,7 @@ from harness import packs, records, store
 from harness.config import ConfigError
 from harness.export import COLUMNS, read_about
 from harness.journal import JOURNAL
-from harness.reporting import main
+from harness.report_command import main
 from harness.roots import run_folders
 from harness.store import MANIFEST, ResultStore, load_run, load_runs
 from tests.builders import failed_run, sample_run, write_runs

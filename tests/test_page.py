@@ -13,7 +13,7 @@ import pytest
 from harness.comparable import variants
 from harness.page import document
 from harness.records import Failure, Run
-from harness.reporting import main
+from harness.report_command import main
 from harness.rows import pairwise, summarise
 from tests.builders import make_exhibit, make_record, make_run, sample_records, sample_runs, write_runs
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from harness import profiling
+from harness import step_timing
 from harness.accept import Coupled
 from harness.decoding import DecodingParams
 from harness.drafter import HiddenTap
@@ -144,7 +144,7 @@ def test_whatever_prompts_come_their_programs_were_made_before_the_clock_runs(
     target = Target(tiny_model.__wrapped__("llama"), cache="static", compiled=True)
     target.reserve(64)
     plain = Target(tiny_model("llama"))
-    profiling.feed_prompts(target, num_rows, 16)
+    step_timing.feed_prompts(target, num_rows, 16)
     num_programs = counter.frame_count
     assert num_programs == (1 if num_rows == 1 else 2)
     for lengths in ([5], [16], [5, 5], [9, 9], [10, 9, 10], [16] * 8, [7] * 12):

@@ -15,8 +15,9 @@ from harness.config import ConfigError
 from harness.cost_job import run_costs
 from harness.cost_table import load_tables
 from harness.draft import Draft
-from harness.profiling import Profile, _cheapest, cheapest_widths, paces
+from harness.profiling import Profile
 from harness.rows import summarise
+from harness.step_timing import _cheapest, cheapest_widths, paces
 from harness.store import load_run
 from harness.target import Target
 from harness.trees import DynamicTree

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import provenance
-from harness.provenance import REDACTED, device_facts, git_state, identity, redact, run_id, slug, source_hash
+from harness import run_identity
+from harness.naming import REDACTED, redact, slug
+from harness.provenance import device_facts, git_state, source_hash
 from harness.records import Cell
+from harness.run_identity import identity, run_id
 
 CELL = Cell("tiny", "smoke", "greedy", 0.0, 1, "full", "eager", "coupled")
 DEVICE = {"type": "cpu", "name": "a", "num_threads": 2, "cpu_mhz": 1000.0}
@@ -36,9 +38,9 @@ def test_the_id_tells_what_could_change_a_number(monkeypatch: pytest.MonkeyPatch
         name(num_threads=1),
         name(type="cuda"),
     }
-    monkeypatch.setattr(provenance, "source_hash", lambda: "edited")
+    monkeypatch.setattr(run_identity, "source_hash", lambda: "edited")
     others.add(name())
-    monkeypatch.setattr(provenance, "packages", lambda: {"torch": "2.9.0", "transformers": "5.17.0"})
+    monkeypatch.setattr(run_identity, "packages", lambda: {"torch": "2.9.0", "transformers": "5.17.0"})
     others.add(name())
     monkeypatch.undo()
     assert len(others | {name()}) == 7

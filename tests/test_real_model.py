@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.console import Console
 from harness.experiment import Experiment
-from harness.reporters import Console
 from harness.session import Session
 from harness.store import ResultStore, load_run
 from harness.wheel import converted_folder

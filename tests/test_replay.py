@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import reporting
+from harness import report_command
 from harness.config import ConfigError
-from harness.cost_table import COSTS, CostTable, DraftingCost, Grid
+from harness.cost_grid import Grid
+from harness.cost_table import COSTS, CostTable, DraftingCost
 from harness.headroom import run_identity
 from harness.records import GenerationRecord, Run
 from harness.replay import Replayed, replay
@@ -111,14 +112,14 @@ def test_the_command_prints_a_json_line_in_which_everything_is_marked(
 ) -> None:
     run = run_of(CHAIN)
     write_runs([run], tmp_path)
-    assert reporting.main(["replay", "--results", str(tmp_path)]) == 2
+    assert report_command.main(["replay", "--results", str(tmp_path)]) == 2
     assert "type python -m harness.cost" in capsys.readouterr().err
     other = replace(table_for(run), identity={**run_identity(run.manifest), "device": {"cpu": "another"}})
     place = other.save(tmp_path / "elsewhere")
-    assert reporting.main(["replay", "--results", str(tmp_path), "--costs", str(place)]) == 2
+    assert report_command.main(["replay", "--results", str(tmp_path), "--costs", str(place)]) == 2
     assert "device.cpu is 'another' there" in capsys.readouterr().err
     table_for(run).save(tmp_path / COSTS)
-    assert reporting.main(["replay", "--results", str(tmp_path), "--batch", "1,4", "--length", "2"]) == 0
+    assert report_command.main(["replay", "--results", str(tmp_path), "--batch", "1,4", "--length", "2"]) == 0
     told = capsys.readouterr()
     document = json.loads(told.out.splitlines()[-1])["replayed"]
     assert [(line["batch"], line["length"]) for line in document] == [(1, 2), (1, None), (4, 2), (4, None)]

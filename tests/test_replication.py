@@ -14,7 +14,7 @@ from harness import replication
 from harness.config import ConfigError
 from harness.published import FOLDER, load_papers
 from harness.records import Run
-from harness.reporting import main
+from harness.report_command import main
 from harness.rows import summarise
 from tests.builders import broken_run, make_run, sample_records, write_runs
 

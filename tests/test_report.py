@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.records import Run
-from harness.reporting import main
+from harness.report_command import main
 from tests.builders import broken_run, failed_run, sample_run, sample_runs, write_runs
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,7 @@ def test_a_second_build_changes_no_byte(tmp_path: Path) -> None:
 def test_neither_torch_nor_transformers_nor_wandb_is_imported(tmp_path: Path) -> None:
     write_runs([sample_run()], tmp_path)
     script = (
-        "import sys; from harness.reporting import main; status = main(sys.argv[1:]);"
+        "import sys; from harness.report_command import main; status = main(sys.argv[1:]);"
         "print(status, {'torch', 'transformers', 'wandb', 'datasets'} & set(sys.modules))"
     )
     done = subprocess.run(

@@ -14,7 +14,7 @@ import pytest
 
 from harness.config import ConfigError
 from harness.packs import compact
-from harness.reporting import main
+from harness.report_command import main
 from harness.roots import locate
 from tests.builders import failed_run, sample_run, write_runs
 

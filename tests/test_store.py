@@ -436,7 +436,7 @@ def test_runs_are_read_without_torch(tmp_path: Path) -> None:
 
         sys.meta_path.insert(0, NoTorch())
         from pathlib import Path
-        import harness.reporters, harness.wandb_reporter
+        import harness.console, harness.wandb_reporter
         from harness.store import load_runs
         print(sum(len(run.records) for run in load_runs(Path(sys.argv[1]))))
     """

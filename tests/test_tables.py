@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import tables
+from harness import csv_files, tables
+from harness.latex import latex
+from harness.markdown import markdown
 from harness.records import Run, Verdict
 from harness.rows import pairwise, summarise
 from tests.builders import make_record, make_run, sample_records, sample_run, sample_runs
@@ -25,7 +27,7 @@ NOTES = ['a: device.name = "one_two"']
 def reports() -> dict[str, str]:
     runs = sample_runs()
     rows, pairs = summarise(runs), pairwise(runs)
-    return {"report.md": tables.markdown(rows, pairs, NOTES), "report.tex": tables.latex(rows, NOTES)}
+    return {"report.md": markdown(rows, pairs, NOTES), "report.tex": latex(rows, NOTES)}
 
 
 def console(*runs: Run) -> dict[str, dict[str, str]]:
@@ -89,15 +91,15 @@ def test_a_pair_with_a_broken_method_is_struck_out() -> None:
 
 def test_an_untimed_report_has_acceptance_and_no_ladder() -> None:
     run = make_run(sample_records({"ngram": 0.5}, timed=False), profile="acceptance")
-    text = tables.markdown(summarise(run), pairwise(run))
+    text = markdown(summarise(run), pairwise(run))
     assert "Acceptance in other tools' words" in text
     assert "The ladder" not in text
-    assert "nan" not in text + tables.latex(summarise(run))
+    assert "nan" not in text + latex(summarise(run))
 
 
 def test_the_csv_holds_every_raw_number() -> None:
     rows = summarise(sample_runs())
-    read = list(csv.DictReader(io.StringIO(tables.csv(rows))))
+    read = list(csv.DictReader(io.StringIO(csv_files.csv(rows))))
     assert len(read) == len(rows)
     for line, row in zip(read, rows, strict=True):
         if not row.failed:
@@ -105,8 +107,8 @@ def test_the_csv_holds_every_raw_number() -> None:
             assert row.tau_ci is None or float(line["tau_ci_low"]) == row.tau_ci[0]
             assert row.ledger is None or float(line["ledger.as_eagle"]) == row.ledger.as_eagle
         assert line["failed"] == str(row.failed)
-    assert "nan" not in tables.csv(rows)
-    pairs = list(csv.DictReader(io.StringIO(tables.pairs_csv(pairwise(sample_runs())))))
+    assert "nan" not in csv_files.csv(rows)
+    pairs = list(csv.DictReader(io.StringIO(csv_files.pairs_csv(pairwise(sample_runs())))))
     assert {pair["difference"] for pair in pairs} >= {"faster", "slower"}
 
 
@@ -131,7 +133,7 @@ def test_the_best_lossless_number_is_bold_and_never_a_broken_or_lossy_one() -> N
     assert "bfseries" in suffix[3]
     assert "bfseries" in next(line for line in at_one if line.startswith("ngram")).split(" & ")[1]
     lossy = [make_record("lossy", f"c{i:02}", [4], [4], verdict=Verdict("lossy")) for i in range(12)]
-    text = tables.latex(summarise(make_run([*sample_records({"ngram": 0.5}, num_prompts=12), *lossy])))
+    text = latex(summarise(make_run([*sample_records({"ngram": 0.5}, num_prompts=12), *lossy])))
     line = next(line for line in text.splitlines() if line.startswith("lossy"))
     assert "bfseries" not in line
     assert r"\ddagger" in line
@@ -139,14 +141,14 @@ def test_the_best_lossless_number_is_bold_and_never_a_broken_or_lossy_one() -> N
 
 def test_only_what_is_distinguishable_from_vanilla_is_bold_and_vanilla_never() -> None:
     idle = summarise(make_run(sample_records({"idle": 0.0}, num_prompts=12)))
-    assert "bfseries" not in tables.latex(idle)
+    assert "bfseries" not in latex(idle)
     slower = [dataclasses.replace(row, speedup=0.9, speedup_ci=(0.8, 0.95)) for row in idle]
-    assert "bfseries" not in tables.latex(slower)
+    assert "bfseries" not in latex(slower)
     unclear = [
         dataclasses.replace(row, speedup_ci=(0.9, 3.0)) if row.method == "suffix" else row
         for row in summarise(sample_run())
     ]
-    lines = tables.latex(unclear).splitlines()
+    lines = latex(unclear).splitlines()
     suffix = next(line for line in lines if line.startswith("suffix")).split(" & ")
     assert ["bfseries" in cell for cell in suffix[1:]] == [False, True]
     assert "bfseries" not in next(line for line in lines if line.startswith("ngram"))
@@ -158,16 +160,16 @@ def test_rows_of_one_name_are_told_apart_in_every_layout() -> None:
         for length in (4, 8)
     ]
     rows = summarise(runs)
-    for text in (tables.latex(rows), tables.markdown(rows, pairwise(runs))):
+    for text in (latex(rows), markdown(rows, pairwise(runs))):
         assert {f"ngram [{letter}]" for letter in "ab"} <= set(re.findall(r"ngram \[.\]", text))
-    assert tables.latex(rows).count(r"\begin{table}") == 1
+    assert latex(rows).count(r"\begin{table}") == 1
 
 
 def test_names_cannot_break_the_markup() -> None:
     records = sample_records({"a_b|c&d%": 0.5}, num_prompts=3)
     rows = summarise(make_run(records))
-    assert "| a\\_b\\|c&d% |" in tables.markdown(rows)
-    assert r"a\_b\textbar{}c\&d\%" in tables.latex(rows)
+    assert "| a\\_b\\|c&d% |" in markdown(rows)
+    assert r"a\_b\textbar{}c\&d\%" in latex(rows)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from harness import cli, reporting, trackio_reporter
+from harness import cli, report_command, trackio_reporter
 from harness.bench import bench
 from harness.config import ConfigError
 from harness.rows import summarise
@@ -79,7 +79,7 @@ def test_without_the_package_a_run_is_refused_with_what_to_install(
     with pytest.raises(ConfigError, match="pip install trackio"):
         TrackioTracker().require()
     write_runs([sample_run()], tmp_path / "stored")
-    assert reporting.main(["sync", "--tracker", "trackio", "--results", str(tmp_path / "stored")]) == 2
+    assert report_command.main(["sync", "--tracker", "trackio", "--results", str(tmp_path / "stored")]) == 2
     assert "pip install trackio" in capsys.readouterr().err
     words = ["bench", "~experiment", "target=tiny", "tracker=trackio", f"results={tmp_path / 'results'}"]
     monkeypatch.setattr(sys, "argv", words)

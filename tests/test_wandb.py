@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from harness import reporting, tracking
+from harness import report_command, tracking
 from harness.records import BASELINE, Run
 from harness.row import to_json
 from harness.rows import summarise
@@ -170,10 +170,10 @@ def test_a_file_that_broke_off_does_not_count(tmp_path: Path, monkeypatch: pytes
 def test_sync_offline_writes_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = stored(tmp_path)
     command = ["sync", "--results", str(tmp_path), "tracker.mode=offline"]
-    assert reporting.main(command) == 0
+    assert report_command.main(command) == 0
     assert json.loads(capsys.readouterr().out)["sent"] == {run.manifest.run_id: list(run.manifest.arms)}
     assert len(list(tmp_path.glob("wandb/wandb/offline-run-*"))) == len(run.manifest.arms)
-    assert reporting.main(command) == 0
+    assert report_command.main(command) == 0
     assert json.loads(capsys.readouterr().out)["sent"] == {}
 
 

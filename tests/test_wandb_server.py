@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import conf
-from harness import cli, reporting, wandb_reporter, workspace
+from harness import cli, report_command, wandb_reporter, workspace
 from harness.bench import bench
 from harness.records import BASELINE, Run
 from harness.row import Row
@@ -43,7 +43,7 @@ def tracker(tmp_path: Path, **settings: Any) -> WandbTracker:
 
 
 def sync(tmp_path: Path, *arguments: str) -> int:
-    return reporting.main(["sync", "--results", str(tmp_path), *arguments])
+    return report_command.main(["sync", "--results", str(tmp_path), *arguments])
 
 
 def row_of(rows: list[Row], arm: str) -> Row:
@@ -247,11 +247,11 @@ def test_the_workspace_is_saved_and_renewed(
     tmp_path: Path, server: FakeWandb, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("wandb_workspaces", reason="views are made by wandb-workspaces, an extra")
-    assert reporting.main(["workspace", "tracker.project=mine"]) == 0
+    assert report_command.main(["workspace", "tracker.project=mine"]) == 0
     address = capsys.readouterr().out.strip()
     (view,) = server.views
     assert (view["entityName"], view["projectName"], view["displayName"]) == ("me", "mine", workspace.NAME)
     assert view["name"].removeprefix("nw-").removesuffix("-v") in address
-    assert reporting.main(["workspace", "tracker.project=mine", "--view", address]) == 0
+    assert report_command.main(["workspace", "tracker.project=mine", "--view", address]) == 0
     assert [one.get("id") for one in server.views] == [None, "view1"]
     assert server.views[1]["name"] == view["name"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness import reporting, workspace
+from harness import report_command, workspace
 from harness.rows import summarise
 from harness.tracking import arm_log
 from tests.builders import sample_run
@@ -18,7 +18,7 @@ from tests.builders import sample_run
 @pytest.fixture
 def definition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     pytest.importorskip("wandb_workspaces", reason="views are made by wandb-workspaces, an extra")
-    assert reporting.main(["workspace", "--dry-run", "tracker.entity=team"]) == 0
+    assert report_command.main(["workspace", "--dry-run", "tracker.entity=team"]) == 0
     made: dict[str, Any] = json.loads(capsys.readouterr().out)
     return made
 
@@ -44,5 +44,5 @@ def test_without_the_package_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(workspace, "find_spec", lambda name: None)
-    assert reporting.main(["workspace"]) == 2
+    assert report_command.main(["workspace"]) == 2
     assert "pip install wandb-workspaces" in capsys.readouterr().err

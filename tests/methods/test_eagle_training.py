@@ -11,9 +11,9 @@ import torch
 from harness.accept import Coupled
 from harness.cache import SlotCache
 from harness.decoding import DecodingParams
-from harness.drafter import TrainingRow
 from harness.engine import LocalEngine, Request
 from harness.target import Target
+from harness.trainable import TrainingRow
 from harness.trees import DynamicTree
 from methods.eagle import Eagle
 from methods.shared import eagle_training

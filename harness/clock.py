@@ -1,0 +1,66 @@
+"""Clock: how seconds are obtained, split among the stages of a round, and what reading the clock costs."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+
+class Stopwatch:
+    """Marks the ends of named spans: host time on a CPU, device events on a GPU (no synchronisation)."""
+
+    def __init__(self, device: torch.device, enabled: bool = True):
+        self._device, self._enabled = device, enabled
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[str, int | torch.cuda.Event]] = []
+        self._begin = 0
+
+    def start(self) -> None:
+        """Wait for the device and begin."""
+        synchronize(self._device)
+        self._marks = []
+        self._begin = time.perf_counter_ns()
+        self.lap("")
+
+    def lap(self, name: str) -> None:
+        """The time since the last mark belongs to `name`."""
+        if not self._enabled:
+            return
+        if self._cuda:
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record()
+            self._marks.append((name, event))
+        else:
+            self._marks.append((name, time.perf_counter_ns()))
+
+    def stop(self) -> int:
+        """Wait for the device; nanoseconds since `start`, 0 where disabled."""
+        synchronize(self._device)
+        return time.perf_counter_ns() - self._begin if self._enabled else 0
+
+    def spans(self) -> list[tuple[str, int]]:
+        """Each lap's name and nanoseconds, in order; after `stop`."""
+        result = []
+        for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
+            if isinstance(before, int) and isinstance(after, int):
+                result.append((name, after - before))
+            elif isinstance(before, torch.cuda.Event) and isinstance(after, torch.cuda.Event):
+                result.append((name, int(before.elapsed_time(after) * 1e6)))
+        return result
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def lap_cost_ns(device: torch.device, num_laps: int = 2000) -> float:
+    """What one `lap` costs on the host."""
+    watch = Stopwatch(device)
+    watch.start()
+    begin = time.perf_counter_ns()
+    for _ in range(num_laps):
+        watch.lap("probe")
+    return (time.perf_counter_ns() - begin) / num_laps

@@ -1,0 +1,74 @@
+"""CSV: the numbers of the tables, unrounded."""
+
+from __future__ import annotations
+
+import csv as csv_format
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness import cells
+from harness.row import Pair, Row
+
+
+def csv(rows: Sequence[Row]) -> str:
+    """Every raw number of every row; an empty cell where it is not known."""
+    return csv_of([{**_flat(dataclasses.asdict(row)), "failed": row.failed} for row in rows])
+
+
+def pairs_csv(pairs: Sequence[Pair]) -> str:
+    """Every pair of methods with its raw numbers."""
+    return csv_of(
+        [
+            {
+                **{name: write(pair.row) for name, write in cells.AXES},
+                "variant": pair.row.variant,
+                "over": pair.over,
+                "under": pair.under,
+                "ratio": pair.ratio.value,
+                "ratio_low": pair.ratio.low,
+                "ratio_high": pair.ratio.high,
+                "difference": pair.difference,
+                "broken": pair.broken,
+            }
+            for pair in pairs
+        ]
+    )
+
+
+def csv_of(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Lines that may lack some of the columns; an empty cell for what is not known."""
+    names = dict.fromkeys(name for line in lines for name in line)
+    text = io.StringIO()
+    writer = csv_format.DictWriter(text, list(names), restval="", lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow({name: _raw(value) for name, value in line.items()})
+    return text.getvalue()
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields as `parent.child`, intervals as `_low` and `_high`, lists as JSON."""
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            result |= _flat(value, f"{name}.")
+        elif prefix.startswith("speedup_vs_ci") or key.endswith("_ci"):
+            result[f"{name}_low"], result[f"{name}_high"] = value or ("", "")
+        elif key == "failures":
+            result[name] = "; ".join(cells.failure(one) for one in value)
+        elif isinstance(value, (tuple, list)):
+            result[name] = json.dumps(
+                [None if isinstance(one, float) and math.isnan(one) else one for one in value]
+            )
+        elif key not in ("ties", "ledger"):
+            result[name] = value
+    return result
+
+
+def _raw(value: Any) -> Any:
+    return "" if value is None or (isinstance(value, float) and not math.isfinite(value)) else value

@@ -1,0 +1,109 @@
+"""Outcome: what a job leaves behind, and how a command ends: one table, one JSON line, the exit status."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from harness.comparable import variants
+from harness.console import Console
+from harness.parallel import is_follower
+from harness.records import Run
+from harness.store import load_run
+
+OUTCOME = "outcome.json"
+"""What a job leaves in its Hydra folder: `run_dirs`, `errors` and `status`."""
+
+
+GOOD, FAILED, WRONG = 0, 1, 2
+
+
+class Collect(Callback):
+    """Ends the process: one table of everything it measured, the JSON line, the exit status.
+
+    Hydra gives a job's result to nobody but callbacks, and their exceptions it turns into warnings; hence the
+    SystemExit.
+    """
+
+    def on_run_end(self, config: DictConfig, **_: Any) -> None:
+        """After a single run; one that raised has no outcome, and Hydra raises it again."""
+        outcome = Path(config.hydra.run.dir) / OUTCOME
+        if outcome.is_file():
+            self._end([outcome])
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """After all jobs of a sweep, in the order of their numbers."""
+        jobs = sorted(Path(config.hydra.sweep.dir).glob("*/.hydra"), key=lambda path: _number(path.parent))
+        self._end([job.parent / OUTCOME for job in jobs])
+
+    def _end(self, outcomes: Iterable[Path]) -> None:
+        if is_follower():
+            return
+        console = Console()
+        try:
+            status = _report([_read(path) for path in outcomes], console)
+        except Exception as error:
+            console.error(error)
+            raise SystemExit(FAILED) from error
+        raise SystemExit(status)
+
+
+def _number(folder: Path) -> tuple[int, str]:
+    return (int(folder.name), "") if folder.name.isdigit() else (sys.maxsize, folder.name)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {"run_dirs": [], "errors": [f"{path.parent}: the job ended without an outcome"], "status": 1}
+    outcome: dict[str, Any] = json.loads(path.read_text())
+    return outcome
+
+
+def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
+    """Print the table and the JSON line; the exit status. Nothing was measured by a wrong command line."""
+    from harness import rows, tables
+    from harness.cost_table import load_tables
+    from harness.row import Row, json_rows
+
+    status: int = max(outcome["status"] for outcome in outcomes)
+    folders = list(dict.fromkeys(folder for outcome in outcomes for folder in outcome["run_dirs"]))
+    errors = [error for outcome in outcomes for error in outcome["errors"]]
+    surveyed = [cell for outcome in outcomes for cell in outcome.get("cells", [])]
+    runs: list[Run] = []
+    found: list[Row] = []
+    for folder in folders:
+        try:
+            runs.append(load_run(Path(folder)))
+        except Exception as error:
+            errors.append(f"{folder}: left out of the table: {error}")
+    try:
+        results = dict.fromkeys(Path(folder).parents[1] for folder in folders)
+        found = rows.summarise(runs, [table for place in results for table in load_tables(place)])
+        if found:
+            console.table(*tables.console_table(found))
+        for note in variants(runs)[1]:
+            console.note(note)
+        if surveyed:
+            from harness import grid
+
+            console.table(*grid.table(surveyed))
+            for note in grid.notes(surveyed):
+                console.note(note)
+    except Exception as error:
+        errors.append(f"the table cannot be made: {type(error).__name__}: {error}")
+    for told in errors:
+        console.error(told)
+    if status == WRONG:
+        return status
+    document: dict[str, Any] = {"rows": json_rows(found), "run_dirs": folders}
+    if any("cells" in outcome for outcome in outcomes):
+        document["cells"] = surveyed
+    print(json.dumps(document, allow_nan=False), flush=True)
+    broken = any(row.verdict == "broken" and row.kind == "arm" for row in found)
+    return FAILED if broken or errors else status

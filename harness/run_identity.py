@@ -1,0 +1,59 @@
+"""Identity of a run: what makes two runs the same measurement, and the name that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.naming import digest, redact, slug
+from harness.provenance import device_identity, packages, source_hash
+from harness.records import Cell, RunManifest
+
+_OUTPUT_OPTIONS = frozenset({"tracker", "results", "hydra", "replicate"})
+
+
+_NOT_OF_A_RUN = frozenset({"results", "tracker", "replicate", "decodings", "dry_run"})
+"""Where output goes and what a process does; replicate and decodings are put into a run in another form."""
+
+
+_IDENTITY_PACKAGES = ("torch", "transformers")
+
+
+def run_config(config: Mapping[str, Any], decoding: str) -> dict[str, Any]:
+    """What the manifest of the run with `decoding` holds of a whole resolved configuration."""
+    kept = {key: value for key, value in config.items() if key not in _NOT_OF_A_RUN}
+    return {**kept, "decoding": config["decodings"][decoding]}
+
+
+def identity(config: Mapping[str, Any], replicate: int, device: Mapping[str, Any]) -> dict[str, Any]:
+    """All that makes two runs the same measurement; JSON types only.
+
+    config: the resolved configuration; options that only say where output goes are left out, and so
+    are secrets. device: from `device_facts`; what changes by itself (clocks, free memory) is left out.
+    """
+    return {
+        "config": redact({key: value for key, value in config.items() if key not in _OUTPUT_OPTIONS}),
+        "replicate": replicate,
+        "source": source_hash(),
+        "packages": {name: packages().get(name) for name in _IDENTITY_PACKAGES},
+        "device": device_identity(device),
+    }
+
+
+def stored_identity(manifest: RunManifest) -> dict[str, Any]:
+    """The `identity` that a stored run had, without its prompts, weights and heads."""
+    facts = manifest.provenance
+    versions = facts.get("packages") or {}
+    return {
+        "config": {key: value for key, value in manifest.config.items() if key not in _OUTPUT_OPTIONS},
+        "replicate": manifest.replicate,
+        "source": facts.get("source_hash"),
+        "packages": {name: versions.get(name) for name in _IDENTITY_PACKAGES},
+        "device": device_identity(facts.get("device") or {}),
+    }
+
+
+def run_id(cell: Cell, identity: Mapping[str, Any]) -> str:
+    """`<target>.<task>.<decoding>.<10 hex digits>`, usable as a folder name and stable across processes."""
+    names = [slug(name) for name in (cell.target, cell.task, cell.decoding)]
+    return ".".join([*names, digest({"cell": cell._asdict(), **identity})[:10]])
