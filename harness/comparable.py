@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.config import ConfigError
+from harness.naming import class_names
 from harness.records import Run
 
 Facts = dict[str, str]
@@ -44,6 +45,7 @@ def facts(run: Run) -> Facts:
     if not run.records:
         return {}
     manifest, cell, config = run.manifest, run.manifest.cell, run.manifest.config
+    config = class_names(config)
     found: dict[str, Any] = {"profile": cell.profile, "baseline": cell.baseline}
     found |= _flat("", {k: v for k, v in manifest.provenance.items() if k not in ("git", "created")})
     found |= _flat("config", {k: v for k, v in config.items() if k not in _AXES | _OUTPUT})
@@ -59,7 +61,7 @@ def facts(run: Run) -> Facts:
     found |= _flat(f"prompts[{cell.target}, {cell.task}]", prompts)
     found |= _flat(f"task[{cell.task}]", config.get("task") or {})
     # A method may have another head or tree for another target; on one target it must be the same everywhere.
-    for name, settings in manifest.arms.items():
+    for name, settings in class_names(manifest.arms).items():
         found |= _flat(f"method[{cell.target}, {name}]", settings)
     for name, settings in (config.get("rungs") or {}).items():
         found |= _flat(f"rung[{name}]", settings)

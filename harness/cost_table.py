@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from harness.config import ConfigError
 from harness.cost_grid import Floats, Grid
-from harness.naming import digest, slug
+from harness.naming import class_names, digest, slug
 from harness.provenance import device_identity
 
 COSTS = "costs"
@@ -84,7 +84,7 @@ class CostTable:
     def drafting(self, method: str, settings: Mapping[str, Any]) -> DraftingCost | None:
         """Of a method with exactly these settings, where it was measured."""
         found = self.drafters.get(method)
-        return found if found is not None and found.settings == dict(settings) else None
+        return found if found is not None and class_names(found.settings) == class_names(settings) else None
 
     def expect(self, wanted: Mapping[str, Any]) -> CostTable:
         """This table, if it was measured on what `wanted` (see `identity`) describes.

@@ -18,6 +18,7 @@ from harness import metrics
 from harness.config import ConfigError
 from harness.decoding import DecodingParams
 from harness.footprint import expert_counts, step_bytes
+from harness.naming import class_names
 from harness.plan import Plan
 from harness.probes import last_level_cache_bytes
 from harness.provenance import device_identity
@@ -69,7 +70,7 @@ class Estimator:
         runs = [
             run
             for run in self._here
-            if run.manifest.config.get("target") == self.plan.config["target"]
+            if class_names(run.manifest.config.get("target")) == class_names(self.plan.config["target"])
             and run.manifest.cell.batch_size == self.plan.measure.batch_size
         ]
         task, decoding = self.plan.task.name, params.name

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 REDACTED = "<redacted>"
+TARGET = "_target_"
+"""Key under which a configuration node names its class, as Hydra wants it."""
 
 
 # A bare `token` is a secret, `mask_token` or `max_new_tokens` is not.
@@ -41,6 +43,19 @@ def digest(value: Any) -> str:
     """The sha256 of `value` (JSON types) in one canonical spelling, in hex."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def class_names(value: Any) -> Any:
+    """A copy of `value` (nested dicts and lists) whose `_target_`s are class names without their modules.
+
+    Identities are compared in this form: a module may move, the class behind it stays the same.
+    """
+    if isinstance(value, Mapping):
+        return {
+            name: item.rpartition(".")[2] if name == TARGET and isinstance(item, str) else class_names(item)
+            for name, item in value.items()
+        }
+    return [class_names(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def redact(value: Any, key: str = "") -> Any:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.journal import JOURNAL, read_ends, read_journal
 from harness.lease import holder, last_holder
-from harness.naming import digest, redact
+from harness.naming import class_names, digest, redact
 from harness.records import RunManifest
 from harness.roots import run_folders
 from harness.run_identity import identity, run_config, stored_identity
@@ -93,7 +93,7 @@ class Shelf:
         begun: when the grid was first asked for (ISO 8601). With `replicate=next` a finished run that is
         older is another measurement.
         """
-        runs = self._by_config.get(_key({**self._here, "config": redact(cell.config)}), [])
+        runs = self._by_config.get(_key({**self._here, "config": class_names(redact(cell.config))}), [])
         if cell.replicate == "next":
             runs = [run for run in runs if run.state != "done" or run.manifest.created >= begun]
         else:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from harness.naming import digest
+
 _DEVICE_IDENTITY = ("type", "name", "num_devices", "driver", "cpu", "num_cores", "num_threads")
-_SOURCE_PACKAGES = ("harness", "methods", "conf")
-_SOURCE_SUFFIXES = frozenset({".py", ".yaml", ".jsonl", ".jinja"})
+_SOURCE_PACKAGES = ("harness", "methods")
+"""What can change a number. The configuration is in an identity as it was resolved."""
+_DATA_SUFFIXES = frozenset({".jsonl", ".jinja"})
 _PACKAGES = (
     "specbench-harness",
     "datasets",
@@ -40,16 +45,58 @@ def device_identity(device: Mapping[str, Any]) -> dict[str, Any]:
     return {key: device.get(key) for key in _DEVICE_IDENTITY}
 
 
-def source_hash(root: Path | None = None, names: Iterable[str] = _SOURCE_PACKAGES) -> str:
-    """The sha256 over code and data files of the packages `names` below `root` (default: as installed)."""
+@cache
+def source_hash(root: Path | None = None) -> str:
+    """The sha256 over the code and data that can change a measured number, below `root` (default: installed).
+
+    Code counts as its syntax tree without docstrings: comments, prose and layout are not in it.
+
+    Raises:
+        FileNotFoundError: no file of code was read, so the hash would say nothing.
+    """
     root = root or Path(__file__).parents[1]
-    total = hashlib.sha256()
-    files = (path for name in names for path in (root / name).rglob("*") if path.suffix in _SOURCE_SUFFIXES)
-    for path in sorted(files):
-        content = path.read_bytes()
+    total, num_modules = hashlib.sha256(), 0
+    for path in sorted(path for name in _SOURCE_PACKAGES for path in _files(root / name)):
+        if path.suffix == ".py":
+            content = ast.dump(_without_docstrings(ast.parse(path.read_bytes()))).encode()
+            num_modules += 1
+        elif path.suffix in _DATA_SUFFIXES:
+            content = path.read_bytes()
+        else:
+            continue
         total.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
         total.update(content)
+    if not num_modules:
+        raise FileNotFoundError(f"{root}: holds no code of {', '.join(_SOURCE_PACKAGES)}")
     return total.hexdigest()
+
+
+def configuration_hash(root: Path) -> str:
+    """The sha256 over all YAML below `root`."""
+    texts = {path.relative_to(root).as_posix(): path.read_text() for path in root.rglob("*.yaml")}
+    return digest(texts)
+
+
+def _files(place: Path) -> Iterator[Path]:
+    """`place` itself if it is a file, else all files below it."""
+    return iter([place]) if place.is_file() else (path for path in place.rglob("*") if path.is_file())
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    """The tree without strings that stand alone as statements: docstrings, also those below a constant."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [one for one in body if not _is_text(one)]  # type: ignore[attr-defined]
+    return tree
+
+
+def _is_text(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def git_state(root: Path | None = None) -> dict[str, Any]:

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.naming import digest, redact, slug
+from harness.naming import class_names, digest, redact, slug
 from harness.provenance import device_identity, packages, source_hash
 from harness.records import Cell, RunManifest
 
 _OUTPUT_OPTIONS = frozenset({"tracker", "results", "hydra", "replicate"})
-
-
 _NOT_OF_A_RUN = frozenset({"results", "tracker", "replicate", "decodings", "dry_run"})
 """Where output goes and what a process does; replicate and decodings are put into a run in another form."""
-
-
 _IDENTITY_PACKAGES = ("torch", "transformers")
 
 
@@ -32,7 +28,7 @@ def identity(config: Mapping[str, Any], replicate: int, device: Mapping[str, Any
     are secrets. device: from `device_facts`; what changes by itself (clocks, free memory) is left out.
     """
     return {
-        "config": redact({key: value for key, value in config.items() if key not in _OUTPUT_OPTIONS}),
+        "config": _compared(redact(config)),
         "replicate": replicate,
         "source": source_hash(),
         "packages": {name: packages().get(name) for name in _IDENTITY_PACKAGES},
@@ -45,12 +41,18 @@ def stored_identity(manifest: RunManifest) -> dict[str, Any]:
     facts = manifest.provenance
     versions = facts.get("packages") or {}
     return {
-        "config": {key: value for key, value in manifest.config.items() if key not in _OUTPUT_OPTIONS},
+        "config": _compared(manifest.config),
         "replicate": manifest.replicate,
         "source": facts.get("source_hash"),
         "packages": {name: versions.get(name) for name in _IDENTITY_PACKAGES},
         "device": device_identity(facts.get("device") or {}),
     }
+
+
+def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that makes another measurement."""
+    kept: dict[str, Any] = class_names({k: v for k, v in config.items() if k not in _OUTPUT_OPTIONS})
+    return kept
 
 
 def run_id(cell: Cell, identity: Mapping[str, Any]) -> str:

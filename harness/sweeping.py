@@ -15,10 +15,12 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+import conf
 from harness.config import ConfigError
 from harness.console import Console, duration
+from harness.naming import digest
 from harness.progress import Asked, Shelf, asked, seconds_left, told
-from harness.provenance import source_hash
+from harness.provenance import configuration_hash, source_hash
 
 JOBS, SWEEP, CELLS = "jobs", "multirun.yaml", "cells.json"
 """Where Hydra's folders are, what it leaves in that of a sweep, and the composed cells, kept beside it."""
@@ -59,7 +61,8 @@ class Sweep:
 
     def cells(self) -> list[Asked]:
         """All cells, in the order of the jobs. Composed once, as that takes a fifth of a second a job."""
-        kept, source = self.folder / CELLS, source_hash()
+        kept = self.folder / CELLS
+        source = digest([source_hash(), configuration_hash(Path(conf.__file__).parent)])
         if kept.is_file():
             known = json.loads(kept.read_text())
             if known["source"] == source:

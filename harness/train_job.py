@@ -21,6 +21,7 @@ from harness.drafter import Drafter
 from harness.engine import LocalEngine
 from harness.exclusive import held, units_of
 from harness.features import CachedFeatures, Features
+from harness.naming import class_names
 from harness.parallel import refuse_shared
 from harness.target import Target
 from harness.tasks import JsonlTask, Task
@@ -100,9 +101,10 @@ def _samples(config: DictConfig, data: Dialogues, writer: Writer) -> tuple[list[
 
 
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same for a checkpoint to be gone on from."""
+    """Settings that must match to resume from a checkpoint."""
     target = {key: value for key, value in settings["target"].items() if key not in _NOT_OF_A_TRAINING}
-    return {"target": target, **{key: settings[key] for key in _IDENTITY}}
+    found: dict[str, Any] = class_names({"target": target, **{key: settings[key] for key in _IDENTITY}})
+    return found
 
 
 def _told(trainer: Trainer, done: Progress) -> dict[str, Any]:

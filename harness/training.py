@@ -24,7 +24,7 @@ from harness.decoding import DecodingParams
 from harness.dialogues import Sample, truncated
 from harness.engine import Generation, LocalEngine, Request
 from harness.features import Features
-from harness.naming import digest
+from harness.naming import class_names, digest
 from harness.packing import Rows, pack
 from harness.trainable import TrainableDrafter
 
@@ -289,7 +289,7 @@ class Trainer:
         if not file.is_file():
             return
         state = torch.load(file, map_location=self.engine.target.device, weights_only=True)
-        if state["identity"] != self._identity:
+        if class_names(state["identity"]) != self._identity:
             raise ConfigError(
                 f"out={self.folder}: holds a training with other settings; type another out=, or delete it"
             )

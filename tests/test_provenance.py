@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import getpass
 import json
+import re
 import socket
 from pathlib import Path
 
 import pytest
 
+import conf
 from harness import run_identity
-from harness.naming import REDACTED, redact, slug
+from harness.naming import REDACTED, digest, redact, slug
 from harness.provenance import device_facts, git_state, source_hash
 from harness.records import Cell
 from harness.run_identity import identity, run_id
@@ -46,14 +48,54 @@ def test_the_id_tells_what_could_change_a_number(monkeypatch: pytest.MonkeyPatch
     assert len(others | {name()}) == 7
 
 
-def test_the_source_hash_follows_code_and_data_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "conf").mkdir()
-    (tmp_path / "conf" / "a.yaml").write_text("x: 1")
-    first = source_hash(tmp_path)
-    (tmp_path / "conf" / "a.pyc").write_text("compiled")
-    assert source_hash(tmp_path) == first
-    (tmp_path / "conf" / "a.yaml").write_text("x: 2")
-    assert source_hash(tmp_path) != first
+CODE = """
+def draft(n):
+    return n + 1
+"""
+
+
+def source(folder: Path, **texts: str) -> str:
+    """The hash of a source tree of these texts."""
+    for name, text in texts.items():
+        file = folder / digest(texts) / "methods" / name.replace("__", ".")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    return source_hash(folder / digest(texts))
+
+
+def test_the_source_hash_follows_what_code_does_and_not_how_it_is_written(tmp_path: Path) -> None:
+    first = source(tmp_path, a__py=CODE)
+    prose = '"""A module."""\n# A remark.\n' + CODE.replace("    return", '    """Draft."""\n    return')
+    assert source(tmp_path, a__py=prose) == first
+    assert source(tmp_path, a__py=CODE, a__pyc="compiled") == first
+    others = [
+        source(tmp_path, a__py=CODE.replace("1", "2")),
+        source(tmp_path, b__py=CODE),
+        source(tmp_path, a__py=CODE, a__jsonl="{}"),
+        source(tmp_path, a__py=CODE, a__jsonl="[]"),
+    ]
+    assert len({first, *others}) == 5
+
+
+def test_a_source_hash_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no code"):
+        source_hash(tmp_path)
+
+
+def test_an_identity_does_not_follow_a_class_that_moved_to_another_module() -> None:
+    config = {"methods": {"eagle": {"_target_": "methods.eagle.Eagle", "trees": [{"_target_": "a.b.Tree"}]}}}
+    moved = {"methods": {"eagle": {"_target_": "methods.heads.Eagle", "trees": [{"_target_": "c.Tree"}]}}}
+    other = {"methods": {"eagle": {"_target_": "methods.eagle.Other", "trees": [{"_target_": "a.b.Tree"}]}}}
+    assert name(config=config) == name(config=moved) != name(config=other)
+
+
+def test_the_configurable_classes_have_different_names() -> None:
+    """Identities name classes without their modules, so two classes of one name would be one setting."""
+    named: dict[str, set[str]] = {}
+    for file in Path(conf.__file__).parent.rglob("*.yaml"):
+        for path in re.findall(r"_target_: *([\w.]+)", file.read_text()):
+            named.setdefault(path.rpartition(".")[2], set()).add(path)
+    assert {name: paths for name, paths in named.items() if len(paths) > 1} == {}
 
 
 @pytest.mark.parametrize(
