@@ -10,8 +10,8 @@ from typing import Any
 
 import huggingface_hub
 
-from harness import hub
 from harness.config import ConfigError
+from harness.system import hub
 
 _WITHOUT_HUB = (
     "Without the hub: target.path=FOLDER (a downloaded model), target=smollm2_135m (a Python package), "

@@ -22,10 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 import conf
 from harness.config import ConfigError, near
-from harness.console import Console
 from harness.outcome import FAILED, GOOD, OUTCOME, WRONG, Collect
-from harness.parallel import is_follower
 from harness.store import unwritable
+from harness.system.console import Console
+from harness.system.processes import is_follower
 
 _GRACE_S = 10
 """Seconds that a process that failed leaves to the first one, before its end ends all."""

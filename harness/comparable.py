@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.config import ConfigError
-from harness.naming import class_names
 from harness.records import Run
+from harness.system.naming import class_names
 
 Facts = dict[str, str]
 

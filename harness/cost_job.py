@@ -8,14 +8,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness import naming, provenance
 from harness.config import ConfigError, build
-from harness.console import Console
 from harness.cost_table import COSTS, CostTable, identity
 from harness.engine import LocalEngine
-from harness.exclusive import held, units_of
-from harness.parallel import refuse_shared
 from harness.profiling import Profile
+from harness.system import naming, provenance
+from harness.system.console import Console
+from harness.system.machine_lock import held, units_of
+from harness.system.processes import refuse_shared
 from harness.target import Target
 from harness.weights import TargetSpec
 

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 
 from harness.config import ConfigError
 from harness.cost_grid import Floats, Grid
-from harness.naming import class_names, digest, slug
-from harness.provenance import device_identity
+from harness.system.naming import class_names, digest, slug
+from harness.system.provenance import device_identity
 
 COSTS = "costs"
 """Folder of the tables, below the results."""

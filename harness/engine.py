@@ -12,9 +12,9 @@ import torch
 
 from harness.accept import Acceptor
 from harness.batch import Batch, Generation, Request, Stop, read, trim
-from harness.clock import Stopwatch
 from harness.decoding import DecodingParams
 from harness.drafter import Drafter
+from harness.system.clock import Stopwatch
 from harness.target import Target
 
 __all__ = ["Engine", "Generation", "LocalEngine", "Request", "Stop", "read", "trim"]

@@ -18,11 +18,11 @@ from harness import metrics
 from harness.config import ConfigError
 from harness.decoding import DecodingParams
 from harness.footprint import expert_counts, step_bytes
-from harness.naming import class_names
 from harness.plan import Plan
-from harness.probes import last_level_cache_bytes
-from harness.provenance import device_identity
 from harness.records import GenerationRecord, Run
+from harness.system.naming import class_names
+from harness.system.probes import last_level_cache_bytes
+from harness.system.provenance import device_identity
 
 _BANDWIDTH = {"cpu": 10e9, "cuda": 1e12}
 """Bytes per second that are read where no run of this machine has probed it."""

@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 
-from harness import naming, provenance, run_identity
+from harness import run_identity
 from harness.accept import Acceptor
 from harness.chat import template_hash
-from harness.clock import lap_cost_ns
 from harness.config import ConfigError
 from harness.conversation import Conversation
 from harness.decoding import DecodingParams
@@ -27,12 +26,14 @@ from harness.engine import LocalEngine
 from harness.exhibits import MAX_CONVERSATIONS, exhibit, piece_reader
 from harness.plan import Plan
 from harness.playing import Block, Played, Player, Stage
-from harness.probes import read_bandwidth
 from harness.records import BASELINE, Cell, Failure, GenerationRecord, Probe, RunManifest, Verdict
 from harness.run_progress import RunProgress
 from harness.session import Session
 from harness.step_timing import cheapest_widths
 from harness.store import OpenRun, ResultStore
+from harness.system import naming, provenance
+from harness.system.clock import lap_cost_ns
+from harness.system.probes import read_bandwidth
 from harness.verdict import Judge
 
 _WARMUP_TOKENS = 32

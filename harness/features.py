@@ -17,8 +17,8 @@ from torch import Tensor
 from harness.config import ConfigError
 from harness.dialogues import Sample
 from harness.drafter import HiddenTap, Tap
-from harness.naming import digest
 from harness.packing import pack
+from harness.system.naming import digest
 from harness.target import Target
 from harness.trainable import TrainingRow
 

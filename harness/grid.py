@@ -8,16 +8,16 @@ from typing import Any
 from omegaconf import DictConfig
 
 from harness.config import ConfigError
-from harness.console import duration
 from harness.decoding import DecodingParams
 from harness.estimate import Estimator
 from harness.experiment import make_cell
-from harness.naming import digest
 from harness.plan import Plan, make_plan
-from harness.provenance import device_facts
 from harness.records import Run
 from harness.run_identity import identity, stored_identity
 from harness.store import load_runs
+from harness.system.console import duration
+from harness.system.naming import digest
+from harness.system.provenance import device_facts
 
 _HEADERS = ["target", "task", "T", "batch", "profile", "methods", "state", "generations", "time", "memory"]
 

@@ -9,18 +9,18 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from harness.config import ConfigError, build
-from harness.console import Console, warn_on_error
 from harness.cost_table import load_tables
-from harness.exclusive import held, units_of
 from harness.experiment import Experiment, failure
 from harness.figures import draw
 from harness.following import FollowedStore
-from harness.parallel import is_follower
 from harness.plan import Plan, make_plan
 from harness.records import Cell, Failure
 from harness.rows import summarise
 from harness.session import Session
 from harness.store import ResultStore, load_run
+from harness.system.console import Console, warn_on_error
+from harness.system.machine_lock import held, units_of
+from harness.system.processes import is_follower
 
 
 class Job:

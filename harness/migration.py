@@ -9,10 +9,10 @@ from typing import Any
 
 from harness.config import ConfigError
 from harness.export import read_about
-from harness.files import write_whole
 from harness.journal import JOURNAL, CorruptJournal, read_journal
 from harness.records import SCHEMA_VERSION
 from harness.store import MANIFEST, export_records, read_manifest
+from harness.system.files import write_whole
 
 STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     # Version 1 had no exhibits; a manifest says nothing of them.

@@ -12,10 +12,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from harness.comparable import variants
-from harness.console import Console
-from harness.parallel import is_follower
 from harness.records import Run
 from harness.store import load_run
+from harness.system.console import Console
+from harness.system.processes import is_follower
 
 OUTCOME = "outcome.json"
 """What a job leaves in its Hydra folder: `run_dirs`, `errors` and `status`."""

@@ -15,11 +15,11 @@ from filelock import FileLock
 
 from harness.config import ConfigError
 from harness.export import COLUMNS
-from harness.files import PART, put_in_place, sync_folder, write_whole
 from harness.journal import JOURNAL, read_journal
 from harness.lease import LOCK
-from harness.naming import digest
 from harness.roots import PACKS, in_pack, is_pack
+from harness.system.files import PART, put_in_place, sync_folder, write_whole
+from harness.system.naming import digest
 
 NUM_TOGETHER = 250
 """Runs of one pack."""

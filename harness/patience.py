@@ -20,13 +20,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from harness.config import ConfigError
-from harness.console import Console
 from harness.lease import RunBusy
-from harness.naming import now
 from harness.outcome import OUTCOME, Collect
 from harness.progress import Asked, Found, Shelf, asked
 from harness.records import Failure
 from harness.store import ResultStore
+from harness.system.console import Console
+from harness.system.naming import now
 
 Jobs = dict[int, list[str]]
 """Overrides of jobs by their numbers."""

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from harness.accept import Coupled
-from harness.clock import synchronize
 from harness.config import configurable
 from harness.decoding import Chooser, DecodingParams
 from harness.drafter import Drafter
 from harness.engine import Generation, LocalEngine, Request
+from harness.system.clock import synchronize
 
 
 class CoupledNoise(LogitsProcessor):  # type: ignore[misc]

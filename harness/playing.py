@@ -18,8 +18,8 @@ from harness.decoding import DecodingParams, stream_key
 from harness.drafter import Drafter
 from harness.engine import Generation, LocalEngine, Request
 from harness.peers import Rung
-from harness.probes import energy_mj, peak_memory_bytes
 from harness.records import GenerationRecord, Verdict
+from harness.system.probes import energy_mj, peak_memory_bytes
 
 Block = tuple[Conversation, ...]
 Answers = dict[tuple[str, int, int], str]

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from harness.clock import synchronize
 from harness.config import ConfigError, configurable
 from harness.cost_grid import Grid, repaired
 from harness.cost_table import DraftingCost
@@ -28,6 +27,7 @@ from harness.drafter import Drafter
 from harness.engine import LocalEngine, Request, read
 from harness.forced import Forced
 from harness.step_timing import paces
+from harness.system.clock import synchronize
 from harness.target import Target
 
 _NANO = 1e-9

@@ -15,11 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.journal import JOURNAL, read_ends, read_journal
 from harness.lease import holder, last_holder
-from harness.naming import class_names, digest, redact
 from harness.records import RunManifest
 from harness.roots import run_folders
 from harness.run_identity import identity, run_config, stored_identity
 from harness.store import MANIFEST, read_manifest
+from harness.system.naming import class_names, digest, redact
 
 State = Literal["done", "running", "failed", "missing"]
 

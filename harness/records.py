@@ -227,7 +227,7 @@ class RunManifest:
     target: source, revision, dtype, attention, cache, num_parameters, step_bytes (weights that one
     single-token step reads), cache_bytes_per_token, peak facts of the loaded model.
     prompts: count, set hash, template hash, end token ids, categories.
-    provenance: git, packages, device, threads (see `harness.provenance`).
+    provenance: git, packages, device, threads (see `harness.system.provenance`).
     """
 
     run_id: str

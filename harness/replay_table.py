@@ -11,12 +11,12 @@ from pathlib import Path
 
 from harness import cells
 from harness.config import ConfigError
-from harness.console import Console
 from harness.cost_table import load_table, load_tables
 from harness.headroom import run_identity, table_of
 from harness.records import BASELINE
 from harness.replay import Replayed, replay
 from harness.store import load_runs
+from harness.system.console import Console
 
 _HEADERS = ("target", "task", "T", "method", "batch", "draft length", "tau", "tokens/s", "speedup", "marks")
 

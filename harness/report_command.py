@@ -8,13 +8,13 @@ from pathlib import Path
 
 from harness import replay_table, sync, workspace
 from harness.config import ConfigError
-from harness.console import Console
 from harness.diff import describe, find_run
 from harness.migration import migrate
 from harness.packs import compact, expand
 from harness.reporting import FORMATS, TABLES, build
 from harness.roots import RUNS, is_local, locate
 from harness.row import Row
+from harness.system.console import Console
 
 GOOD, FAILED, WRONG = 0, 1, 2
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from harness import csv_files, figures, page, replication
 from harness.comparable import refuse_mixed, variants
 from harness.config import ConfigError
-from harness.console import Console
 from harness.cost_table import load_tables
 from harness.latex import latex
 from harness.markdown import markdown
@@ -20,6 +19,7 @@ from harness.roots import RUNS
 from harness.row import Row
 from harness.rows import summarise_with_pairs
 from harness.store import load_runs
+from harness.system.console import Console
 
 TABLES = ("md", "tex", "csv", "figures")
 """What is written where no format is asked for."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.naming import class_names, digest, redact, slug
-from harness.provenance import device_identity, packages, source_hash
 from harness.records import Cell, RunManifest
+from harness.system.naming import class_names, digest, redact, slug
+from harness.system.provenance import device_identity, packages, source_hash
 
 _OUTPUT_OPTIONS = frozenset({"tracker", "results", "hydra", "replicate"})
 _NOT_OF_A_RUN = frozenset({"results", "tracker", "replicate", "decodings", "dry_run"})

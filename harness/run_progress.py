@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from harness.console import Console
 from harness.records import GenerationRecord, RunManifest
+from harness.system.console import Console
 
 
 class RunProgress:

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import torch
 
-from harness.clock import synchronize
 from harness.draft import Draft
 from harness.drafter import Drafter
+from harness.system.clock import synchronize
 from harness.target import Target
 
 _MIN_GAIN = 0.05

@@ -18,10 +18,8 @@ from typing import Any, Self
 
 from harness.config import ConfigError
 from harness.export import COLUMNS, About, StoredExhibits, StoredRecords, encode_columns, read_about
-from harness.files import PART, sync_folder, write_whole
 from harness.journal import JOURNAL, CorruptJournal, Journal, encode, read_journal
 from harness.lease import LOCK, Lease
-from harness.naming import digest, now, redact, slug
 from harness.records import (
     READABLE_VERSIONS,
     SCHEMA_VERSION,
@@ -35,6 +33,8 @@ from harness.records import (
     RunManifest,
 )
 from harness.roots import run_folder, run_folders
+from harness.system.files import PART, sync_folder, write_whole
+from harness.system.naming import digest, now, redact, slug
 
 MANIFEST, RECORDS = "manifest.json", "records.jsonl"
 

@@ -17,9 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from harness.cli import explain
 from harness.config import ConfigError
-from harness.console import Console
 from harness.outcome import FAILED, GOOD, WRONG
 from harness.sweeping import Sweep, newest, show, status
+from harness.system.console import Console
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 
 import conf
 from harness.config import ConfigError
-from harness.console import Console, duration
-from harness.naming import digest
 from harness.progress import Asked, Shelf, asked, seconds_left, told
-from harness.provenance import configuration_hash, source_hash
+from harness.system.console import Console, duration
+from harness.system.naming import digest
+from harness.system.provenance import configuration_hash, source_hash
 
 JOBS, SWEEP, CELLS = "jobs", "multirun.yaml", "cells.json"
 """Where Hydra's folders are, what it leaves in that of a sweep, and the composed cells, kept beside it."""

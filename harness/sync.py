@@ -18,11 +18,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 import conf
 from harness.config import ConfigError, build
-from harness.console import Console
 from harness.cost_table import load_tables
 from harness.records import Run
 from harness.rows import summarise
 from harness.store import load_runs
+from harness.system.console import Console
 from harness.trackers import Tracker
 
 _FOLDER = Path(conf.__file__).parent / "tracker"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.config import configurable
-from harness.console import Console, cause
 from harness.records import Run
 from harness.row import Row
+from harness.system.console import Console, cause
 
 Curves = Callable[[Mapping[str, float], int], None]
 """Takes a point of a training's curves: numbers and the step."""

@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple
 from harness import page
 from harness.cells import marks
 from harness.comparable import variants
-from harness.naming import redact, slug
 from harness.records import BASELINE, Cell, GenerationRecord, Run
 from harness.row import Row, to_json
 from harness.rows import pairwise
+from harness.system.naming import redact, slug
 
 PAGE_SHOWN = 100_000
 """Tokens of answers and nodes of trees in the page of one run: about 1 MB, and 0.6 MB of scripts."""

@@ -12,17 +12,17 @@ from accelerate import PartialState
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from harness import naming, provenance
 from harness.chat import render
 from harness.config import ConfigError, build
-from harness.console import Console
 from harness.dialogues import Dialogues, Sample, Writer, without_overlap
 from harness.drafter import Drafter
 from harness.engine import LocalEngine
-from harness.exclusive import held, units_of
 from harness.features import CachedFeatures, Features
-from harness.naming import class_names
-from harness.parallel import refuse_shared
+from harness.system import naming, provenance
+from harness.system.console import Console
+from harness.system.machine_lock import held, units_of
+from harness.system.naming import class_names
+from harness.system.processes import refuse_shared
 from harness.target import Target
 from harness.tasks import JsonlTask, Task
 from harness.trackers import NoTracker

@@ -24,8 +24,8 @@ from harness.decoding import DecodingParams
 from harness.dialogues import Sample, truncated
 from harness.engine import Generation, LocalEngine, Request
 from harness.features import Features
-from harness.naming import class_names, digest
 from harness.packing import Rows, pack
+from harness.system.naming import class_names, digest
 from harness.trainable import TrainableDrafter
 
 CHECKPOINT, CURVES, HEAD = "checkpoint.pt", "curves.jsonl", "head"

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness.config import ConfigError, configurable
-from harness.console import Console
 from harness.records import BASELINE, Run
 from harness.row import Row
 from harness.store import MANIFEST, RECORDS
+from harness.system.console import Console
 from harness.trackers import Curves, NoTracker, Sent, Tracker
 from harness.tracking import (
     ArmLog,

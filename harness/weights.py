@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator
 
-from harness import parallel
 from harness.checkpoint import Checkpoint, fingerprint, locate, readable_config
 from harness.config import ConfigError, configurable, near
 from harness.footprint import cache_bytes_per_token, expert_counts, step_bytes
+from harness.system import processes
 
 Progress = Callable[[str], None]
 """Takes a line for the user (not a result)."""
@@ -235,8 +235,8 @@ class TargetSpec:
                 f"target.tensor_parallel={self.tensor_parallel}: not together with {', '.join(named)}; leave"
                 " those at auto, null, checkpoint and false"
             )
-        parallel.expect_processes(self.tensor_parallel)
-        parallel.refuse_unfit(config, (config.architectures or ["this model"])[0], self.tensor_parallel)
+        processes.expect_processes(self.tensor_parallel)
+        processes.refuse_unfit(config, (config.architectures or ["this model"])[0], self.tensor_parallel)
 
     def _kernel(self) -> str:
         return "sdpa" if self.attention == "grouped" else self.attention
@@ -275,7 +275,7 @@ class TargetSpec:
             attn_implementation=self._kernel(),
             use_safetensors=checkpoint.has_safetensors,
             output_loading_info=True,
-            **parallel.sharded(self.tensor_parallel),
+            **processes.sharded(self.tensor_parallel),
         )
         missing = sorted(report["missing_keys"])
         if missing:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import ConfigError
-from harness.console import Console
 from harness.sync import add_settings, make_tracker
+from harness.system.console import Console
 from harness.wandb_reporter import WandbTracker
 
 NAME = "Speculative decoding"

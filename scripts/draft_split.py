@@ -15,12 +15,12 @@ from hydra import compose, initialize_config_module
 from torch.profiler import ProfilerActivity, profile
 
 from harness.accept import Coupled
-from harness.console import Console
 from harness.decoding import DecodingParams
 from harness.draft import Draft
 from harness.engine import LocalEngine, Request
 from harness.plan import make_plan
 from harness.session import Session
+from harness.system.console import Console
 
 DEFAULTS = [
     "~experiment",

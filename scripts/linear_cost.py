@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 
 from harness.linear import Product
-from harness.probes import read_bandwidth
 from harness.step_timing import paces
+from harness.system.probes import read_bandwidth
 from harness.target import Target
 from harness.wheel import WheelTarget
 

@@ -21,7 +21,6 @@ from hydra import compose, initialize_config_module
 
 from harness.accept import Coupled
 from harness.batch import Batch, Request, read
-from harness.console import Console
 from harness.conversation import Message
 from harness.cost_table import load_table
 from harness.decoding import DecodingParams
@@ -30,6 +29,7 @@ from harness.drafter import Drafter
 from harness.plan import make_plan
 from harness.session import Session
 from harness.step_timing import paces
+from harness.system.console import Console
 from harness.target import Target
 from harness.trees import DynamicTree
 

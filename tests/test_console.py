@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from harness.console import Console, warn_on_error
+from harness.system.console import Console, warn_on_error
 
 
 def test_the_console_writes_to_stderr_only(capsys: pytest.CaptureFixture[str]) -> None:

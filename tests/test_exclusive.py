@@ -14,10 +14,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-from harness import exclusive, job
+from harness import job
 from harness.config import ConfigError
-from harness.console import Console
-from harness.exclusive import cores, held, units_of
+from harness.system import machine_lock
+from harness.system.console import Console
+from harness.system.machine_lock import cores, held, units_of
 
 HOLD = """
 import sys
@@ -49,7 +50,7 @@ class Other:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(exclusive.FOLDER, str(tmp_path))
+    monkeypatch.setenv(machine_lock.FOLDER, str(tmp_path))
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def test_a_cpu_run_occupies_the_cores_it_may_run_on(tmp_path: Path, monkeypatch:
         place = tmp_path / f"cpu{cpu}" / "topology"
         place.mkdir(parents=True)
         (place / "thread_siblings_list").write_text(f"{siblings}\n")
-    monkeypatch.setattr(exclusive, "_CPUS", tmp_path)
+    monkeypatch.setattr(machine_lock, "_CPUS", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 9}, raising=False)
     # Two threads of one core are one core; a processor that nothing is known of is its own.
     assert cores() == [0, 1, 9]

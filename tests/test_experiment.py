@@ -12,11 +12,11 @@ from hydra import compose, initialize_config_module
 
 from harness.accept import Accepted, Coupled
 from harness.config import ConfigError
-from harness.console import Console
 from harness.experiment import Experiment
 from harness.plan import Plan, make_plan
 from harness.session import Session
 from harness.store import ResultStore, load_run
+from harness.system.console import Console
 
 LINES = [
     {"question_id": 1, "category": "a", "turns": ["one two one two one", "and three"]},

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from harness.accept import Coupled
-from harness.clock import Stopwatch
 from harness.decoding import DecodingParams
 from harness.engine import Request
-from harness.probes import _energy_meter, energy_mj, last_level_cache_bytes, read_bandwidth
 from harness.records import LAPS_PER_ROUND
+from harness.system.clock import Stopwatch
+from harness.system.probes import _energy_meter, energy_mj, last_level_cache_bytes, read_bandwidth
 from methods.ngram import NGram
 from tests.targets import engine
 
@@ -47,7 +47,7 @@ def test_the_buffer_is_larger_than_the_cache_unless_its_size_is_given(
 
     monkeypatch.setattr(torch, "ones", ones)
     for cache_bytes in (1, 2**29):
-        monkeypatch.setattr("harness.probes.last_level_cache_bytes", lambda size=cache_bytes: size)
+        monkeypatch.setattr("harness.system.probes.last_level_cache_bytes", lambda size=cache_bytes: size)
         read_bandwidth.__wrapped__(torch.device("cpu"))
     read_bandwidth.__wrapped__(torch.device("cpu"), 0.5)
     assert made == [2**30, 2**31, 2**29]

@@ -12,10 +12,10 @@ import pytest
 
 import conf
 from harness import run_identity
-from harness.naming import REDACTED, digest, redact, slug
-from harness.provenance import device_facts, git_state, source_hash
 from harness.records import Cell
 from harness.run_identity import identity, run_id
+from harness.system.naming import REDACTED, digest, redact, slug
+from harness.system.provenance import device_facts, git_state, source_hash
 
 CELL = Cell("tiny", "smoke", "greedy", 0.0, 1, "full", "eager", "coupled")
 DEVICE = {"type": "cpu", "name": "a", "num_threads": 2, "cpu_mhz": 1000.0}

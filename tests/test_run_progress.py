@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 
-from harness.console import Console
 from harness.run_progress import RunProgress
+from harness.system.console import Console
 from tests.builders import make_record, sample_run
 
 

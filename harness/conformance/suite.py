@@ -13,7 +13,7 @@ import torch
 from harness.config import ConfigError
 from harness.conformance import greedy, sampling, statistics
 from harness.conformance.case import Case, Check, Pairs, read_case
-from harness.console import Console
+from harness.system.console import Console
 
 MATCHED, FAILED, WRONG = 0, 1, 2
 _KINDS = {"cases": greedy.checks, "sampling": sampling.checks, "statistics": statistics.checks}

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from harness import hub
 from harness.config import ConfigError
+from harness.system import hub
 from methods.shared.eagle_head import Architecture
 
 _WITHOUT_HUB = "Without the hub: methods.NAME.head=FOLDER (a downloaded head)."

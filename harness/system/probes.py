@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from harness.clock import synchronize
+from harness.system.clock import synchronize
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from harness.naming import digest
+from harness.system.naming import digest
 
 _DEVICE_IDENTITY = ("type", "name", "num_devices", "driver", "cpu", "num_cores", "num_threads")
 _SOURCE_PACKAGES = ("harness", "methods")
@@ -54,7 +54,7 @@ def source_hash(root: Path | None = None) -> str:
     Raises:
         FileNotFoundError: no file of code was read, so the hash would say nothing.
     """
-    root = root or Path(__file__).parents[1]
+    root = root or Path(__file__).parents[2]
     total, num_modules = hashlib.sha256(), 0
     for path in sorted(path for name in _SOURCE_PACKAGES for path in _files(root / name)):
         if path.suffix == ".py":
@@ -105,7 +105,7 @@ def git_state(root: Path | None = None) -> dict[str, Any]:
     Both are None outside a checkout and where git is not installed. Files below `results` do not make
     it dirty: writing them is what the harness does.
     """
-    root = (root or Path(__file__).parents[1]).resolve()
+    root = (root or Path(__file__).parents[2]).resolve()
     top = _output("git", "-C", str(root), "rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root:
         return {"commit": None, "dirty": None}
