@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from harness.cache import SlotCache
-from harness.captured import Captured
-from harness.compiled import SIZES, Program
 from harness.config import configurable
 from harness.draft import Draft
+from harness.runtime.cache import SlotCache
+from harness.runtime.compiled_step import SIZES, Program
+from harness.runtime.cuda_graphs import Captured
 
 
 class Tap(Protocol):

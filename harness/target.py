@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from harness import attention
-from harness.cache import SlotCache
-from harness.captured import Captured
-from harness.compiled import SIZES, Program
 from harness.config import ConfigError
 from harness.draft import Draft
 from harness.drafter import Tap
 from harness.footprint import resident_bytes
-from harness.linear import PackedLinear, layout, pack
 from harness.prompts import CHUNK, groups, padded
-from harness.regions import any_sizes, divide
-from harness.steps import Steps
+from harness.runtime import attention
+from harness.runtime.cache import SlotCache
+from harness.runtime.compiled_blocks import any_sizes, divide
+from harness.runtime.compiled_step import SIZES, Program
+from harness.runtime.cuda_graphs import Captured
+from harness.runtime.packed_linear import PackedLinear, layout, pack
+from harness.runtime.verify_steps import Steps
 from harness.taps import Place, Taps
 
 _SPARE = 256
@@ -49,9 +49,10 @@ class Target:
     ):
         """`model`: a causal LM with full attention in every layer. `kernel`: grouped, sdpa or eager.
 
-        linear: `plain` as torch multiplies; `packed`, `joined` (see `harness.linear`); `auto`: what can be.
+        linear: `plain` as torch multiplies; `packed`, `joined` (see `harness.runtime.packed_linear`);
+        `auto`: what can be.
         cache: of a verify step; `dynamic`, `static`, or `auto`: what `steps` are told. compiled: the static
-        step may be compiled, too (see `harness.steps`).
+        step may be compiled, too (see `harness.runtime.verify_steps`).
         """
         if kernel not in ("grouped", "sdpa", "eager"):
             raise ConfigError(

@@ -42,11 +42,13 @@ class TargetSpec:
     dtype: `auto` is what the checkpoint says. device: `auto` is the first CUDA device, else the CPU.
     device_map: transformers', whole layers over several devices. tensor_parallel: processes under torchrun
     that hold a part of every layer each, by transformers' plan for the model. linear: `packed` lays float32
-    weights on a CPU out for oneDNN, `joined` has siblings multiply as one on CUDA (see `harness.linear`),
+    weights on a CPU out for oneDNN, `joined` has siblings multiply as one on CUDA (see
+    `harness.runtime.packed_linear`),
     `plain` leaves them, `auto` does what it can.
     cache: what a verify step reads, the slots in use (`dynamic`) or all that are allocated (`static`), so
     that every step is the same program; `auto` takes for every width what is found to be fastest before a
-    run. compile: that program may be compiled too, and so are steps of heads (see `harness.compiled`).
+    run. compile: that program may be compiled too, and so are steps of heads (see
+    `harness.runtime.compiled_step`).
     attention: `grouped` is the harness's kernel, put in after loading; the others are transformers'.
     template: NAME of harness/templates/NAME.jinja or a file; None is the model's own. system_prompt: put
     before a conversation that has none. thinking: the template's `enable_thinking`, None where it has none.

@@ -22,10 +22,10 @@ from omegaconf import OmegaConf
 from pydantic import Field
 from torch import Tensor
 
-from harness.cache import SlotCache
 from harness.config import ConfigError, configurable
 from harness.draft import Draft
 from harness.drafter import HiddenTap, Outcome, TargetView
+from harness.runtime.cache import SlotCache
 from harness.trainable import TrainableDrafter, TrainingRow
 from harness.trees import TreePolicy
 from methods.shared.eagle_checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from harness.linear import Product
+from harness.runtime.packed_linear import Product
 from harness.step_timing import paces
 from harness.system.probes import read_bandwidth
 from harness.target import Target

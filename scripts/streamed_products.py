@@ -14,7 +14,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from harness.linear import Product, streamed
+from harness.runtime.packed_linear import Product, streamed
 
 NUM_LAYERS, HIDDEN, INNER, KEYS, VOCABULARY = 30, 576, 1536, 192, 49152
 ROWS = (1, 2, 6, 16, 60)

@@ -18,13 +18,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness import cache as cache_module
 from harness.accept import Coupled
-from harness.attention import products
 from harness.decoding import DecodingParams
 from harness.engine import LocalEngine
 from harness.forced import Forced
-from harness.regions import divide
+from harness.runtime import cache as cache_module
+from harness.runtime.attention import products
+from harness.runtime.compiled_blocks import divide
 from harness.target import Target
 from harness.trees import DynamicTree
 from methods.eagle import Eagle
@@ -108,8 +108,8 @@ def _graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module.SlotCache, "given", given)
     for module in ("compiled", "steps", "linear"):
         monkeypatch.setattr(f"harness.{module}.can_capture", lambda device: True)
-    monkeypatch.setattr("harness.compiled.torch.compile", lambda step, **_: step)
-    monkeypatch.setattr("harness.captured.Graph", Replayed)
+    monkeypatch.setattr("harness.runtime.compiled_step.torch.compile", lambda step, **_: step)
+    monkeypatch.setattr("harness.runtime.cuda_graphs.Graph", Replayed)
 
 
 def captured_target() -> Target:

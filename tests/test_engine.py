@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from harness.accept import Accepted, Coupled, sweep, walk
-from harness.compiled import Program
 from harness.config import ConfigError, configurable
 from harness.decoding import Chooser, DecodingParams
 from harness.draft import Draft
 from harness.drafter import HiddenTap, Outcome
 from harness.engine import LocalEngine, Request, read, trim
-from harness.linear import pack
 from harness.peers import EagerLoop, Generate, PromptLookup
 from harness.records import Verdict
+from harness.runtime.compiled_step import Program
+from harness.runtime.packed_linear import pack
 from harness.target import Target
 from harness.verdict import Judge
 from methods.vanilla import Vanilla
@@ -435,7 +435,7 @@ def test_a_compiled_step_is_taken_for_the_batch_it_was_chosen_at_and_where_it_al
             return torch.zeros(*ids.shape, target.vocab_size)
 
     target.steps.kinds = ("dynamic", "static", "compiled")
-    monkeypatch.setattr("harness.steps.Program", Stand)
+    monkeypatch.setattr("harness.runtime.verify_steps.Program", Stand)
     target.steps.forward = target.program(target._step)
     target.steps.choose(["compiled"], 1)
     for num_rows in (1, 2):
@@ -457,7 +457,7 @@ def test_a_batch_that_has_shrunk_keeps_its_compiled_step(
     params: DecodingParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows behind the sequences are empty; one program, and what each sequence alone would say."""
-    monkeypatch.setattr("harness.compiled.torch.compile", lambda step, **_: step)
+    monkeypatch.setattr("harness.runtime.compiled_step.torch.compile", lambda step, **_: step)
     target = Target(copy.deepcopy(tiny_model("llama")), cache="static", compiled=True)
     target.steps.choose(["compiled"], 3)
     program = target.steps.forward
@@ -479,8 +479,8 @@ def test_a_batch_that_has_shrunk_keeps_its_compiled_step(
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
 def test_a_batch_that_has_shrunk_grows_in_steps_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain steps and compiled ones in turns, over more slots than there were: all see the same rows."""
-    monkeypatch.setattr("harness.compiled.torch.compile", lambda step, **_: step)
-    monkeypatch.setattr("harness.cache._STEP", 16)
+    monkeypatch.setattr("harness.runtime.compiled_step.torch.compile", lambda step, **_: step)
+    monkeypatch.setattr("harness.runtime.cache._STEP", 16)
     mixed = Target(copy.deepcopy(tiny_model("llama")), cache="auto", compiled=True)
     mixed.steps.choose(["dynamic", *["compiled"] * 7], 3)
     plain = Target(tiny_model("llama"))

@@ -67,9 +67,9 @@ def test_a_program_that_was_compiled_while_the_clock_ran_fails_the_run(
 ) -> None:
     """The compiler is away: a step is a program as it is, and another one appears whenever somebody looks."""
     number = count()
-    monkeypatch.setattr("harness.compiled.shutil.which", lambda _: "g++")
+    monkeypatch.setattr("harness.runtime.compiled_step.shutil.which", lambda _: "g++")
     monkeypatch.setattr("torch.compile", lambda step, **_: step)
-    monkeypatch.setattr("harness.steps.num_programs", lambda: next(number))
+    monkeypatch.setattr("harness.runtime.verify_steps.num_programs", lambda: next(number))
     plan = plan_of(tmp_path, "measure=quick", "target.compile=true", "+measure.bandwidth_gib=0.01")
     assert plan.target.baseline == "strong"
     with pytest.raises(ConfigError, match=r"1 programs were compiled while .* was timed"):

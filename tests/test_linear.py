@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.linear import PackedLinear, pack
+from harness.runtime.packed_linear import PackedLinear, pack
 
 
 class Attention(nn.Module):
@@ -66,7 +66,7 @@ def test_layers_that_cannot_share_a_product_have_their_own() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("bias", [True, False])
 def test_joined_layers_share_their_memory(rows: Tensor, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("harness.linear.can_capture", lambda device: True)
+    monkeypatch.setattr("harness.runtime.packed_linear.can_capture", lambda device: True)
     module = Attention(bias)
     names = ("q_proj", "k_proj", "v_proj", "o_proj")
     expected = [getattr(module, name)(rows) for name in names]

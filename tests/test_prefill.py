@@ -135,7 +135,7 @@ def test_whatever_prompts_come_their_programs_were_made_before_the_clock_runs(
     """Also as many as a cache has rows, as long as a head is wide (16), and when the batch has shrunk."""
     counter, compiled = CompileCounter(), torch.compile
     monkeypatch.setattr(
-        "harness.regions.torch.compile",
+        "harness.runtime.compiled_blocks.torch.compile",
         lambda run, *, options, **more: compiled(run, backend=counter, **more),
     )
     for module in ("compiled", "steps", "linear"):

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from harness.attention import grouped, tree_mask
-from harness.cache import SlotCache
 from harness.drafter import TargetView
+from harness.runtime.attention import grouped, tree_mask
+from harness.runtime.cache import SlotCache
 from harness.trees import Proposals
 from methods.shared.eagle_head import Head
 

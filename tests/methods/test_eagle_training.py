@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from harness.accept import Coupled
-from harness.cache import SlotCache
 from harness.decoding import DecodingParams
 from harness.engine import LocalEngine, Request
+from harness.runtime.cache import SlotCache
 from harness.target import Target
 from harness.trainable import TrainingRow
 from harness.trees import DynamicTree

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental import _config
 
-from harness.cache import SlotCache
-from harness.compiled import outside, own_code
+from harness.runtime.cache import SlotCache
+from harness.runtime.compiled_step import outside, own_code
 
 
 class Region(nn.Module):

@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, nn
 
-from harness.captured import can_capture
+from harness.runtime.cuda_graphs import can_capture
 from harness.system.processes import is_shared
 
 _ROWS_HINT = 16

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.captured import Captured, can_capture
-from harness.compiled import SIZES, Program, num_programs
 from harness.config import ConfigError
+from harness.runtime.compiled_step import SIZES, Program, num_programs
+from harness.runtime.cuda_graphs import Captured, can_capture
 
 _KINDS = {
     ("dynamic", False): ("dynamic",),

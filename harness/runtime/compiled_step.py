@@ -3,10 +3,10 @@
 Where it breaks into pieces, the recompile limit is met silently and the other layers stay as they are; so the
 graph is whole, and meeting the limit fails. Compiling takes minutes the first time; inductor keeps what it
 made on disk, so that the next process needs a fraction. On CUDA a target is compiled block by block
-(`harness.regions`), which takes seconds.
+(`harness.runtime.compiled_blocks`), which takes seconds.
 Every number of new tokens is a program of its own, by batch. On a CPU there are few: only where the number
 is known is a product of a few rows compiled to a loop over the weights; shorter drafts are padded. On CUDA
-every number that is asked for has its own, to be captured as part of a graph (`harness.captured`).
+every number that is asked for has its own, to be captured as part of a graph (`harness.runtime.cuda_graphs`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.cache import SlotCache
-from harness.captured import can_capture
 from harness.config import ConfigError
+from harness.runtime.cache import SlotCache
+from harness.runtime.cuda_graphs import can_capture
 
 _MOST_PROGRAMS = 64
 """Of one step: widths times batch sizes times slots of the cache."""
@@ -50,7 +50,7 @@ class Program:
         step: a method that takes tensors [B, n, ...], then perhaps a mask [B, 1, n, C] and a cache, aimed at
         all its C slots, then strings or numbers, and gives a tensor or several. Its modules must not change:
         they are not looked at again. sizes: see the class; on a CPU. divided: parts of the step are compiled
-        by themselves (see `harness.regions`).
+        by themselves (see `harness.runtime.compiled_blocks`).
 
         Raises:
             ConfigError: there is nothing to compile with.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from harness.captured import Captured
+from harness.runtime.cuda_graphs import Captured
 
 _STEP = 256
 """Slots are allocated in multiples of this, so that growing (a copy) is rare."""
