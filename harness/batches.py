@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from harness.records import BASELINE
 from harness.row import Row
+from harness.store.records import BASELINE
 
 
 class BreakEven(NamedTuple):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from harness.records import BASELINE, Cell, Failure
 from harness.row import Row
+from harness.store.records import BASELINE, Cell, Failure
 
 UNKNOWN = "-"
 _LONGEST_MESSAGE = 160

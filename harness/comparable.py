@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.config import ConfigError
-from harness.records import Run
+from harness.store.records import Run
 from harness.system.naming import class_names
 
 Facts = dict[str, str]

@@ -12,11 +12,11 @@ from typing import NamedTuple
 from harness import cells
 from harness.comparable import NOT_SET, facts
 from harness.config import ConfigError, near
-from harness.records import BASELINE, Run
-from harness.roots import run_folders
 from harness.row import Row
 from harness.rows import summarise
-from harness.store import MANIFEST, load_run
+from harness.store.locations import run_folders
+from harness.store.records import BASELINE, Run
+from harness.store.run_store import MANIFEST, load_run
 from harness.topics import ARM, TOPICS, causes_of, topic_of
 
 _WIDTH = 100

@@ -19,7 +19,7 @@ from harness.config import ConfigError
 from harness.decoding import DecodingParams
 from harness.footprint import expert_counts, step_bytes
 from harness.plan import Plan
-from harness.records import GenerationRecord, Run
+from harness.store.records import GenerationRecord, Run
 from harness.system.naming import class_names
 from harness.system.probes import last_level_cache_bytes
 from harness.system.provenance import device_identity

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.draft import Draft
 from harness.playing import Played
-from harness.records import DraftTree, Exhibit
+from harness.store.records import DraftTree, Exhibit
 
 MAX_CONVERSATIONS = 4
 MAX_TREES = 12

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from harness import run_identity
 from harness.accept import Acceptor
 from harness.chat import template_hash
 from harness.config import ConfigError
@@ -26,11 +25,12 @@ from harness.engine import LocalEngine
 from harness.exhibits import MAX_CONVERSATIONS, exhibit, piece_reader
 from harness.plan import Plan
 from harness.playing import Block, Played, Player, Stage
-from harness.records import BASELINE, Cell, Failure, GenerationRecord, Probe, RunManifest, Verdict
 from harness.run_progress import RunProgress
 from harness.session import Session
 from harness.step_timing import cheapest_widths
-from harness.store import OpenRun, ResultStore
+from harness.store import identity
+from harness.store.records import BASELINE, Cell, Failure, GenerationRecord, Probe, RunManifest, Verdict
+from harness.store.run_store import OpenRun, ResultStore
 from harness.system import naming, provenance
 from harness.system.clock import lap_cost_ns
 from harness.system.probes import read_bandwidth
@@ -94,7 +94,7 @@ class Experiment:
         def run_id(replicate: int) -> str:
             # Other prompts in the same file or another head in the same folder make another measurement.
             config = {**asked, "cards": cards, "prompts": prompts, "weights": revision}
-            return run_identity.run_id(self.cell, run_identity.identity(config, replicate, device))
+            return identity.run_id(self.cell, identity.identity(config, replicate, device))
 
         wanted = self.plan.replicate
         replicate = store.next_replicate(run_id) if wanted == "next" else wanted

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from harness import cells
 from harness.batches import break_even_of, by_batch, curves
 from harness.metrics import STAGES
-from harness.records import BASELINE
 from harness.row import Row
+from harness.store.records import BASELINE
 from harness.system.naming import slug
 
 if TYPE_CHECKING:

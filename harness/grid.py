@@ -12,9 +12,9 @@ from harness.decoding import DecodingParams
 from harness.estimate import Estimator
 from harness.experiment import make_cell
 from harness.plan import Plan, make_plan
-from harness.records import Run
-from harness.run_identity import identity, stored_identity
-from harness.store import load_runs
+from harness.store.identity import identity, stored_identity
+from harness.store.records import Run
+from harness.store.run_store import load_runs
 from harness.system.console import duration
 from harness.system.naming import digest
 from harness.system.provenance import device_facts

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.columns import Columns, Records
 from harness.cost_table import CostTable, DraftingCost, identity
-from harness.records import RunManifest
+from harness.store.columns import Columns, Records
+from harness.store.records import RunManifest
 
 Floats = NDArray[np.float64]
 _NOT_SETTINGS = ("scope", "card")

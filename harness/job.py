@@ -12,12 +12,12 @@ from harness.config import ConfigError, build
 from harness.cost_table import load_tables
 from harness.experiment import Experiment, failure
 from harness.figures import draw
-from harness.following import FollowedStore
 from harness.plan import Plan, make_plan
-from harness.records import Cell, Failure
 from harness.rows import summarise
 from harness.session import Session
-from harness.store import ResultStore, load_run
+from harness.store.follower import FollowedStore
+from harness.store.records import Cell, Failure
+from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console, warn_on_error
 from harness.system.machine_lock import held, units_of
 from harness.system.processes import is_follower

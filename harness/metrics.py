@@ -13,7 +13,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.columns import Columns, Records
+from harness.store.columns import Columns, Records
 
 STAGES = ("draft", "verify", "accept", "commit", "other")
 _MAX_STRETCHES = 16

@@ -12,8 +12,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from harness.comparable import variants
-from harness.records import Run
-from harness.store import load_run
+from harness.store.records import Run
+from harness.store.run_store import load_run
 from harness.system.console import Console
 from harness.system.processes import is_follower
 

@@ -20,11 +20,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from harness.config import ConfigError
-from harness.lease import RunBusy
 from harness.outcome import OUTCOME, Collect
 from harness.progress import Asked, Found, Shelf, asked
-from harness.records import Failure
-from harness.store import ResultStore
+from harness.store.records import Failure
+from harness.store.run_store import ResultStore
+from harness.store.write_lock import RunBusy
 from harness.system.console import Console
 from harness.system.naming import now
 

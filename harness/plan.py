@@ -14,8 +14,8 @@ from harness.decoding import DecodingParams
 from harness.drafter import Drafter
 from harness.measure import Measure
 from harness.peers import Rung
-from harness.records import BASELINE
-from harness.run_identity import run_config
+from harness.store.identity import run_config
+from harness.store.records import BASELINE
 from harness.tasks import Task
 from harness.trackers import NoTracker
 from harness.weights import TargetSpec

@@ -18,7 +18,7 @@ from harness.decoding import DecodingParams, stream_key
 from harness.drafter import Drafter
 from harness.engine import Generation, LocalEngine, Request
 from harness.peers import Rung
-from harness.records import GenerationRecord, Verdict
+from harness.store.records import GenerationRecord, Verdict
 from harness.system.probes import energy_mj, peak_memory_bytes
 
 Block = tuple[Conversation, ...]

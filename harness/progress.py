@@ -13,12 +13,12 @@ from typing import Any, Literal, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness.journal import JOURNAL, read_ends, read_journal
-from harness.lease import holder, last_holder
-from harness.records import RunManifest
-from harness.roots import run_folders
-from harness.run_identity import identity, run_config, stored_identity
-from harness.store import MANIFEST, read_manifest
+from harness.store.identity import identity, run_config, stored_identity
+from harness.store.journal import JOURNAL, read_ends, read_journal
+from harness.store.locations import run_folders
+from harness.store.records import RunManifest
+from harness.store.run_store import MANIFEST, read_manifest
+from harness.store.write_lock import holder, last_holder
 from harness.system.naming import class_names, digest, redact
 
 State = Literal["done", "running", "failed", "missing"]

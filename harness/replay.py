@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from harness.config import ConfigError
 from harness.cost_table import CostTable, DraftingCost
 from harness.headroom import contexts, settings_of
-from harness.records import BASELINE, GenerationRecord, Run
+from harness.store.records import BASELINE, GenerationRecord, Run
 
 Records = Sequence[GenerationRecord]
 Floats = NDArray[np.float64]

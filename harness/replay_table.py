@@ -13,9 +13,9 @@ from harness import cells
 from harness.config import ConfigError
 from harness.cost_table import load_table, load_tables
 from harness.headroom import run_identity, table_of
-from harness.records import BASELINE
 from harness.replay import Replayed, replay
-from harness.store import load_runs
+from harness.store.records import BASELINE
+from harness.store.run_store import load_runs
 from harness.system.console import Console
 
 _HEADERS = ("target", "task", "T", "method", "batch", "draft length", "tau", "tokens/s", "speedup", "marks")

@@ -12,8 +12,8 @@ from typing import Any
 
 from harness import cells
 from harness.published import Paper, Place, Value
-from harness.records import Run, RunManifest
 from harness.row import Row
+from harness.store.records import Run, RunManifest
 
 _HEADERS = (
     *(

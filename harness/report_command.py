@@ -9,11 +9,11 @@ from pathlib import Path
 from harness import replay_table, sync, workspace
 from harness.config import ConfigError
 from harness.diff import describe, find_run
-from harness.migration import migrate
-from harness.packs import compact, expand
 from harness.reporting import FORMATS, TABLES, build
-from harness.roots import RUNS, is_local, locate
 from harness.row import Row
+from harness.store.archives import compact, expand
+from harness.store.locations import RUNS, is_local, locate
+from harness.store.migration import migrate
 from harness.system.console import Console
 
 GOOD, FAILED, WRONG = 0, 1, 2

@@ -14,11 +14,11 @@ from harness.cost_table import load_tables
 from harness.latex import latex
 from harness.markdown import markdown
 from harness.published import load_papers
-from harness.records import Run
-from harness.roots import RUNS
 from harness.row import Row
 from harness.rows import summarise_with_pairs
-from harness.store import load_runs
+from harness.store.locations import RUNS
+from harness.store.records import Run
+from harness.store.run_store import load_runs
 from harness.system.console import Console
 
 TABLES = ("md", "tex", "csv", "figures")

@@ -10,8 +10,8 @@ from typing import Any, Literal, NamedTuple
 from harness import stats
 from harness.comparable import SETTING
 from harness.metrics import Ledger
-from harness.records import BASELINE, Failure, VerdictKind
 from harness.stats import Difference, Interval
+from harness.store.records import BASELINE, Failure, VerdictKind
 from harness.ties import Ties
 
 Ends = tuple[float, float] | None

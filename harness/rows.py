@@ -12,13 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from harness import metrics, stats
-from harness.columns import Columns
 from harness.comparable import variants
 from harness.cost_table import CostTable
 from harness.headroom import headroom, settings_of, table_of
-from harness.records import BASELINE, LAPS_PER_ROUND, Cell, Run
 from harness.row import Pair, Row
 from harness.stats import Interval, Totals
+from harness.store.columns import Columns
+from harness.store.records import BASELINE, LAPS_PER_ROUND, Cell, Run
 from harness.ties import row_verdict, ties
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from harness.records import GenerationRecord, RunManifest
+from harness.store.records import GenerationRecord, RunManifest
 from harness.system.console import Console
 
 

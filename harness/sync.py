@@ -19,9 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 import conf
 from harness.config import ConfigError, build
 from harness.cost_table import load_tables
-from harness.records import Run
 from harness.rows import summarise
-from harness.store import load_runs
+from harness.store.records import Run
+from harness.store.run_store import load_runs
 from harness.system.console import Console
 from harness.trackers import Tracker
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.columns import VERDICTS, Columns, Counts, Records
 from harness.metrics import ratio
-from harness.records import NullReplay, VerdictKind
 from harness.stats import clopper_pearson
+from harness.store.columns import VERDICTS, Columns, Counts, Records
+from harness.store.records import NullReplay, VerdictKind
 
 _SEVERITY: tuple[VerdictKind, ...] = (
     "unpaired",

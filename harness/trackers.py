@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.config import configurable
-from harness.records import Run
 from harness.row import Row
+from harness.store.records import Run
 from harness.system.console import Console, cause
 
 Curves = Callable[[Mapping[str, float], int], None]

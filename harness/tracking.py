@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple
 from harness import page
 from harness.cells import marks
 from harness.comparable import variants
-from harness.records import BASELINE, Cell, GenerationRecord, Run
 from harness.row import Row, to_json
 from harness.rows import pairwise
+from harness.store.records import BASELINE, Cell, GenerationRecord, Run
 from harness.system.naming import redact, slug
 
 PAGE_SHOWN = 100_000

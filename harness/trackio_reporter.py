@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import ConfigError, configurable
-from harness.records import Run
 from harness.row import Row
+from harness.store.records import Run
 from harness.system.console import Console
 from harness.trackers import Curves, Sent, Tracker
 from harness.tracking import ArmLog, Chart, Page, Picture, Shown, Table, arm_log

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from harness.decoding import Chooser, DecodingParams
 from harness.engine import Generation, Request
-from harness.records import NullReplay, Verdict
+from harness.store.records import NullReplay, Verdict
 from harness.target import Target
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness.config import ConfigError, configurable
-from harness.records import BASELINE, Run
 from harness.row import Row
-from harness.store import MANIFEST, RECORDS
+from harness.store.records import BASELINE, Run
+from harness.store.run_store import MANIFEST, RECORDS
 from harness.system.console import Console
 from harness.trackers import Curves, NoTracker, Sent, Tracker
 from harness.tracking import (

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.records import Cell, GenerationRecord, NullReplay, Probe, RunManifest, Verdict
-from harness.store import ResultStore
+from harness.store.records import Cell, GenerationRecord, NullReplay, Probe, RunManifest, Verdict
+from harness.store.run_store import ResultStore
 
 TARGETS = tuple(f"target_{number}" for number in range(5))
 TASKS = tuple(f"task_{number}" for number in range(10))

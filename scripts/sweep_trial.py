@@ -20,9 +20,9 @@ from typing import Any
 
 import psutil
 
-from harness.lease import last_holder
 from harness.progress import Shelf
-from harness.store import load_run
+from harness.store.run_store import load_run
+from harness.store.write_lock import last_holder
 
 RAY_PORT = 26379
 LAUNCHERS = {

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.records import BASELINE
 from harness.stats import CONFIDENCE, Floats, Totals, resample
-from harness.store import load_run
+from harness.store.records import BASELINE
+from harness.store.run_store import load_run
 
 Cells = dict[str, dict[str, Totals]]
 """Task -> method -> tokens and rounds of each conversation, in one order."""

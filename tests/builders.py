@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.cost_grid import Grid
 from harness.cost_table import CostTable
-from harness.records import (
+from harness.store.records import (
     Cell,
     DraftTree,
     Exhibit,
@@ -23,7 +23,7 @@ from harness.records import (
     RunManifest,
     Verdict,
 )
-from harness.store import ResultStore
+from harness.store.run_store import ResultStore
 
 IDENTICAL = Verdict("identical")
 CELL = Cell("tiny", "smoke", "greedy", 0.0, 1, "full", "eager", "coupled")

@@ -10,8 +10,8 @@ import pytest
 from harness import figures, tables
 from harness.batches import break_even, break_even_of, by_batch, curves
 from harness.markdown import markdown
-from harness.records import Verdict
 from harness.rows import summarise
+from harness.store.records import Verdict
 from tests.builders import make_record, make_run
 
 SPEED = {1: 2.0, 4: 1.25, 16: 0.5}

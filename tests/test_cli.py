@@ -19,8 +19,8 @@ import torch
 
 from harness import cli, report_command
 from harness.accept import Accepted, Coupled
-from harness.packs import compact
-from harness.store import load_run
+from harness.store.archives import compact
+from harness.store.run_store import load_run
 from harness.target import Target
 from harness.trackers import NoTracker
 from methods.vanilla import Vanilla

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from harness import metrics
-from harness.columns import LOOP_NGRAM, Columns
-from harness.export import COLUMNS, StoredRecords, read_about
-from harness.journal import JOURNAL, CorruptJournal, encode
-from harness.records import GenerationRecord, Run, Verdict
 from harness.report_command import main
 from harness.rows import pairwise, summarise, summarise_with_pairs
-from harness.store import load_run, load_runs
+from harness.store.columns import LOOP_NGRAM, Columns
+from harness.store.journal import JOURNAL, CorruptJournal, encode
+from harness.store.parquet import COLUMNS, StoredRecords, read_about
+from harness.store.records import GenerationRecord, Run, Verdict
+from harness.store.run_store import load_run, load_runs
 from tests.builders import (
     failed_run,
     make_record,

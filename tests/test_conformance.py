@@ -17,7 +17,7 @@ from harness.conformance.suite import find, main, run
 from harness.experiment import Experiment
 from harness.plan import make_plan
 from harness.session import Session
-from harness.store import ResultStore, load_run
+from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console
 from methods.shared.eagle_checkpoint import save_head
 from tests.methods.test_eagle import HEADS, PROMPT, model_of, random_weights, reference

@@ -10,10 +10,10 @@ import pytest
 
 from harness.diff import describe, findings
 from harness.experiment import Experiment
-from harness.records import Run
 from harness.report_command import main
 from harness.session import Session
-from harness.store import ResultStore, load_run
+from harness.store.records import Run
+from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console
 from harness.topics import TOPICS
 from tests.builders import failed_run, make_run, sample_records, sample_run, write_runs

@@ -19,8 +19,8 @@ from harness.bench import bench
 from harness.config import build
 from harness.decoding import DecodingParams
 from harness.markdown import markdown
-from harness.records import VerdictKind
 from harness.rows import pairwise, summarise
+from harness.store.records import VerdictKind
 from methods.vanilla import Vanilla
 from tests.builders import sample_run, sample_runs
 from tests.fake_wandb import connected

@@ -16,9 +16,9 @@ from harness.draft import Draft
 from harness.drafter import HiddenTap, Outcome
 from harness.engine import LocalEngine, Request, read, trim
 from harness.peers import EagerLoop, Generate, PromptLookup
-from harness.records import Verdict
 from harness.runtime.compiled_step import Program
 from harness.runtime.packed_linear import pack
+from harness.store.records import Verdict
 from harness.target import Target
 from harness.verdict import Judge
 from methods.vanilla import Vanilla

@@ -15,7 +15,7 @@ from harness.config import ConfigError
 from harness.experiment import Experiment
 from harness.plan import Plan, make_plan
 from harness.session import Session
-from harness.store import ResultStore, load_run
+from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console
 
 LINES = [

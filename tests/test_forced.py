@@ -17,7 +17,7 @@ from harness.draft import Draft
 from harness.engine import Generation
 from harness.forced import Forced
 from harness.rows import summarise
-from harness.store import load_run
+from harness.store.run_store import load_run
 from harness.tiny import TinyTarget
 from harness.trees import DynamicTree
 from methods.eagle import Eagle

@@ -10,7 +10,7 @@ from harness.experiment import Experiment
 from harness.footprint import cache_bytes_per_token, step_bytes
 from harness.grid import duration, notes, size, survey, table
 from harness.session import Session
-from harness.store import JOURNAL, ResultStore, load_run
+from harness.store.run_store import JOURNAL, ResultStore, load_run
 from harness.system.console import Console
 from tests.test_experiment import plan_of
 

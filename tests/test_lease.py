@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import lease
-from harness.lease import LOCK, Holder, Lease, RunBusy, holder, last_holder
+from harness.store import write_lock
+from harness.store.write_lock import LOCK, Holder, Lease, RunBusy, holder, last_holder
 
 
 def written_by(folder: Path, host: str, pid: int, age_s: float = 0) -> None:
@@ -31,7 +31,7 @@ def test_a_writer_is_seen_while_it_writes(tmp_path: Path) -> None:
 
 
 def test_a_writer_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "BEAT_S", 0.02)
+    monkeypatch.setattr(write_lock, "BEAT_S", 0.02)
     taken = Lease(tmp_path)
     os.utime(tmp_path / LOCK, (0, 0))
     deadline = time.monotonic() + 5
@@ -48,16 +48,16 @@ def test_a_writer_that_died_is_seen_at_once_here_and_elsewhere_when_its_beat_lap
     written_by(tmp_path, os.uname().nodename, gone)
     assert holder(tmp_path) is None
     assert last_holder(tmp_path) == Holder(os.uname().nodename, gone)
-    written_by(tmp_path, "elsewhere", gone, age_s=lease.LAPSE_S / 2)
+    written_by(tmp_path, "elsewhere", gone, age_s=write_lock.LAPSE_S / 2)
     assert holder(tmp_path) == Holder("elsewhere", gone)
-    written_by(tmp_path, "elsewhere", gone, age_s=lease.LAPSE_S + 1)
+    written_by(tmp_path, "elsewhere", gone, age_s=write_lock.LAPSE_S + 1)
     assert holder(tmp_path) is None
 
 
 def test_where_a_lock_does_not_reach_another_node_its_beat_keeps_it_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "LAPSE_S", 0.5)
+    monkeypatch.setattr(write_lock, "LAPSE_S", 0.5)
     written_by(tmp_path, "elsewhere", 7)
     beat = threading.Timer(0.2, lambda: os.utime(tmp_path / LOCK))
     beat.start()

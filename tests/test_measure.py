@@ -12,7 +12,7 @@ import torch
 from harness.accept import Coupled
 from harness.decoding import DecodingParams
 from harness.engine import Request
-from harness.records import LAPS_PER_ROUND
+from harness.store.records import LAPS_PER_ROUND
 from harness.system.clock import Stopwatch
 from harness.system.probes import _energy_meter, energy_mj, last_level_cache_bytes, read_bandwidth
 from methods.ngram import NGram

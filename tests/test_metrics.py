@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import metrics, ties
-from harness.records import GenerationRecord, NullReplay, Verdict
+from harness.store.records import GenerationRecord, NullReplay, Verdict
 from tests.builders import ROUND_NS, make_record, make_rung
 
 # Two turns of one conversation and one of another. Rounds (drafted, accepted): the last one of `A` had two

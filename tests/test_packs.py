@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from harness import packs, records, store
 from harness.config import ConfigError
-from harness.export import COLUMNS, read_about
-from harness.journal import JOURNAL
 from harness.report_command import main
-from harness.roots import run_folders
-from harness.store import MANIFEST, ResultStore, load_run, load_runs
+from harness.store import archives, records, run_store
+from harness.store.journal import JOURNAL
+from harness.store.locations import run_folders
+from harness.store.parquet import COLUMNS, read_about
+from harness.store.run_store import MANIFEST, ResultStore, load_run, load_runs
 from tests.builders import failed_run, sample_run, write_runs
 
 
@@ -46,10 +46,10 @@ def names(root: Path) -> set[str]:
 
 def test_packing_and_unpacking_give_every_byte_back(root: Path) -> None:
     before = contents(root)
-    made = packs.compact(root, quiet, together=2)
+    made = archives.compact(root, quiet, together=2)
     assert len(made) == 2
     assert names(root) == {failed_run().manifest.run_id}
-    assert packs.expand(root, quiet) == 3
+    assert archives.expand(root, quiet) == 3
     assert contents(root) == before
 
 
@@ -68,7 +68,7 @@ def test_a_report_of_packs_is_that_of_their_folders(root: Path) -> None:
 def test_a_packed_run_is_done_and_read_as_before(root: Path) -> None:
     store_of_runs = ResultStore(root)
     before = load_run(root / "run-1")
-    packs.compact(root, quiet)
+    archives.compact(root, quiet)
     assert store_of_runs.is_finished("run-1")
     assert not store_of_runs.is_finished("run-9")
     assert store_of_runs.next_replicate("run-{}".format) == 3
@@ -90,46 +90,46 @@ def test_packing_that_breaks_off_loses_nothing_and_goes_on(
 ) -> None:
     before = contents(root)
     with monkeypatch.context() as patched:
-        patched.setattr(f"harness.packs.{place}", crash)
+        patched.setattr(f"harness.store.archives.{place}", crash)
         with pytest.raises(KeyboardInterrupt):
-            packs.compact(root, quiet)
+            archives.compact(root, quiet)
     assert len(load_runs(root)) == 4
-    packs.compact(root, quiet)
+    archives.compact(root, quiet)
     assert len(load_runs(root)) == 4
     assert names(root) == {failed_run().manifest.run_id}
-    packs.expand(root, quiet)
+    archives.expand(root, quiet)
     assert contents(root) == before
 
 
-@pytest.mark.parametrize("place", ["harness.packs.write_whole", "pathlib.Path.unlink"])
+@pytest.mark.parametrize("place", ["harness.store.archives.write_whole", "pathlib.Path.unlink"])
 def test_unpacking_that_breaks_off_loses_nothing_and_goes_on(
     place: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(root)
-    packs.compact(root, quiet)
+    archives.compact(root, quiet)
     with monkeypatch.context() as patched:
         patched.setattr(place, crash)
         with pytest.raises(KeyboardInterrupt):
-            packs.expand(root, quiet)
+            archives.expand(root, quiet)
     assert len(load_runs(root)) == 4
-    packs.expand(root, quiet)
+    archives.expand(root, quiet)
     assert contents(root) == before
 
 
 def test_a_folder_that_is_not_what_was_packed_is_left_alone_and_told(root: Path) -> None:
     kept = root.parent / "kept"
     shutil.copytree(root / "run-0", kept)
-    packs.compact(root, quiet)
+    archives.compact(root, quiet)
     (kept / "records.jsonl").write_text("other")
     shutil.move(kept, root / "run-0")
-    for command in (packs.compact, packs.expand):
+    for command in (archives.compact, archives.expand):
         with pytest.raises(ConfigError, match=r"run-0/records\.jsonl: is not the same as in"):
             command(root, quiet)
     assert (root / "run-0" / "records.jsonl").read_text() == "other"
 
 
 def test_a_broken_pack_is_named(root: Path) -> None:
-    (pack,) = packs.compact(root, quiet)
+    (pack,) = archives.compact(root, quiet)
     pack.write_bytes(pack.read_bytes()[:1000])
     with pytest.raises(ConfigError, match="is no pack of runs"):
         run_folders(root)
@@ -158,7 +158,7 @@ def test_a_version_that_is_no_longer_read_is_refused_with_the_command_that_helps
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     as_version_1(root / "run-0")
-    monkeypatch.setattr(store, "READABLE_VERSIONS", (records.SCHEMA_VERSION,))
+    monkeypatch.setattr(run_store, "READABLE_VERSIONS", (records.SCHEMA_VERSION,))
     with pytest.raises(ConfigError, match=r"python -m harness\.report migrate --results") as told:
         load_runs(root)
     command = str(told.value).partition("python -m harness.report ")[2].split()

@@ -12,9 +12,9 @@ import pytest
 
 from harness.comparable import variants
 from harness.page import document
-from harness.records import Failure, Run
 from harness.report_command import main
 from harness.rows import pairwise, summarise
+from harness.store.records import Failure, Run
 from tests.builders import make_exhibit, make_record, make_run, sample_records, sample_runs, write_runs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness.config import ConfigError
-from harness.store import load_run
+from harness.store.run_store import load_run
 from harness.tiny import TinyTarget
 from harness.weights import TargetSpec
 

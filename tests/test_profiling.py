@@ -18,7 +18,7 @@ from harness.draft import Draft
 from harness.profiling import Profile
 from harness.rows import summarise
 from harness.step_timing import _cheapest, cheapest_widths, paces
-from harness.store import load_run
+from harness.store.run_store import load_run
 from harness.target import Target
 from harness.trees import DynamicTree
 from methods.eagle import Eagle

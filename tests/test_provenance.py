@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import conf
-from harness import run_identity
-from harness.records import Cell
-from harness.run_identity import identity, run_id
+from harness.store import identity as run_identity
+from harness.store.identity import identity, run_id
+from harness.store.records import Cell
 from harness.system.naming import REDACTED, digest, redact, slug
 from harness.system.provenance import device_facts, git_state, source_hash
 

@@ -14,8 +14,8 @@ from harness.config import ConfigError
 from harness.cost_grid import Grid
 from harness.cost_table import COSTS, CostTable, DraftingCost
 from harness.headroom import run_identity
-from harness.records import GenerationRecord, Run
 from harness.replay import Replayed, replay
+from harness.store.records import GenerationRecord, Run
 from tests.builders import make_record, make_run, make_table, write_runs
 
 ARMS = {"vanilla": {}, "ngram": {"draft_length": 4}}

@@ -13,9 +13,9 @@ import conf
 from harness import replication
 from harness.config import ConfigError
 from harness.published import FOLDER, load_papers
-from harness.records import Run
 from harness.report_command import main
 from harness.rows import summarise
+from harness.store.records import Run
 from tests.builders import broken_run, make_run, sample_records, write_runs
 
 CONF = Path(conf.__file__).parent

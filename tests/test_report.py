@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.records import Run
 from harness.report_command import main
+from harness.store.records import Run
 from tests.builders import broken_run, failed_run, sample_run, sample_runs, write_runs
 
 ROOT = Path(__file__).parents[1]

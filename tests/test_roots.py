@@ -13,9 +13,9 @@ import fsspec
 import pytest
 
 from harness.config import ConfigError
-from harness.packs import compact
 from harness.report_command import main
-from harness.roots import locate
+from harness.store.archives import compact
+from harness.store.locations import locate
 from tests.builders import failed_run, sample_run, write_runs
 
 FORMATS = ("--format", "md", "csv")

@@ -11,9 +11,9 @@ import pytest
 
 from harness.comparable import differences, refuse_mixed, variants
 from harness.config import ConfigError
-from harness.records import Failure, Probe, Run, Verdict
 from harness.row import Row, json_rows
 from harness.rows import pairwise, summarise
+from harness.store.records import Failure, Probe, Run, Verdict
 from tests.builders import (
     ROUND_NS,
     broken_run,

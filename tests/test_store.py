@@ -16,18 +16,10 @@ import pandas as pd
 import pytest
 
 from harness.config import ConfigError
-from harness.journal import CorruptJournal, encode
-from harness.lease import RunBusy
-from harness.records import (
-    Cell,
-    Failure,
-    GenerationRecord,
-    NullReplay,
-    Probe,
-    RunManifest,
-    Verdict,
-)
-from harness.store import OpenRun, ResultStore, load_run, load_runs
+from harness.store.journal import CorruptJournal, encode
+from harness.store.records import Cell, Failure, GenerationRecord, NullReplay, Probe, RunManifest, Verdict
+from harness.store.run_store import OpenRun, ResultStore, load_run, load_runs
+from harness.store.write_lock import RunBusy
 
 ROOT = Path(__file__).parents[1]
 CELL = Cell("tiny", "smoke", "greedy", 0.0, 1, "quick", "eager", "coupled")

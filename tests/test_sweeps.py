@@ -22,10 +22,10 @@ import torch
 
 from harness import sweep
 from harness.config import configurable
-from harness.journal import JOURNAL
-from harness.lease import Lease
-from harness.packs import compact
-from harness.store import MANIFEST, load_run, load_runs
+from harness.store.archives import compact
+from harness.store.journal import JOURNAL
+from harness.store.run_store import MANIFEST, load_run, load_runs
+from harness.store.write_lock import Lease
 from harness.sweeping import SWEEP
 from harness.tiny import TinyTarget
 from methods.vanilla import Vanilla

@@ -16,8 +16,8 @@ import pytest
 from harness import csv_files, tables
 from harness.latex import latex
 from harness.markdown import markdown
-from harness.records import Run, Verdict
 from harness.rows import pairwise, summarise
+from harness.store.records import Run, Verdict
 from tests.builders import make_record, make_run, sample_records, sample_run, sample_runs
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -15,7 +15,7 @@ from harness import cli, report_command, trackio_reporter
 from harness.bench import bench
 from harness.config import ConfigError
 from harness.rows import summarise
-from harness.store import load_runs
+from harness.store.run_store import load_runs
 from harness.tracking import arm_log
 from harness.trackio_reporter import TrackioTracker
 from tests.builders import sample_run, write_runs

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from harness import report_command, tracking
-from harness.records import BASELINE, Run
 from harness.row import to_json
 from harness.rows import summarise
-from harness.store import load_run
+from harness.store.records import BASELINE, Run
+from harness.store.run_store import load_run
 from harness.trackers import NoTracker
 from harness.tracking import group_of
 from harness.wandb_reporter import WHOLE, WandbTracker

@@ -15,10 +15,10 @@ import yaml
 import conf
 from harness import cli, report_command, wandb_reporter, workspace
 from harness.bench import bench
-from harness.records import BASELINE, Run
 from harness.row import Row
 from harness.rows import summarise
-from harness.store import load_run, load_runs
+from harness.store.records import BASELINE, Run
+from harness.store.run_store import load_run, load_runs
 from harness.tracking import group_of, log_id
 from harness.wandb_reporter import WandbTracker
 from tests.builders import failed_run, sample_run, write_runs

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.comparable import variants
 from harness.page.content import place
-from harness.records import Exhibit, GenerationRecord, Run
+from harness.store.records import Exhibit, GenerationRecord, Run
 
 MAX_SHOWN = 1_000_000
 """Tokens of answers and nodes of trees in one page: about 10 MB of it."""

@@ -10,8 +10,8 @@ from typing import Any
 from harness import cells
 from harness.comparable import differences
 from harness.metrics import STAGES
-from harness.records import BASELINE, Cell, Run
 from harness.row import Pair, Row
+from harness.store.records import BASELINE, Cell, Run
 
 _DIGITS = 6
 """Significant ones: more would be noise, and half of the page."""

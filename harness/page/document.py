@@ -18,8 +18,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from harness.page.answers import MAX_SHOWN, answers
 from harness.page.content import content
-from harness.records import Run
 from harness.row import Pair, Row
+from harness.store.records import Run
 
 _FOLDER = Path(__file__).parent
 _SCRIPTS = (

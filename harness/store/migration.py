@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import ConfigError
-from harness.export import read_about
-from harness.journal import JOURNAL, CorruptJournal, read_journal
-from harness.records import SCHEMA_VERSION
-from harness.store import MANIFEST, export_records, read_manifest
+from harness.store.journal import JOURNAL, CorruptJournal, read_journal
+from harness.store.parquet import read_about
+from harness.store.records import SCHEMA_VERSION
+from harness.store.run_store import MANIFEST, export_records, read_manifest
 from harness.system.files import write_whole
 
 STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from harness.records import Cell, RunManifest
+from harness.store.records import Cell, RunManifest
 from harness.system.naming import class_names, digest, redact, slug
 from harness.system.provenance import device_identity, packages, source_hash
 

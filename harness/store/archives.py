@@ -14,10 +14,10 @@ from pathlib import Path
 from filelock import FileLock
 
 from harness.config import ConfigError
-from harness.export import COLUMNS
-from harness.journal import JOURNAL, read_journal
-from harness.lease import LOCK
-from harness.roots import PACKS, in_pack, is_pack
+from harness.store.journal import JOURNAL, read_journal
+from harness.store.locations import PACKS, in_pack, is_pack
+from harness.store.parquet import COLUMNS
+from harness.store.write_lock import LOCK
 from harness.system.files import PART, put_in_place, sync_folder, write_whole
 from harness.system.naming import digest
 

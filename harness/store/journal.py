@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import ConfigError
-from harness.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe
-from harness.roots import size_of
+from harness.store.locations import size_of
+from harness.store.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe
 
 JOURNAL = "journal.jsonl"
 """Its name in a run folder."""

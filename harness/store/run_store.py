@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from harness.config import ConfigError
-from harness.export import COLUMNS, About, StoredExhibits, StoredRecords, encode_columns, read_about
-from harness.journal import JOURNAL, CorruptJournal, Journal, encode, read_journal
-from harness.lease import LOCK, Lease
-from harness.records import (
+from harness.store.journal import JOURNAL, CorruptJournal, Journal, encode, read_journal
+from harness.store.locations import run_folder, run_folders
+from harness.store.parquet import COLUMNS, About, StoredExhibits, StoredRecords, encode_columns, read_about
+from harness.store.records import (
     READABLE_VERSIONS,
     SCHEMA_VERSION,
     Cell,
@@ -32,7 +32,7 @@ from harness.records import (
     Run,
     RunManifest,
 )
-from harness.roots import run_folder, run_folders
+from harness.store.write_lock import LOCK, Lease
 from harness.system.files import PART, sync_folder, write_whole
 from harness.system.naming import digest, now, redact, slug
 

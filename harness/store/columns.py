@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.records import GenerationRecord, VerdictKind
+from harness.store.records import GenerationRecord, VerdictKind
 
 Ints = NDArray[np.int64]
 Counts = NDArray[np.int32]

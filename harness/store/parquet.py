@@ -16,10 +16,10 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from harness.columns import COUNTS, LISTS, METERED, NAMES, SCALARS, STAGES_NS, Columns, Named, Ragged
-from harness.journal import JOURNAL, CorruptJournal, Journal, read_journal
-from harness.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe
-from harness.roots import is_local, size_of
+from harness.store.columns import COUNTS, LISTS, METERED, NAMES, SCALARS, STAGES_NS, Columns, Named, Ragged
+from harness.store.journal import JOURNAL, CorruptJournal, Journal, read_journal
+from harness.store.locations import is_local, size_of
+from harness.store.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe
 
 COLUMNS = "records.parquet"
 _ABOUT = b"journal"

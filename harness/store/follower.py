@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from harness.journal import JOURNAL, Journal, read_journal
-from harness.records import Cell, Failure, RunManifest
-from harness.store import OpenRun, ResultStore
+from harness.store.journal import JOURNAL, Journal, read_journal
+from harness.store.records import Cell, Failure, RunManifest
+from harness.store.run_store import OpenRun, ResultStore
 
 
 class FollowedRun(OpenRun):

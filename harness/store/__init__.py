@@ -1,0 +1,1 @@
+"""Runs on the disk: records, journal, columns, archives, and who may write."""
