@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from harness.config import ConfigError, build
-from harness.cost_table import COSTS, CostTable, identity
+from harness.costs.table import COSTS, CostTable, identity
 from harness.engine import LocalEngine
 from harness.profiling import Profile
 from harness.system import naming, provenance

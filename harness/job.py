@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from harness.config import ConfigError, build
-from harness.cost_table import load_tables
+from harness.costs.table import load_tables
 from harness.experiment import Experiment, failure
 from harness.figures import draw
 from harness.plan import Plan, make_plan

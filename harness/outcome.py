@@ -68,7 +68,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
     """Print the table and the JSON line; the exit status. Nothing was measured by a wrong command line."""
     from harness import rows, tables
-    from harness.cost_table import load_tables
+    from harness.costs.table import load_tables
     from harness.row import Row, json_rows
 
     status: int = max(outcome["status"] for outcome in outcomes)

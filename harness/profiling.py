@@ -19,8 +19,8 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from harness.config import ConfigError, configurable
-from harness.cost_grid import Grid, repaired
-from harness.cost_table import DraftingCost
+from harness.costs.grid import Grid, repaired
+from harness.costs.table import DraftingCost
 from harness.decoding import Chooser, DecodingParams
 from harness.draft import Draft
 from harness.drafter import Drafter

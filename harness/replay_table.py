@@ -1,4 +1,4 @@
-"""The command `report replay`: prints what `harness.replay` concludes."""
+"""The command `report replay`: prints what `harness.costs.replay` concludes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pathlib import Path
 
 from harness import cells
 from harness.config import ConfigError
-from harness.cost_table import load_table, load_tables
-from harness.headroom import run_identity, table_of
-from harness.replay import Replayed, replay
+from harness.costs.headroom import run_identity, table_of
+from harness.costs.replay import Replayed, replay
+from harness.costs.table import load_table, load_tables
 from harness.store.records import BASELINE
 from harness.store.run_store import load_runs
 from harness.system.console import Console

@@ -10,7 +10,7 @@ from pathlib import Path
 from harness import csv_files, figures, page, replication
 from harness.comparable import refuse_mixed, variants
 from harness.config import ConfigError
-from harness.cost_table import load_tables
+from harness.costs.table import load_tables
 from harness.latex import latex
 from harness.markdown import markdown
 from harness.published import load_papers

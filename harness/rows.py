@@ -13,8 +13,8 @@ import numpy as np
 
 from harness import metrics, stats
 from harness.comparable import variants
-from harness.cost_table import CostTable
-from harness.headroom import headroom, settings_of, table_of
+from harness.costs.headroom import headroom, settings_of, table_of
+from harness.costs.table import CostTable
 from harness.row import Pair, Row
 from harness.stats import Interval, Totals
 from harness.store.columns import Columns

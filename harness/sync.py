@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import conf
 from harness.config import ConfigError, build
-from harness.cost_table import load_tables
+from harness.costs.table import load_tables
 from harness.rows import summarise
 from harness.store.records import Run
 from harness.store.run_store import load_runs

@@ -22,7 +22,7 @@ from hydra import compose, initialize_config_module
 from harness.accept import Coupled
 from harness.batch import Batch, Request, read
 from harness.conversation import Message
-from harness.cost_table import load_table
+from harness.costs.table import load_table
 from harness.decoding import DecodingParams
 from harness.draft import Draft
 from harness.drafter import Drafter

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.cost_grid import Grid
-from harness.cost_table import CostTable
+from harness.costs.grid import Grid
+from harness.costs.table import CostTable
 from harness.store.records import (
     Cell,
     DraftTree,

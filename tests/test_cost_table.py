@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.config import ConfigError
-from harness.cost_grid import Grid, isotonic, repaired
-from harness.cost_table import CostTable, DraftingCost, load_table, load_tables
+from harness.costs.grid import Grid, isotonic, repaired
+from harness.costs.table import CostTable, DraftingCost, load_table, load_tables
 from tests.builders import make_table
 
 TABLE = make_table()

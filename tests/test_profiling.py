@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_module
 
 from harness.config import ConfigError
 from harness.cost_job import run_costs
-from harness.cost_table import load_tables
+from harness.costs.table import load_tables
 from harness.draft import Draft
 from harness.profiling import Profile
 from harness.rows import summarise

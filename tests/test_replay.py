@@ -11,10 +11,10 @@ import pytest
 
 from harness import report_command
 from harness.config import ConfigError
-from harness.cost_grid import Grid
-from harness.cost_table import COSTS, CostTable, DraftingCost
-from harness.headroom import run_identity
-from harness.replay import Replayed, replay
+from harness.costs.grid import Grid
+from harness.costs.headroom import run_identity
+from harness.costs.replay import Replayed, replay
+from harness.costs.table import COSTS, CostTable, DraftingCost
 from harness.store.records import GenerationRecord, Run
 from tests.builders import make_record, make_run, make_table, write_runs
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from harness.config import ConfigError
-from harness.cost_grid import Floats, Grid
+from harness.costs.grid import Floats, Grid
 from harness.system.naming import class_names, digest, slug
 from harness.system.provenance import device_identity
 

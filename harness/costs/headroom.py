@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.cost_table import CostTable, DraftingCost, identity
+from harness.costs.table import CostTable, DraftingCost, identity
 from harness.store.columns import Columns, Records
 from harness.store.records import RunManifest
 

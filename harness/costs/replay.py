@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.config import ConfigError
-from harness.cost_table import CostTable, DraftingCost
-from harness.headroom import contexts, settings_of
+from harness.costs.headroom import contexts, settings_of
+from harness.costs.table import CostTable, DraftingCost
 from harness.store.records import BASELINE, GenerationRecord, Run
 
 Records = Sequence[GenerationRecord]
