@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from harness.row import Row
+from harness.analysis.row import Row
 from harness.store.records import BASELINE, Cell, Failure
 
 UNKNOWN = "-"

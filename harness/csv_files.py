@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness import cells
-from harness.row import Pair, Row
+from harness.analysis.row import Pair, Row
 
 
 def csv(rows: Sequence[Row]) -> str:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import cells
-from harness.comparable import NOT_SET, facts
+from harness.analysis.comparability import NOT_SET, facts
+from harness.analysis.row import Row
+from harness.analysis.summary import summarise
 from harness.config import ConfigError, near
-from harness.row import Row
-from harness.rows import summarise
 from harness.store.locations import run_folders
 from harness.store.records import BASELINE, Run
 from harness.store.run_store import MANIFEST, load_run

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from harness import metrics
+from harness.analysis import metrics
 from harness.config import ConfigError
 from harness.decoding import DecodingParams
 from harness.footprint import expert_counts, step_bytes

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import cells
-from harness.batches import break_even_of, by_batch, curves
-from harness.metrics import STAGES
-from harness.row import Row
+from harness.analysis.batch_scaling import break_even_of, by_batch, curves
+from harness.analysis.metrics import STAGES
+from harness.analysis.row import Row
 from harness.store.records import BASELINE
 from harness.system.naming import slug
 

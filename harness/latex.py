@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from harness import cells
-from harness.row import Row
+from harness.analysis.row import Row
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",

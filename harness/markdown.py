@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from harness import cells
-from harness.batches import by_batch
-from harness.row import Pair, Row
+from harness.analysis.batch_scaling import by_batch
+from harness.analysis.row import Pair, Row
 from harness.tables import (
     Table,
     acceptance_table,

@@ -11,7 +11,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from harness.comparable import variants
+from harness.analysis.comparability import variants
 from harness.store.records import Run
 from harness.store.run_store import load_run
 from harness.system.console import Console
@@ -67,9 +67,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
     """Print the table and the JSON line; the exit status. Nothing was measured by a wrong command line."""
-    from harness import rows, tables
+    from harness import tables
+    from harness.analysis import summary
+    from harness.analysis.row import Row, json_rows
     from harness.costs.table import load_tables
-    from harness.row import Row, json_rows
 
     status: int = max(outcome["status"] for outcome in outcomes)
     folders = list(dict.fromkeys(folder for outcome in outcomes for folder in outcome["run_dirs"]))
@@ -84,7 +85,7 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
             errors.append(f"{folder}: left out of the table: {error}")
     try:
         results = dict.fromkeys(Path(folder).parents[1] for folder in folders)
-        found = rows.summarise(runs, [table for place in results for table in load_tables(place)])
+        found = summary.summarise(runs, [table for place in results for table in load_tables(place)])
         if found:
             console.table(*tables.console_table(found))
         for note in variants(runs)[1]:

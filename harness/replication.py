@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import cells
-from harness.published import Paper, Place, Value
-from harness.row import Row
+from harness.analysis.published import Paper, Place, Value
+from harness.analysis.row import Row
 from harness.store.records import Run, RunManifest
 
 _HEADERS = (

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness import replay_table, sync, workspace
+from harness.analysis.row import Row
 from harness.config import ConfigError
 from harness.diff import describe, find_run
 from harness.reporting import FORMATS, TABLES, build
-from harness.row import Row
 from harness.store.archives import compact, expand
 from harness.store.locations import RUNS, is_local, locate
 from harness.store.migration import migrate

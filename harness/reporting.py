@@ -8,14 +8,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from harness import csv_files, figures, page, replication
-from harness.comparable import refuse_mixed, variants
+from harness.analysis.comparability import refuse_mixed, variants
+from harness.analysis.published import load_papers
+from harness.analysis.row import Row
+from harness.analysis.summary import summarise_with_pairs
 from harness.config import ConfigError
 from harness.costs.table import load_tables
 from harness.latex import latex
 from harness.markdown import markdown
-from harness.published import load_papers
-from harness.row import Row
-from harness.rows import summarise_with_pairs
 from harness.store.locations import RUNS
 from harness.store.records import Run
 from harness.store.run_store import load_runs

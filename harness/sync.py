@@ -17,9 +17,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
+from harness.analysis.summary import summarise
 from harness.config import ConfigError, build
 from harness.costs.table import load_tables
-from harness.rows import summarise
 from harness.store.records import Run
 from harness.store.run_store import load_runs
 from harness.system.console import Console

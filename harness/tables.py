@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from harness import cells
-from harness.batches import break_even_of, curves
-from harness.row import Pair, Row
+from harness.analysis.batch_scaling import break_even_of, curves
+from harness.analysis.row import Pair, Row
 
 Table = tuple[list[str], list[list[str]]]
 Column = tuple[str, Callable[[Row], str]]

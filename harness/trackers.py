@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.analysis.row import Row
 from harness.config import configurable
-from harness.row import Row
 from harness.store.records import Run
 from harness.system.console import Console, cause
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness import page
+from harness.analysis.comparability import variants
+from harness.analysis.row import Row, to_json
+from harness.analysis.summary import pairwise
 from harness.cells import marks
-from harness.comparable import variants
-from harness.row import Row, to_json
-from harness.rows import pairwise
 from harness.store.records import BASELINE, Cell, GenerationRecord, Run
 from harness.system.naming import redact, slug
 

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from harness.analysis.row import Row
 from harness.config import ConfigError, configurable
-from harness.row import Row
 from harness.store.records import Run
 from harness.system.console import Console
 from harness.trackers import Curves, Sent, Tracker

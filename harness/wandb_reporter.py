@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from harness.analysis.row import Row
 from harness.config import ConfigError, configurable
-from harness.row import Row
 from harness.store.records import BASELINE, Run
 from harness.store.run_store import MANIFEST, RECORDS
 from harness.system.console import Console

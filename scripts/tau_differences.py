@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.stats import CONFIDENCE, Floats, Totals, resample
+from harness.analysis.stats import CONFIDENCE, Floats, Totals, resample
 from harness.store.records import BASELINE
 from harness.store.run_store import load_run
 

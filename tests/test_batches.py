@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from harness import figures, tables
-from harness.batches import break_even, break_even_of, by_batch, curves
+from harness.analysis.batch_scaling import break_even, break_even_of, by_batch, curves
+from harness.analysis.summary import summarise
 from harness.markdown import markdown
-from harness.rows import summarise
 from harness.store.records import Verdict
 from tests.builders import make_record, make_run
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import metrics
+from harness.analysis import metrics
+from harness.analysis.summary import pairwise, summarise, summarise_with_pairs
 from harness.report_command import main
-from harness.rows import pairwise, summarise, summarise_with_pairs
 from harness.store.columns import LOOP_NGRAM, Columns
 from harness.store.journal import JOURNAL, CorruptJournal, encode
 from harness.store.parquet import COLUMNS, StoredRecords, read_about

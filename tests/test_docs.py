@@ -15,11 +15,11 @@ import yaml
 import methods
 from harness import cells, cli, report_command
 from harness.accept import Coupled
+from harness.analysis.summary import pairwise, summarise
 from harness.bench import bench
 from harness.config import build
 from harness.decoding import DecodingParams
 from harness.markdown import markdown
-from harness.rows import pairwise, summarise
 from harness.store.records import VerdictKind
 from methods.vanilla import Vanilla
 from tests.builders import sample_run, sample_runs

@@ -11,12 +11,12 @@ import torch
 from harness import cells
 from harness.accept import Coupled
 from harness.acceptance_trace import read_trace
+from harness.analysis.summary import summarise
 from harness.config import ConfigError
 from harness.decoding import Chooser, DecodingParams
 from harness.draft import Draft
 from harness.engine import Generation
 from harness.forced import Forced
-from harness.rows import summarise
 from harness.store.run_store import load_run
 from harness.tiny import TinyTarget
 from harness.trees import DynamicTree

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.analysis.row import Row
+from harness.analysis.summary import summarise
 from harness.latex import PREAMBLE, latex
-from harness.row import Row
-from harness.rows import summarise
 from tests.builders import sample_runs
 
 needs_tex = pytest.mark.skipif(

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import metrics, ties
+from harness.analysis import metrics, ties
 from harness.store.records import GenerationRecord, NullReplay, Verdict
 from tests.builders import ROUND_NS, make_record, make_rung
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
+from harness.analysis.summary import summarise
 from harness.config import ConfigError
 from harness.cost_job import run_costs
 from harness.costs.table import load_tables
 from harness.draft import Draft
 from harness.profiling import Profile
-from harness.rows import summarise
 from harness.step_timing import _cheapest, cheapest_widths, paces
 from harness.store.run_store import load_run
 from harness.target import Target

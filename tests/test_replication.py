@@ -11,10 +11,10 @@ from omegaconf import OmegaConf
 
 import conf
 from harness import replication
+from harness.analysis.published import FOLDER, load_papers
+from harness.analysis.summary import summarise
 from harness.config import ConfigError
-from harness.published import FOLDER, load_papers
 from harness.report_command import main
-from harness.rows import summarise
 from harness.store.records import Run
 from tests.builders import broken_run, make_run, sample_records, write_runs
 

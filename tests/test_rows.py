@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from harness.comparable import differences, refuse_mixed, variants
+from harness.analysis.comparability import differences, refuse_mixed, variants
+from harness.analysis.row import Row, json_rows
+from harness.analysis.summary import pairwise, summarise
 from harness.config import ConfigError
-from harness.row import Row, json_rows
-from harness.rows import pairwise, summarise
 from harness.store.records import Failure, Probe, Run, Verdict
 from tests.builders import (
     ROUND_NS,

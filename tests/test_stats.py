@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness import stats
-from harness.stats import Interval, Totals
+from harness.analysis import stats
+from harness.analysis.stats import Interval, Totals
 
 
 def synthetic(random: np.random.Generator, num_clusters: int) -> tuple[Totals, Totals]:

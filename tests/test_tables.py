@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from harness import csv_files, tables
+from harness.analysis.summary import pairwise, summarise
 from harness.latex import latex
 from harness.markdown import markdown
-from harness.rows import pairwise, summarise
 from harness.store.records import Run, Verdict
 from tests.builders import make_record, make_run, sample_records, sample_run, sample_runs
 

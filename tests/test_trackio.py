@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from harness import cli, report_command, trackio_reporter
+from harness.analysis.summary import summarise
 from harness.bench import bench
 from harness.config import ConfigError
-from harness.rows import summarise
 from harness.store.run_store import load_runs
 from harness.tracking import arm_log
 from harness.trackio_reporter import TrackioTracker

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from harness import report_command, tracking
-from harness.row import to_json
-from harness.rows import summarise
+from harness.analysis.row import to_json
+from harness.analysis.summary import summarise
 from harness.store.records import BASELINE, Run
 from harness.store.run_store import load_run
 from harness.trackers import NoTracker

@@ -14,9 +14,9 @@ import yaml
 
 import conf
 from harness import cli, report_command, wandb_reporter, workspace
+from harness.analysis.row import Row
+from harness.analysis.summary import summarise
 from harness.bench import bench
-from harness.row import Row
-from harness.rows import summarise
 from harness.store.records import BASELINE, Run
 from harness.store.run_store import load_run, load_runs
 from harness.tracking import group_of, log_id

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness import report_command, workspace
-from harness.rows import summarise
+from harness.analysis.summary import summarise
 from harness.tracking import arm_log
 from tests.builders import sample_run
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from typing import Any
 
-from harness.comparable import variants
+from harness.analysis.comparability import variants
 from harness.page.content import place
 from harness.store.records import Exhibit, GenerationRecord, Run
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness import cells
-from harness.comparable import differences
-from harness.metrics import STAGES
-from harness.row import Pair, Row
+from harness.analysis.comparability import differences
+from harness.analysis.metrics import STAGES
+from harness.analysis.row import Pair, Row
 from harness.store.records import BASELINE, Cell, Run
 
 _DIGITS = 6

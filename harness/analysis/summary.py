@@ -11,15 +11,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from harness import metrics, stats
-from harness.comparable import variants
+from harness.analysis import metrics, stats
+from harness.analysis.comparability import variants
+from harness.analysis.row import Pair, Row
+from harness.analysis.stats import Interval, Totals
+from harness.analysis.ties import row_verdict, ties
 from harness.costs.headroom import headroom, settings_of, table_of
 from harness.costs.table import CostTable
-from harness.row import Pair, Row
-from harness.stats import Interval, Totals
 from harness.store.columns import Columns
 from harness.store.records import BASELINE, LAPS_PER_ROUND, Cell, Run
-from harness.ties import row_verdict, ties
 
 
 @dataclass(frozen=True)

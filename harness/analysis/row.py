@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from harness import stats
-from harness.comparable import SETTING
-from harness.metrics import Ledger
-from harness.stats import Difference, Interval
+from harness.analysis import stats
+from harness.analysis.comparability import SETTING
+from harness.analysis.metrics import Ledger
+from harness.analysis.stats import Difference, Interval
+from harness.analysis.ties import Ties
 from harness.store.records import BASELINE, Failure, VerdictKind
-from harness.ties import Ties
 
 Ends = tuple[float, float] | None
 _JSON_KEYS = (

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-from harness.row import Row
+from harness.analysis.row import Row
 from harness.store.records import BASELINE
 
 

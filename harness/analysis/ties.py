@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.metrics import ratio
-from harness.stats import clopper_pearson
+from harness.analysis.metrics import ratio
+from harness.analysis.stats import clopper_pearson
 from harness.store.columns import VERDICTS, Columns, Counts, Records
 from harness.store.records import NullReplay, VerdictKind
 

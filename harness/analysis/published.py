@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from harness.config import ConfigError
 
-FOLDER = Path(__file__).parents[1] / "results" / "published"
+FOLDER = Path(__file__).parents[2] / "results" / "published"
 _COLUMNS = ("table", "model", "task", "method", "temperature", "batch_size", "hardware", "metric", "value")
 
 

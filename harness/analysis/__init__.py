@@ -1,0 +1,1 @@
+"""From records to numbers: metrics, intervals, ties, rows, and which runs compare."""
