@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.config import configurable
 from harness.decoding import Chooser
-from harness.draft import Draft
+from harness.drafting.draft import Draft
 
 
 class Accepted(NamedTuple):

@@ -16,8 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from harness.accept import Accepted
 from harness.decoding import Chooser, DecodingParams
-from harness.draft import Draft
-from harness.drafter import Drafter, Outcome
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import Drafter, Outcome
 from harness.target import Target
 
 Stop = Literal["end", "cap", "context"]

@@ -20,7 +20,7 @@ from harness.accept import Coupled
 from harness.config import ConfigError, configurable
 from harness.conversation import Message
 from harness.decoding import DecodingParams, stream_key
-from harness.drafter import Drafter
+from harness.drafting.drafter import Drafter
 from harness.engine import LocalEngine, Request
 from harness.tasks import Task, lines_of
 

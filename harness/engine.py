@@ -13,7 +13,7 @@ import torch
 from harness.accept import Acceptor
 from harness.batch import Batch, Generation, Request, Stop, read, trim
 from harness.decoding import DecodingParams
-from harness.drafter import Drafter
+from harness.drafting.drafter import Drafter
 from harness.system.clock import Stopwatch
 from harness.target import Target
 

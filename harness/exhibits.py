@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from harness.draft import Draft
+from harness.drafting.draft import Draft
 from harness.playing import Played
 from harness.store.records import DraftTree, Exhibit
 

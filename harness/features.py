@@ -16,11 +16,11 @@ from torch import Tensor
 
 from harness.config import ConfigError
 from harness.dialogues import Sample
-from harness.drafter import HiddenTap, Tap
+from harness.drafting.drafter import HiddenTap, Tap
+from harness.drafting.trainable import TrainingRow
 from harness.packing import pack
 from harness.system.naming import digest
 from harness.target import Target
-from harness.trainable import TrainingRow
 
 _FINAL = HiddenTap(-1, "normed")
 _BEST = "best"

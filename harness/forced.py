@@ -21,7 +21,7 @@ from harness.accept import Accepted, Acceptor, choices
 from harness.acceptance_trace import read_trace
 from harness.config import configurable
 from harness.decoding import Chooser
-from harness.draft import Draft
+from harness.drafting.draft import Draft
 
 
 @configurable

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from harness.accept import Coupled
 from harness.config import configurable
 from harness.decoding import Chooser, DecodingParams
-from harness.drafter import Drafter
+from harness.drafting.drafter import Drafter
 from harness.engine import Generation, LocalEngine, Request
 from harness.system.clock import synchronize
 

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness.accept import Acceptor
 from harness.config import ConfigError, build
 from harness.decoding import DecodingParams
-from harness.drafter import Drafter
+from harness.drafting.drafter import Drafter
 from harness.measure import Measure
 from harness.peers import Rung
 from harness.store.identity import run_config

@@ -15,7 +15,7 @@ from harness.accept import Acceptor
 from harness.config import ConfigError
 from harness.conversation import Conversation, Message
 from harness.decoding import DecodingParams, stream_key
-from harness.drafter import Drafter
+from harness.drafting.drafter import Drafter
 from harness.engine import Generation, LocalEngine, Request
 from harness.peers import Rung
 from harness.store.records import GenerationRecord, Verdict

@@ -22,8 +22,8 @@ from harness.config import ConfigError, configurable
 from harness.costs.grid import Grid, repaired
 from harness.costs.table import DraftingCost
 from harness.decoding import Chooser, DecodingParams
-from harness.draft import Draft
-from harness.drafter import Drafter
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import Drafter
 from harness.engine import LocalEngine, Request, read
 from harness.forced import Forced
 from harness.step_timing import paces

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from harness.draft import Draft
-from harness.drafter import Drafter
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import Drafter
 from harness.system.clock import synchronize
 from harness.target import Target
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.config import ConfigError
-from harness.drafter import Tap
+from harness.drafting.drafter import Tap
 
 Place = tuple[int, str]
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from harness.config import ConfigError
-from harness.draft import Draft
-from harness.drafter import Tap
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import Tap
 from harness.footprint import resident_bytes
 from harness.prompts import CHUNK, groups, padded
 from harness.runtime import attention

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from harness.chat import render
 from harness.config import ConfigError, build
 from harness.dialogues import Dialogues, Sample, Writer, without_overlap
-from harness.drafter import Drafter
+from harness.drafting.drafter import Drafter
+from harness.drafting.trainable import TrainableDrafter
 from harness.engine import LocalEngine
 from harness.features import CachedFeatures, Features
 from harness.system import naming, provenance
@@ -26,7 +27,6 @@ from harness.system.processes import refuse_shared
 from harness.target import Target
 from harness.tasks import JsonlTask, Task
 from harness.trackers import NoTracker
-from harness.trainable import TrainableDrafter
 from harness.training import HEAD, Progress, Trainer, Training
 from harness.weights import LoadedWeights, TargetSpec
 

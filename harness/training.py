@@ -22,11 +22,11 @@ from harness.accept import Coupled
 from harness.config import ConfigError, configurable
 from harness.decoding import DecodingParams
 from harness.dialogues import Sample, truncated
+from harness.drafting.trainable import TrainableDrafter
 from harness.engine import Generation, LocalEngine, Request
 from harness.features import Features
 from harness.packing import Rows, pack
 from harness.system.naming import class_names, digest
-from harness.trainable import TrainableDrafter
 
 CHECKPOINT, CURVES, HEAD = "checkpoint.pt", "curves.jsonl", "head"
 _NUM_SCALE_ROWS = 4

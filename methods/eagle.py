@@ -23,11 +23,11 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.config import ConfigError, configurable
-from harness.draft import Draft
-from harness.drafter import HiddenTap, Outcome, TargetView
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import HiddenTap, Outcome, TargetView
+from harness.drafting.trainable import TrainableDrafter, TrainingRow
+from harness.drafting.trees import TreePolicy
 from harness.runtime.cache import SlotCache
-from harness.trainable import TrainableDrafter, TrainingRow
-from harness.trees import TreePolicy
 from methods.shared.eagle_checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head
 from methods.shared.eagle_growth import Growth
 from methods.shared.eagle_head import Architecture, Head
@@ -54,7 +54,7 @@ class Eagle(TrainableDrafter):
 
     head: a folder, a hub id, one that ships (a folder of `methods/heads`), or `random` (weights from `seed`:
     benchmarks of shape, drafts nothing good).
-    tree: see `harness.trees`. dtype: of the head; `target` is the target's.
+    tree: see `harness.drafting.trees`. dtype: of the head; `target` is the target's.
     aux_layers: the tapped blocks of EAGLE-3; None takes the checkpoint's, else the official 2, L//2 and L-3.
     aux_convention: whether these name the blocks whose `input` or whose `output` is tapped. `auto`: `output`
     if the checkpoint's list begins with 1, as SpecForge writes it, else `input`.

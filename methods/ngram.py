@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from harness.config import configurable
-from harness.sequence_drafter import SequenceDrafter
+from harness.drafting.sequence_drafter import SequenceDrafter
 
 
 @dataclass

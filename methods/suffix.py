@@ -26,8 +26,8 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from harness.config import ConfigError, configurable
-from harness.drafter import TargetView
-from harness.sequence_drafter import SequenceDrafter
+from harness.drafting.drafter import TargetView
+from harness.drafting.sequence_drafter import SequenceDrafter
 from methods.shared.suffix_automaton import ROOT, Match, SuffixAutomaton
 
 _SEPARATOR = -1

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness.config import configurable
-from harness.draft import Draft
-from harness.drafter import Drafter, Outcome
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import Drafter, Outcome
 
 
 @configurable

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from harness.accept import Coupled
 from harness.decoding import DecodingParams
-from harness.draft import Draft
+from harness.drafting.draft import Draft
 from harness.engine import LocalEngine, Request
 from harness.plan import make_plan
 from harness.session import Session

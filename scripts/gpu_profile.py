@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from harness.conversation import Message
 from harness.decoding import DecodingParams
-from harness.drafter import Drafter
+from harness.drafting.drafter import Drafter
 from harness.engine import LocalEngine, Request
 from harness.plan import make_plan
 from harness.session import Session

@@ -24,14 +24,14 @@ from harness.batch import Batch, Request, read
 from harness.conversation import Message
 from harness.costs.table import load_table
 from harness.decoding import DecodingParams
-from harness.draft import Draft
-from harness.drafter import Drafter
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import Drafter
+from harness.drafting.trees import DynamicTree
 from harness.plan import make_plan
 from harness.session import Session
 from harness.step_timing import paces
 from harness.system.console import Console
 from harness.target import Target
-from harness.trees import DynamicTree
 
 DEFAULTS = [
     *("~experiment", "method=[eagle3]", "measure=acceptance", "tracker=none"),

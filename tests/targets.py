@@ -11,8 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from harness.config import configurable
 from harness.decoding import stream_key
-from harness.draft import Draft
-from harness.drafter import Drafter, HiddenTap, Outcome
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import Drafter, HiddenTap, Outcome
 from harness.engine import LocalEngine, Request
 from harness.target import Target
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from harness.accept import Accepted, Acceptor, Coupled, Rejection, sweep, walk
 from harness.decoding import Chooser, DecodingParams, stream_key
-from harness.draft import Draft
+from harness.drafting.draft import Draft
 
 NUM_DRAWS, VOCAB = 50_000, 5
 CRITICAL = {4: 13.277, 20: 37.566}

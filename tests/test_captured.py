@@ -20,13 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.accept import Coupled
 from harness.decoding import DecodingParams
+from harness.drafting.trees import DynamicTree
 from harness.engine import LocalEngine
 from harness.forced import Forced
 from harness.runtime import cache as cache_module
 from harness.runtime.attention import products
 from harness.runtime.compiled_blocks import divide
 from harness.target import Target
-from harness.trees import DynamicTree
 from methods.eagle import Eagle
 from methods.vanilla import Vanilla
 from tests.targets import END, RandomTrees, ending_apart, oracle, requests, tiny_model

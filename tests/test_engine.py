@@ -12,8 +12,8 @@ import torch
 from harness.accept import Accepted, Coupled, sweep, walk
 from harness.config import ConfigError, configurable
 from harness.decoding import Chooser, DecodingParams
-from harness.draft import Draft
-from harness.drafter import HiddenTap, Outcome
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import HiddenTap, Outcome
 from harness.engine import LocalEngine, Request, read, trim
 from harness.peers import EagerLoop, Generate, PromptLookup
 from harness.runtime.compiled_step import Program

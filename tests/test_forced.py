@@ -14,12 +14,12 @@ from harness.acceptance_trace import read_trace
 from harness.analysis.summary import summarise
 from harness.config import ConfigError
 from harness.decoding import Chooser, DecodingParams
-from harness.draft import Draft
+from harness.drafting.draft import Draft
+from harness.drafting.trees import DynamicTree
 from harness.engine import Generation
 from harness.forced import Forced
 from harness.store.run_store import load_run
 from harness.tiny import TinyTarget
-from harness.trees import DynamicTree
 from methods.eagle import Eagle
 from methods.vanilla import Vanilla
 from tests.builders import make_record, make_run, write_runs

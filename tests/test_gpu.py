@@ -10,9 +10,9 @@ import torch
 
 from harness.accept import Coupled
 from harness.decoding import DecodingParams
+from harness.drafting.trees import DynamicTree
 from harness.engine import LocalEngine
 from harness.target import Target
-from harness.trees import DynamicTree
 from methods.eagle import Eagle
 from methods.vanilla import Vanilla
 from tests.targets import END, RandomTrees, oracle, requests, tiny_model

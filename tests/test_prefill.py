@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from harness import step_timing
 from harness.accept import Coupled
 from harness.decoding import DecodingParams
-from harness.drafter import HiddenTap
+from harness.drafting.drafter import HiddenTap
 from harness.engine import LocalEngine, Request
 from harness.prompts import groups
 from harness.target import Target

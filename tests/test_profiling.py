@@ -15,12 +15,12 @@ from harness.analysis.summary import summarise
 from harness.config import ConfigError
 from harness.cost_job import run_costs
 from harness.costs.table import load_tables
-from harness.draft import Draft
+from harness.drafting.draft import Draft
+from harness.drafting.trees import DynamicTree
 from harness.profiling import Profile
 from harness.step_timing import _cheapest, cheapest_widths, paces
 from harness.store.run_store import load_run
 from harness.target import Target
-from harness.trees import DynamicTree
 from methods.eagle import Eagle
 from methods.ngram import NGram
 from tests.targets import engine, tiny_model

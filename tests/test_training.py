@@ -18,14 +18,14 @@ from omegaconf import OmegaConf
 import conf
 from harness.config import ConfigError, build
 from harness.dialogues import Sample
-from harness.drafter import HiddenTap
+from harness.drafting.drafter import HiddenTap
+from harness.drafting.trees import DynamicTree
 from harness.engine import LocalEngine
 from harness.features import CachedFeatures, Features
 from harness.packing import Rows, pack
 from harness.target import Target
 from harness.train_job import run_training
 from harness.training import CHECKPOINT, CURVES, HEAD, Trainer, Training
-from harness.trees import DynamicTree
 from methods.eagle import Eagle
 from methods.shared.eagle_training import EagleRecipe
 from tests.methods.test_eagle import VOCAB, model_of

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from harness.config import ConfigError, build
-from harness.draft import Draft
-from harness.trees import DynamicTree, Pool, Proposals, StaticTree
+from harness.drafting.draft import Draft
+from harness.drafting.trees import DynamicTree, Pool, Proposals, StaticTree
 
 VOCAB = 40
 SHAPES = [(8, 3, 4), (24, 4, 6), (60, 7, 10), (2, 0, 1), (6, 4, 1), (4, 5, 1), (11, 0, 10), (60, 5, 10)]
@@ -149,12 +149,15 @@ def test_the_static_tree_has_the_official_shape_and_five_calls() -> None:
 @pytest.mark.parametrize("paths", [[], [[]], [[0, 0]], [[0], [0]], [[-1]]])
 def test_impossible_static_trees_are_refused(paths: list[list[int]]) -> None:
     with pytest.raises(ConfigError, match="paths"):
-        build({"_target_": "harness.trees.StaticTree", "paths": paths}, "tree")
+        build({"_target_": "harness.drafting.trees.StaticTree", "paths": paths}, "tree")
 
 
 def test_more_nodes_than_candidates_are_refused() -> None:
     with pytest.raises(ConfigError, match="lower total_token"):
-        build({"_target_": "harness.trees.DynamicTree", "total_token": 60, "depth": 1, "top_k": 4}, "tree")
+        build(
+            {"_target_": "harness.drafting.trees.DynamicTree", "total_token": 60, "depth": 1, "top_k": 4},
+            "tree",
+        )
 
 
 def test_confidence_is_the_probability_of_the_path() -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from harness.config import build
-from harness.draft import Draft
-from harness.drafter import Drafter, HiddenTap, Outcome, TargetView
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import Drafter, HiddenTap, Outcome, TargetView
 from harness.target import Target
 
 TOLERANCE = 1e-4
@@ -80,7 +80,7 @@ class Pairs:
             self._targets[folder] = Target(model.eval().requires_grad_(False))
         return self._targets[folder]
 
-    def drafter(self, case: Case, tree: str = "harness.trees.DynamicTree") -> Drafter:
+    def drafter(self, case: Case, tree: str = "harness.drafting.trees.DynamicTree") -> Drafter:
         """The case's head with its tree, bound to its target. tree: class of the policy."""
         drafter: Drafter = build(
             {

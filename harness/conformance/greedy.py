@@ -23,10 +23,10 @@ from harness.conformance.case import (
     official_tree,
 )
 from harness.decoding import DecodingParams
-from harness.draft import Draft
-from harness.drafter import Outcome
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import Outcome
+from harness.drafting.trees import DynamicTree, Pool
 from harness.engine import Generation, LocalEngine, Request
-from harness.trees import DynamicTree, Pool
 
 _NO_LIMIT = 1 << 30
 

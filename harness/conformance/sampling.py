@@ -14,8 +14,8 @@ from harness.accept import Accepted, Acceptor, Coupled, Rejection
 from harness.conformance.case import Case, Check, Pairs, Witness, close, equal, official_tree
 from harness.conformance.statistics import LEAST_P, SEEDS, chi_square_p
 from harness.decoding import Chooser, DecodingParams, stream_key
-from harness.draft import Draft
-from harness.drafter import Outcome
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import Outcome
 from harness.target import Target
 
 _LAW_TOLERANCE = 1e-5

@@ -10,7 +10,7 @@ from torch import Tensor
 from harness.accept import Acceptor, Coupled, Rejection
 from harness.conformance.case import Case, Check, Pairs, close
 from harness.decoding import DecodingParams, stream_key
-from harness.drafter import Drafter
+from harness.drafting.drafter import Drafter
 from harness.engine import LocalEngine, Request
 from harness.target import Target
 

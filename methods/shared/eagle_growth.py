@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from harness.trees import Proposals
+from harness.drafting.trees import Proposals
 from methods.shared.eagle_steps import HeadSteps
 
 _CHUNK = 1024

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from harness.drafter import TargetView
+from harness.drafting.drafter import TargetView
+from harness.drafting.trees import Proposals
 from harness.runtime.attention import grouped, tree_mask
 from harness.runtime.cache import SlotCache
-from harness.trees import Proposals
 from methods.shared.eagle_head import Head
 
 _SIZES = (1, 4, 8)

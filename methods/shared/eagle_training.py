@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
 from harness.config import configurable
-from harness.drafter import TargetView
-from harness.trainable import TrainingRow
+from harness.drafting.drafter import TargetView
+from harness.drafting.trainable import TrainingRow
 from methods.shared.eagle_head import Head, HeadShape
 
 _INIT_STD = 0.02

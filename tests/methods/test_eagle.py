@@ -30,11 +30,11 @@ import harness.accept
 from harness.accept import Coupled, sweep
 from harness.config import ConfigError
 from harness.decoding import DecodingParams, stream_key
-from harness.draft import Draft
-from harness.drafter import Outcome
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import Outcome
+from harness.drafting.trees import DynamicTree, StaticTree, TreePolicy
 from harness.engine import LocalEngine, Request
 from harness.target import Target
-from harness.trees import DynamicTree, StaticTree, TreePolicy
 from methods.eagle import Eagle
 from methods.shared.eagle_checkpoint import save_head
 from methods.shared.eagle_head import Head, HeadShape

@@ -10,11 +10,11 @@ import torch
 
 from harness.accept import Coupled
 from harness.decoding import DecodingParams
+from harness.drafting.trainable import TrainingRow
+from harness.drafting.trees import DynamicTree
 from harness.engine import LocalEngine, Request
 from harness.runtime.cache import SlotCache
 from harness.target import Target
-from harness.trainable import TrainingRow
-from harness.trees import DynamicTree
 from methods.eagle import Eagle
 from methods.shared import eagle_training
 from methods.shared.eagle_growth import Growth
@@ -29,7 +29,7 @@ def row_of(target: Target, taps: Any, documents: list[list[int]], num_prompt: in
     """Documents in one row; each one's features are those of the document alone."""
     ids, answer, document, positions = [], [], [], []
     states: list[list[torch.Tensor]] = []
-    from harness.drafter import HiddenTap
+    from harness.drafting.drafter import HiddenTap
 
     for number, tokens in enumerate(documents):
         ids += tokens

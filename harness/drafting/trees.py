@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from harness.config import configurable
-from harness.draft import Draft
+from harness.drafting.draft import Draft
 
 
 class Proposals(NamedTuple):

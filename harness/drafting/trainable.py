@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.drafter import Drafter
+from harness.drafting.drafter import Drafter
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from harness.config import configurable
-from harness.draft import Draft
+from harness.drafting.draft import Draft
 from harness.runtime.cache import SlotCache
 from harness.runtime.compiled_step import SIZES, Program
 from harness.runtime.cuda_graphs import Captured

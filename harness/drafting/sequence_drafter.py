@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from harness.draft import Draft
-from harness.drafter import Drafter, Outcome
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import Drafter, Outcome
 
 
 class SequenceDrafter(Drafter):

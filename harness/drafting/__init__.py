@@ -1,0 +1,1 @@
+"""What a method implements: drafts, trees, and the drafter's interface."""
