@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 
 from harness.config import ConfigError, near
-from harness.conversation import Message
+from harness.tasks.conversation import Message
 from harness.weights import TargetSpec
 
 _TEMPLATES = Path(__file__).parent / "templates"

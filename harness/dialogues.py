@@ -18,11 +18,11 @@ from pydantic import Field
 
 from harness.accept import Coupled
 from harness.config import ConfigError, configurable
-from harness.conversation import Message
 from harness.decoding import DecodingParams, stream_key
 from harness.drafting.drafter import Drafter
 from harness.engine import LocalEngine, Request
-from harness.tasks import Task, lines_of
+from harness.tasks.conversation import Message
+from harness.tasks.task import Task, lines_of
 
 _SHARED_GRAM = 13
 """Words in a row that no training prompt may share with an evaluation prompt (GPT-3: arXiv 2005.14165)."""

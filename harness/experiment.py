@@ -19,7 +19,6 @@ import torch
 from harness.accept import Acceptor
 from harness.chat import template_hash
 from harness.config import ConfigError
-from harness.conversation import Conversation
 from harness.decoding import DecodingParams
 from harness.engine import LocalEngine
 from harness.exhibits import MAX_CONVERSATIONS, exhibit, piece_reader
@@ -34,6 +33,7 @@ from harness.store.run_store import OpenRun, ResultStore
 from harness.system import naming, provenance
 from harness.system.clock import lap_cost_ns
 from harness.system.probes import read_bandwidth
+from harness.tasks.conversation import Conversation
 from harness.verdict import Judge
 
 _WARMUP_TOKENS = 32

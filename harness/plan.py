@@ -16,7 +16,7 @@ from harness.measure import Measure
 from harness.peers import Rung
 from harness.store.identity import run_config
 from harness.store.records import BASELINE
-from harness.tasks import Task
+from harness.tasks.task import Task
 from harness.trackers import NoTracker
 from harness.weights import TargetSpec
 

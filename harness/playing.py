@@ -13,13 +13,13 @@ import torch
 
 from harness.accept import Acceptor
 from harness.config import ConfigError
-from harness.conversation import Conversation, Message
 from harness.decoding import DecodingParams, stream_key
 from harness.drafting.drafter import Drafter
 from harness.engine import Generation, LocalEngine, Request
 from harness.peers import Rung
 from harness.store.records import GenerationRecord, Verdict
 from harness.system.probes import energy_mj, peak_memory_bytes
+from harness.tasks.conversation import Conversation, Message
 
 Block = tuple[Conversation, ...]
 Answers = dict[tuple[str, int, int], str]

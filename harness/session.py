@@ -8,13 +8,13 @@ from typing import Any
 
 from harness.chat import render
 from harness.config import ConfigError
-from harness.conversation import Message
 from harness.plan import Plan
 from harness.playing import Player
 from harness.step_timing import Paces, paces, widths_to_time
 from harness.system.console import Console
 from harness.system.processes import agreed, expect_processes
 from harness.target import Target
+from harness.tasks.conversation import Message
 from harness.weights import LoadedWeights
 
 

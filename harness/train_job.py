@@ -25,7 +25,7 @@ from harness.system.machine_lock import held, units_of
 from harness.system.naming import class_names
 from harness.system.processes import refuse_shared
 from harness.target import Target
-from harness.tasks import JsonlTask, Task
+from harness.tasks.task import JsonlTask, Task
 from harness.trackers import NoTracker
 from harness.training import HEAD, Progress, Trainer, Training
 from harness.weights import LoadedWeights, TargetSpec

@@ -77,7 +77,7 @@ def main(overrides: list[str]) -> None:
 
 
 def _message(session: Session) -> Any:
-    from harness.conversation import Message
+    from harness.tasks.conversation import Message
 
     conversation = session.plan.task.warmup()[0]
     return Message(role="user", content=conversation.turns[0])

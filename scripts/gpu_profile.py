@@ -17,13 +17,13 @@ import torch
 from hydra import compose, initialize_config_module
 from torch.profiler import ProfilerActivity, profile
 
-from harness.conversation import Message
 from harness.decoding import DecodingParams
 from harness.drafting.drafter import Drafter
 from harness.engine import LocalEngine, Request
 from harness.plan import make_plan
 from harness.session import Session
 from harness.system.console import Console
+from harness.tasks.conversation import Message
 
 NUM_TOKENS = (32, 160)
 NUM_REPEATS = 5

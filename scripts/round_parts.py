@@ -21,7 +21,6 @@ from hydra import compose, initialize_config_module
 
 from harness.accept import Coupled
 from harness.batch import Batch, Request, read
-from harness.conversation import Message
 from harness.costs.table import load_table
 from harness.decoding import DecodingParams
 from harness.drafting.draft import Draft
@@ -32,6 +31,7 @@ from harness.session import Session
 from harness.step_timing import paces
 from harness.system.console import Console
 from harness.target import Target
+from harness.tasks.conversation import Message
 
 DEFAULTS = [
     *("~experiment", "method=[eagle3]", "measure=acceptance", "tracker=none"),

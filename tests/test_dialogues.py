@@ -13,7 +13,7 @@ from harness.config import ConfigError, build
 from harness.dialogues import AnsweredPrompts, GivenDialogues, SelfSynthesised, Writer, without_overlap
 from harness.engine import LocalEngine
 from harness.target import Target
-from harness.tasks import JsonlTask
+from harness.tasks.task import JsonlTask
 from harness.tiny import TinyTarget
 from methods.vanilla import Vanilla
 
@@ -117,7 +117,7 @@ def test_prompts_that_share_thirteen_words_with_a_task_are_dropped(tmp_path: Pat
     words = [f"w{i}" for i in range(20)]
     asked = {"question_id": 1, "turns": ["short", " ".join(words)]}
     task = build(
-        {"_target_": "harness.tasks.JsonlTask", "name": "t", "path": file_of(tmp_path, asked)}, "task"
+        {"_target_": "harness.tasks.task.JsonlTask", "name": "t", "path": file_of(tmp_path, asked)}, "task"
     )
     prompts = {
         "same": " ".join(words[3:16]).upper() + "!",

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 import conf
 from harness.config import ConfigError, build
-from harness.task_sources import EmbeddedTask, HubTask, HumanEvalTask
-from harness.tasks import JsonlTask, Task
+from harness.tasks.sources import EmbeddedTask, HubTask, HumanEvalTask
+from harness.tasks.task import JsonlTask, Task
 
 YAMLS = sorted((Path(conf.__file__).parent / "task").glob("*.yaml"))
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "prompts"

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from harness import checkpoint, wheel
 from harness.chat import render, template_hash
 from harness.config import ConfigError, build
-from harness.conversation import Message
+from harness.tasks.conversation import Message
 from harness.tiny import TinyTarget, byte_tokenizer
 from harness.weights import TargetSpec
 from harness.wheel import WheelTarget

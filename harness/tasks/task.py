@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from harness.config import ConfigError, configurable, near
-from harness.conversation import Conversation
+from harness.tasks.conversation import Conversation
 
 DATA = Path(__file__).parent / "data"
 """The prompts that come with the harness."""

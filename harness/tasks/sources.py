@@ -9,8 +9,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from harness.config import ConfigError, configurable
-from harness.conversation import Conversation
-from harness.tasks import DATA, Task, file_hash, file_source, read_conversations
+from harness.tasks.conversation import Conversation
+from harness.tasks.task import DATA, Task, file_hash, file_source, read_conversations
 
 
 def _request(code: str) -> str:

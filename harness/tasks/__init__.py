@@ -1,0 +1,1 @@
+"""The questions: tasks, their sources, and conversations."""
