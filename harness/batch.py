@@ -18,7 +18,7 @@ from harness.accept import Accepted
 from harness.decoding import Chooser, DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, Outcome
-from harness.target import Target
+from harness.target.model import Target
 
 Stop = Literal["end", "cap", "context"]
 

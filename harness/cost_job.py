@@ -16,8 +16,8 @@ from harness.system import naming, provenance
 from harness.system.console import Console
 from harness.system.machine_lock import held, units_of
 from harness.system.processes import refuse_shared
-from harness.target import Target
-from harness.weights import TargetSpec
+from harness.target.model import Target
+from harness.target.spec import TargetSpec
 
 
 def run_costs(config: DictConfig) -> None:

@@ -15,7 +15,7 @@ from harness.batch import Batch, Generation, Request, Stop, read, trim
 from harness.decoding import DecodingParams
 from harness.drafting.drafter import Drafter
 from harness.system.clock import Stopwatch
-from harness.target import Target
+from harness.target.model import Target
 
 __all__ = ["Engine", "Generation", "LocalEngine", "Request", "Stop", "read", "trim"]
 

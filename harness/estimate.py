@@ -17,12 +17,12 @@ import torch
 from harness.analysis import metrics
 from harness.config import ConfigError
 from harness.decoding import DecodingParams
-from harness.footprint import expert_counts, step_bytes
 from harness.plan import Plan
 from harness.store.records import GenerationRecord, Run
 from harness.system.naming import class_names
 from harness.system.probes import last_level_cache_bytes
 from harness.system.provenance import device_identity
+from harness.target.footprint import expert_counts, step_bytes
 
 _BANDWIDTH = {"cpu": 10e9, "cuda": 1e12}
 """Bytes per second that are read where no run of this machine has probed it."""

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from harness.accept import Acceptor
-from harness.chat import template_hash
 from harness.config import ConfigError
 from harness.decoding import DecodingParams
 from harness.engine import LocalEngine
@@ -33,6 +32,7 @@ from harness.store.run_store import OpenRun, ResultStore
 from harness.system import naming, provenance
 from harness.system.clock import lap_cost_ns
 from harness.system.probes import read_bandwidth
+from harness.target.chat_template import template_hash
 from harness.tasks.conversation import Conversation
 from harness.verdict import Judge
 

@@ -20,7 +20,7 @@ from harness.drafting.drafter import HiddenTap, Tap
 from harness.drafting.trainable import TrainingRow
 from harness.packing import pack
 from harness.system.naming import digest
-from harness.target import Target
+from harness.target.model import Target
 
 _FINAL = HiddenTap(-1, "normed")
 _BEST = "best"

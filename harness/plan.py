@@ -16,9 +16,9 @@ from harness.measure import Measure
 from harness.peers import Rung
 from harness.store.identity import run_config
 from harness.store.records import BASELINE
+from harness.target.spec import TargetSpec
 from harness.tasks.task import Task
 from harness.trackers import NoTracker
-from harness.weights import TargetSpec
 
 """The arm that every other one is compared with; it is always among the arms."""
 

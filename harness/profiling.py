@@ -28,7 +28,7 @@ from harness.engine import LocalEngine, Request, read
 from harness.forced import Forced
 from harness.step_timing import paces
 from harness.system.clock import synchronize
-from harness.target import Target
+from harness.target.model import Target
 
 _NANO = 1e-9
 

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from harness.chat import render
 from harness.config import ConfigError
 from harness.plan import Plan
 from harness.playing import Player
 from harness.step_timing import Paces, paces, widths_to_time
 from harness.system.console import Console
 from harness.system.processes import agreed, expect_processes
-from harness.target import Target
+from harness.target.chat_template import render
+from harness.target.model import Target
+from harness.target.spec import LoadedWeights
 from harness.tasks.conversation import Message
-from harness.weights import LoadedWeights
 
 
 class Session:

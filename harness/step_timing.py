@@ -17,7 +17,7 @@ import torch
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter
 from harness.system.clock import synchronize
-from harness.target import Target
+from harness.target.model import Target
 
 _MIN_GAIN = 0.05
 """Padding has to save this share of a forward: less is noise."""

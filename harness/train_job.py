@@ -12,7 +12,6 @@ from accelerate import PartialState
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from harness.chat import render
 from harness.config import ConfigError, build
 from harness.dialogues import Dialogues, Sample, Writer, without_overlap
 from harness.drafting.drafter import Drafter
@@ -24,11 +23,12 @@ from harness.system.console import Console
 from harness.system.machine_lock import held, units_of
 from harness.system.naming import class_names
 from harness.system.processes import refuse_shared
-from harness.target import Target
+from harness.target.chat_template import render
+from harness.target.model import Target
+from harness.target.spec import LoadedWeights, TargetSpec
 from harness.tasks.task import JsonlTask, Task
 from harness.trackers import NoTracker
 from harness.training import HEAD, Progress, Trainer, Training
-from harness.weights import LoadedWeights, TargetSpec
 
 _IDENTITY = ("start", "draft_vocab_size", "methods", "training", "data", "exclude", "exclude_paths")
 _NOT_OF_A_TRAINING = ("heads", "cache", "compile")

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from harness.decoding import Chooser, DecodingParams
 from harness.engine import Generation, Request
 from harness.store.records import NullReplay, Verdict
-from harness.target import Target
+from harness.target.model import Target
 
 
 class Judge:

@@ -10,8 +10,8 @@ import torch
 from harness.runtime.packed_linear import Product
 from harness.step_timing import paces
 from harness.system.probes import read_bandwidth
-from harness.target import Target
-from harness.wheel import WheelTarget
+from harness.target.model import Target
+from harness.target.smollm2 import WheelTarget
 
 ROWS = (1, 2, 3, 4, 5, 9, 16, 21, 60)
 

@@ -12,9 +12,9 @@ from statistics import median
 
 import torch
 
-from harness.prompts import groups
-from harness.target import Target
-from harness.wheel import WheelTarget
+from harness.target.model import Target
+from harness.target.prefill_groups import groups
+from harness.target.smollm2 import WheelTarget
 
 LENGTHS = sorted([79, 58, 56, 49, 76, 86, 65, 76])
 ALONE = (32, 64, 128, 256)

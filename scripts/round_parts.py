@@ -30,7 +30,7 @@ from harness.plan import make_plan
 from harness.session import Session
 from harness.step_timing import paces
 from harness.system.console import Console
-from harness.target import Target
+from harness.target.model import Target
 from harness.tasks.conversation import Message
 
 DEFAULTS = [

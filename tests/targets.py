@@ -14,7 +14,7 @@ from harness.decoding import stream_key
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, HiddenTap, Outcome
 from harness.engine import LocalEngine, Request
-from harness.target import Target
+from harness.target.model import Target
 
 VOCAB = 61
 END = 3

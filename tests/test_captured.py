@@ -26,7 +26,7 @@ from harness.forced import Forced
 from harness.runtime import cache as cache_module
 from harness.runtime.attention import products
 from harness.runtime.compiled_blocks import divide
-from harness.target import Target
+from harness.target.model import Target
 from methods.eagle import Eagle
 from methods.vanilla import Vanilla
 from tests.targets import END, RandomTrees, ending_apart, oracle, requests, tiny_model

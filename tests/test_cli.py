@@ -21,7 +21,7 @@ from harness import cli, report_command
 from harness.accept import Accepted, Coupled
 from harness.store.archives import compact
 from harness.store.run_store import load_run
-from harness.target import Target
+from harness.target.model import Target
 from harness.trackers import NoTracker
 from methods.vanilla import Vanilla
 from tests.typing_in import type_bench

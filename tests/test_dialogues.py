@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from harness.chat import render
 from harness.config import ConfigError, build
 from harness.dialogues import AnsweredPrompts, GivenDialogues, SelfSynthesised, Writer, without_overlap
 from harness.engine import LocalEngine
-from harness.target import Target
+from harness.target.chat_template import render
+from harness.target.model import Target
+from harness.target.random_target import TinyTarget
 from harness.tasks.task import JsonlTask
-from harness.tiny import TinyTarget
 from methods.vanilla import Vanilla
 
 

@@ -19,7 +19,7 @@ from harness.peers import EagerLoop, Generate, PromptLookup
 from harness.runtime.compiled_step import Program
 from harness.runtime.packed_linear import pack
 from harness.store.records import Verdict
-from harness.target import Target
+from harness.target.model import Target
 from harness.verdict import Judge
 from methods.vanilla import Vanilla
 from tests.targets import END, RandomTrees, ending_apart, engine, oracle, requests, tiny_model

@@ -11,7 +11,7 @@ from harness import exhibits
 from harness.exhibits import chosen_rounds, piece_reader
 from harness.store.records import Exhibit, GenerationRecord, Run
 from harness.store.run_store import load_run
-from harness.tiny import byte_tokenizer
+from harness.target.random_target import byte_tokenizer
 from tests.builders import make_record, make_run, write_runs
 from tests.test_experiment import measured, plan_of
 

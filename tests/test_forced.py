@@ -19,7 +19,7 @@ from harness.drafting.trees import DynamicTree
 from harness.engine import Generation
 from harness.forced import Forced
 from harness.store.run_store import load_run
-from harness.tiny import TinyTarget
+from harness.target.random_target import TinyTarget
 from methods.eagle import Eagle
 from methods.vanilla import Vanilla
 from tests.builders import make_record, make_run, write_runs

@@ -12,7 +12,7 @@ from harness.accept import Coupled
 from harness.decoding import DecodingParams
 from harness.drafting.trees import DynamicTree
 from harness.engine import LocalEngine
-from harness.target import Target
+from harness.target.model import Target
 from methods.eagle import Eagle
 from methods.vanilla import Vanilla
 from tests.targets import END, RandomTrees, oracle, requests, tiny_model

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from harness.experiment import Experiment
-from harness.footprint import cache_bytes_per_token, step_bytes
 from harness.grid import duration, notes, size, survey, table
 from harness.session import Session
 from harness.store.run_store import JOURNAL, ResultStore, load_run
 from harness.system.console import Console
+from harness.target.footprint import cache_bytes_per_token, step_bytes
 from tests.test_experiment import plan_of
 
 QUICK = ("measure=quick", "decoding=[greedy,sampled]", "+measure.bandwidth_gib=0.01", "max_new_tokens=4")

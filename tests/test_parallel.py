@@ -13,8 +13,8 @@ import pytest
 
 from harness.config import ConfigError
 from harness.store.run_store import load_run
-from harness.tiny import TinyTarget
-from harness.weights import TargetSpec
+from harness.target.random_target import TinyTarget
+from harness.target.spec import TargetSpec
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 120

@@ -14,8 +14,8 @@ from harness.accept import Coupled
 from harness.decoding import DecodingParams
 from harness.drafting.drafter import HiddenTap
 from harness.engine import LocalEngine, Request
-from harness.prompts import groups
-from harness.target import Target
+from harness.target.model import Target
+from harness.target.prefill_groups import groups
 from methods.vanilla import Vanilla
 from tests.targets import VOCAB, RandomTrees, oracle, tiny_model
 

@@ -20,7 +20,7 @@ from harness.drafting.trees import DynamicTree
 from harness.profiling import Profile
 from harness.step_timing import _cheapest, cheapest_widths, paces
 from harness.store.run_store import load_run
-from harness.target import Target
+from harness.target.model import Target
 from methods.eagle import Eagle
 from methods.ngram import NGram
 from tests.targets import engine, tiny_model

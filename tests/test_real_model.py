@@ -10,7 +10,7 @@ from harness.experiment import Experiment
 from harness.session import Session
 from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console
-from harness.wheel import converted_folder
+from harness.target.smollm2 import converted_folder
 from tests.test_conf import plan_of
 
 

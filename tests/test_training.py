@@ -23,7 +23,7 @@ from harness.drafting.trees import DynamicTree
 from harness.engine import LocalEngine
 from harness.features import CachedFeatures, Features
 from harness.packing import Rows, pack
-from harness.target import Target
+from harness.target.model import Target
 from harness.train_job import run_training
 from harness.training import CHECKPOINT, CURVES, HEAD, Trainer, Training
 from methods.eagle import Eagle

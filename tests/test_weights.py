@@ -11,13 +11,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from harness import checkpoint, wheel
-from harness.chat import render, template_hash
 from harness.config import ConfigError, build
+from harness.target import checkpoint, smollm2
+from harness.target.chat_template import render, template_hash
+from harness.target.random_target import TinyTarget, byte_tokenizer
+from harness.target.smollm2 import WheelTarget
+from harness.target.spec import TargetSpec
 from harness.tasks.conversation import Message
-from harness.tiny import TinyTarget, byte_tokenizer
-from harness.weights import TargetSpec
-from harness.wheel import WheelTarget
 
 TARGETS = sorted((Path(__file__).parents[1] / "conf" / "target").glob("*.yaml"))
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mixtral")
@@ -48,7 +48,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the converted model, in an empty cache of this test's."""
     monkeypatch.setenv("SPECBENCH_CACHE", str(tmp_path / "cache"))
-    return wheel.converted_folder()
+    return smollm2.converted_folder()
 
 
 def weights_of(model: Any) -> list[torch.Tensor]:
@@ -515,9 +515,9 @@ def fake_sources(monkeypatch: pytest.MonkeyPatch, convert: Any) -> list[str]:
         (work / "a.whl").write_bytes(b"wheel")
         return work / "a.whl"
 
-    monkeypatch.setattr(wheel, "_download", download)
-    monkeypatch.setattr(wheel, "_extract", lambda file, work: file)
-    monkeypatch.setattr(wheel, "_convert", convert)
+    monkeypatch.setattr(smollm2, "_download", download)
+    monkeypatch.setattr(smollm2, "_extract", lambda file, work: file)
+    monkeypatch.setattr(smollm2, "_convert", convert)
     return calls
 
 
@@ -529,14 +529,14 @@ def write_model(_: Path, out: Path) -> None:
 def test_a_wheel_with_another_hash_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.whl").write_bytes(b"not the pinned file")
     with pytest.raises(ConfigError, match=r"sha256 .* expected bcc81830d10c"):
-        wheel._extract(tmp_path / "a.whl", tmp_path)
+        smollm2._extract(tmp_path / "a.whl", tmp_path)
 
 
 def test_conversion_happens_once_and_leaves_only_the_model(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = fake_sources(monkeypatch, write_model)
-    assert wheel.ensure_converted(quiet) == wheel.ensure_converted(quiet) == own_cache
+    assert smollm2.ensure_converted(quiet) == smollm2.ensure_converted(quiet) == own_cache
     assert calls == ["download"]
     assert [entry.name for entry in own_cache.parent.iterdir() if entry.is_dir()] == [own_cache.name]
 
@@ -551,12 +551,12 @@ def test_a_conversion_that_dies_leaves_nothing_that_looks_finished(
 
     fake_sources(monkeypatch, die)
     with pytest.raises(KeyboardInterrupt):
-        wheel.ensure_converted(quiet)
+        smollm2.ensure_converted(quiet)
     assert not own_cache.exists()
     # What a killed process leaves, which could not clean up.
     (own_cache.with_name(own_cache.name + ".partial") / "model").mkdir(parents=True)
     fake_sources(monkeypatch, write_model)
-    assert (wheel.ensure_converted(quiet) / "model").read_text() == "whole"
+    assert (smollm2.ensure_converted(quiet) / "model").read_text() == "whole"
 
 
 def test_two_starts_convert_once(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -565,7 +565,7 @@ def test_two_starts_convert_once(own_cache: Path, monkeypatch: pytest.MonkeyPatc
         write_model(gguf, out)
 
     calls = fake_sources(monkeypatch, slowly)
-    threads = [threading.Thread(target=wheel.ensure_converted, args=(quiet,)) for _ in range(2)]
+    threads = [threading.Thread(target=smollm2.ensure_converted, args=(quiet,)) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -587,15 +587,15 @@ def test_without_any_source_the_alternatives_are_named(
 def test_a_silent_hub_costs_no_more_than_its_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: time.sleep(1))
     begin = time.perf_counter()
-    assert wheel.hub_problem("org/name", 0.05) == "no answer within 0.05 s"
+    assert smollm2.hub_problem("org/name", 0.05) == "no answer within 0.05 s"
     assert time.perf_counter() - begin < 0.9
 
 
 def test_an_offline_hub_is_a_problem_and_an_answering_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert "Offline" in (wheel.hub_problem("org/name", 3.0) or "")
+    assert "Offline" in (smollm2.hub_problem("org/name", 3.0) or "")
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: None)
-    assert wheel.hub_problem("org/name", 3.0) is None
+    assert smollm2.hub_problem("org/name", 3.0) is None
 
 
 def test_converted_weights_are_used_without_asking_the_hub(
@@ -610,19 +610,21 @@ def test_converted_weights_are_used_without_asking_the_hub(
             (out / file.name).write_bytes(file.read_bytes())
         (out / "source.json").write_text(json.dumps({"source": "wheel", "quantisation": "Q4_1"}))
 
-    monkeypatch.setattr(wheel, "hub_problem", lambda *_: "no network")
+    monkeypatch.setattr(smollm2, "hub_problem", lambda *_: "no network")
     fake_sources(monkeypatch, copy)
     said: list[str] = []
     WheelTarget(name="s", device="cpu").load(said.append)
     assert "hub not reachable (no network)" in said[0]
-    monkeypatch.setattr(wheel, "hub_problem", asked)
+    monkeypatch.setattr(smollm2, "hub_problem", asked)
     card = WheelTarget(name="s", device="cpu").load(quiet).card
     assert (card["source"], card["quantisation"]) == ("wheel", "Q4_1")
     assert card["path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @pytest.mark.real_model
-@pytest.mark.skipif(not wheel.converted_folder().is_dir(), reason="the embedded target is not converted here")
+@pytest.mark.skipif(
+    not smollm2.converted_folder().is_dir(), reason="the embedded target is not converted here"
+)
 def test_the_embedded_target_answers_a_question() -> None:
     spec = WheelTarget(name="smollm2_135m", device="cpu")
     loaded = spec.load(quiet)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from harness.config import build
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, HiddenTap, Outcome, TargetView
-from harness.target import Target
+from harness.target.model import Target
 
 TOLERANCE = 1e-4
 """Absolute and relative, float32 against float32; also what counts as an exact tie of scores."""

@@ -16,7 +16,7 @@ from harness.conformance.statistics import LEAST_P, SEEDS, chi_square_p
 from harness.decoding import Chooser, DecodingParams, stream_key
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Outcome
-from harness.target import Target
+from harness.target.model import Target
 
 _LAW_TOLERANCE = 1e-5
 _NUM_DRAWS = 4000

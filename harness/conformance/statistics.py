@@ -12,7 +12,7 @@ from harness.conformance.case import Case, Check, Pairs, close
 from harness.decoding import DecodingParams, stream_key
 from harness.drafting.drafter import Drafter
 from harness.engine import LocalEngine, Request
-from harness.target import Target
+from harness.target.model import Target
 
 LEAST_P = 1e-3
 """A case passes if one of the seeds gives more; a right sampler fails both once in a million times."""

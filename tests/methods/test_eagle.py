@@ -34,7 +34,7 @@ from harness.drafting.draft import Draft
 from harness.drafting.drafter import Outcome
 from harness.drafting.trees import DynamicTree, StaticTree, TreePolicy
 from harness.engine import LocalEngine, Request
-from harness.target import Target
+from harness.target.model import Target
 from methods.eagle import Eagle
 from methods.shared.eagle_checkpoint import save_head
 from methods.shared.eagle_head import Head, HeadShape

@@ -14,7 +14,7 @@ from harness.drafting.trainable import TrainingRow
 from harness.drafting.trees import DynamicTree
 from harness.engine import LocalEngine, Request
 from harness.runtime.cache import SlotCache
-from harness.target import Target
+from harness.target.model import Target
 from methods.eagle import Eagle
 from methods.shared import eagle_training
 from methods.shared.eagle_growth import Growth

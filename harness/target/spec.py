@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, field_validator
 
-from harness.checkpoint import Checkpoint, fingerprint, locate, readable_config
 from harness.config import ConfigError, configurable, near
-from harness.footprint import cache_bytes_per_token, expert_counts, step_bytes
 from harness.system import processes
+from harness.target.checkpoint import Checkpoint, fingerprint, locate, readable_config
+from harness.target.footprint import cache_bytes_per_token, expert_counts, step_bytes
 
 Progress = Callable[[str], None]
 """Takes a line for the user (not a result)."""

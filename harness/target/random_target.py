@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from harness.config import ConfigError, configurable
-from harness.weights import LoadedWeights, Progress, TargetSpec
+from harness.target.spec import LoadedWeights, Progress, TargetSpec
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _MOST_TOKENS = 320

@@ -12,8 +12,8 @@ from typing import Any
 import jinja2
 
 from harness.config import ConfigError, near
+from harness.target.spec import TargetSpec
 from harness.tasks.conversation import Message
-from harness.weights import TargetSpec
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _DATE = "26 Jul 2024"

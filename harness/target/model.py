@@ -18,8 +18,6 @@ from torch.nn.functional import pad
 from harness.config import ConfigError
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Tap
-from harness.footprint import resident_bytes
-from harness.prompts import CHUNK, groups, padded
 from harness.runtime import attention
 from harness.runtime.cache import SlotCache
 from harness.runtime.compiled_blocks import any_sizes, divide
@@ -27,7 +25,9 @@ from harness.runtime.compiled_step import SIZES, Program
 from harness.runtime.cuda_graphs import Captured
 from harness.runtime.packed_linear import PackedLinear, layout, pack
 from harness.runtime.verify_steps import Steps
-from harness.taps import Place, Taps
+from harness.target.footprint import resident_bytes
+from harness.target.prefill_groups import CHUNK, groups, padded
+from harness.target.taps import Place, Taps
 
 _SPARE = 256
 """Slots behind a whole sequence for what a round writes and drops, a drafter's in its own cache too."""

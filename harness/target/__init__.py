@@ -1,0 +1,1 @@
+"""The target model: its specification, weights and chat format, and the model behind its cache."""
