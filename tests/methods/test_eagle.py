@@ -26,7 +26,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-import harness.accept
+from harness import accept
 from harness.accept import Coupled, sweep
 from harness.config import ConfigError
 from harness.decoding import DecodingParams, stream_key
@@ -350,7 +350,7 @@ def test_the_host_waits_once_a_round(
     head, loop = random_weights(HEADS["eagle3"]), loop_on()
     drafter = bound(loop, folder_of(head, tmp_path), head.shape, tree)
     # The form of the acceptor that a GPU gets; on a CPU the host may ask as often as it likes.
-    monkeypatch.setattr(harness.accept, "walk", sweep)
+    monkeypatch.setattr(accept, "walk", sweep)
     prompts = [request(PROMPT, number) for number in range(batch)]
     few, many = (replace(GREEDY, max_new_tokens=count) for count in (10, 40))
     looks, rounds = [], []
