@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.config import ConfigError, build
 from harness.costs.table import COSTS, CostTable, identity
-from harness.engine import LocalEngine
+from harness.decoding.loop import LocalEngine
 from harness.profiling import Profile
 from harness.system import naming, provenance
 from harness.system.console import Console

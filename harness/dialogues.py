@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from harness.accept import Coupled
 from harness.config import ConfigError, configurable
-from harness.decoding import DecodingParams, stream_key
+from harness.decoding.acceptance import Coupled
+from harness.decoding.loop import LocalEngine, Request
+from harness.decoding.sampling import DecodingParams, stream_key
 from harness.drafting.drafter import Drafter
-from harness.engine import LocalEngine, Request
 from harness.tasks.conversation import Message
 from harness.tasks.task import Task, lines_of
 

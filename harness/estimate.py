@@ -16,7 +16,7 @@ import torch
 
 from harness.analysis import metrics
 from harness.config import ConfigError
-from harness.decoding import DecodingParams
+from harness.decoding.sampling import DecodingParams
 from harness.plan import Plan
 from harness.store.records import GenerationRecord, Run
 from harness.system.naming import class_names

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from harness.accept import Acceptor
 from harness.config import ConfigError
-from harness.decoding import DecodingParams
-from harness.engine import LocalEngine
+from harness.decoding.acceptance import Acceptor
+from harness.decoding.loop import LocalEngine
+from harness.decoding.sampling import DecodingParams
 from harness.exhibits import MAX_CONVERSATIONS, exhibit, piece_reader
 from harness.plan import Plan
 from harness.playing import Block, Played, Player, Stage

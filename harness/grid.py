@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from harness.config import ConfigError
-from harness.decoding import DecodingParams
+from harness.decoding.sampling import DecodingParams
 from harness.estimate import Estimator
 from harness.experiment import make_cell
 from harness.plan import Plan, make_plan

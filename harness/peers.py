@@ -11,11 +11,11 @@ from pydantic import Field
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from harness.accept import Coupled
 from harness.config import configurable
-from harness.decoding import Chooser, DecodingParams
+from harness.decoding.acceptance import Coupled
+from harness.decoding.loop import Generation, LocalEngine, Request
+from harness.decoding.sampling import Chooser, DecodingParams
 from harness.drafting.drafter import Drafter
-from harness.engine import Generation, LocalEngine, Request
 from harness.system.clock import synchronize
 
 

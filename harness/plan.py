@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from harness.accept import Acceptor
 from harness.config import ConfigError, build
-from harness.decoding import DecodingParams
+from harness.decoding.acceptance import Acceptor
+from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Drafter
 from harness.measure import Measure
 from harness.peers import Rung

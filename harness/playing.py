@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from harness.accept import Acceptor
 from harness.config import ConfigError
-from harness.decoding import DecodingParams, stream_key
+from harness.decoding.acceptance import Acceptor
+from harness.decoding.loop import Generation, LocalEngine, Request
+from harness.decoding.sampling import DecodingParams, stream_key
 from harness.drafting.drafter import Drafter
-from harness.engine import Generation, LocalEngine, Request
 from harness.peers import Rung
 from harness.store.records import GenerationRecord, Verdict
 from harness.system.probes import energy_mj, peak_memory_bytes

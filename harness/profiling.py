@@ -21,11 +21,11 @@ from torch import Tensor
 from harness.config import ConfigError, configurable
 from harness.costs.grid import Grid, repaired
 from harness.costs.table import DraftingCost
-from harness.decoding import Chooser, DecodingParams
+from harness.decoding.forced_acceptance import Forced
+from harness.decoding.loop import LocalEngine, Request, read
+from harness.decoding.sampling import Chooser, DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter
-from harness.engine import LocalEngine, Request, read
-from harness.forced import Forced
 from harness.step_timing import paces
 from harness.system.clock import synchronize
 from harness.target.model import Target

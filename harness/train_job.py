@@ -13,10 +13,10 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from harness.config import ConfigError, build
+from harness.decoding.loop import LocalEngine
 from harness.dialogues import Dialogues, Sample, Writer, without_overlap
 from harness.drafting.drafter import Drafter
 from harness.drafting.trainable import TrainableDrafter
-from harness.engine import LocalEngine
 from harness.features import CachedFeatures, Features
 from harness.system import naming, provenance
 from harness.system.console import Console

@@ -18,12 +18,12 @@ import torch
 from accelerate import Accelerator
 from pydantic import Field
 
-from harness.accept import Coupled
 from harness.config import ConfigError, configurable
-from harness.decoding import DecodingParams
+from harness.decoding.acceptance import Coupled
+from harness.decoding.loop import Generation, LocalEngine, Request
+from harness.decoding.sampling import DecodingParams
 from harness.dialogues import Sample, truncated
 from harness.drafting.trainable import TrainableDrafter
-from harness.engine import Generation, LocalEngine, Request
 from harness.features import Features
 from harness.packing import Rows, pack
 from harness.system.naming import class_names, digest

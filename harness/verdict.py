@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.decoding import Chooser, DecodingParams
-from harness.engine import Generation, Request
+from harness.decoding.loop import Generation, Request
+from harness.decoding.sampling import Chooser, DecodingParams
 from harness.store.records import NullReplay, Verdict
 from harness.target.model import Target
 

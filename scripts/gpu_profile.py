@@ -17,9 +17,9 @@ import torch
 from hydra import compose, initialize_config_module
 from torch.profiler import ProfilerActivity, profile
 
-from harness.decoding import DecodingParams
+from harness.decoding.loop import LocalEngine, Request
+from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Drafter
-from harness.engine import LocalEngine, Request
 from harness.plan import make_plan
 from harness.session import Session
 from harness.system.console import Console

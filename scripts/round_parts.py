@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_module
 
-from harness.accept import Coupled
-from harness.batch import Batch, Request, read
 from harness.costs.table import load_table
-from harness.decoding import DecodingParams
+from harness.decoding.acceptance import Coupled
+from harness.decoding.batch import Batch, Request, read
+from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter
 from harness.drafting.trees import DynamicTree

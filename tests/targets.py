@@ -10,10 +10,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from harness.config import configurable
-from harness.decoding import stream_key
+from harness.decoding.loop import LocalEngine, Request
+from harness.decoding.sampling import stream_key
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, HiddenTap, Outcome
-from harness.engine import LocalEngine, Request
 from harness.target.model import Target
 
 VOCAB = 61

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from harness.accept import Accepted, Acceptor, Coupled, Rejection, sweep, walk
-from harness.decoding import Chooser, DecodingParams, stream_key
+from harness.decoding.acceptance import Accepted, Acceptor, Coupled, Rejection, sweep, walk
+from harness.decoding.sampling import Chooser, DecodingParams, stream_key
 from harness.drafting.draft import Draft
 
 NUM_DRAWS, VOCAB = 50_000, 5

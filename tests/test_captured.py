@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.accept import Coupled
-from harness.decoding import DecodingParams
+from harness.decoding.acceptance import Coupled
+from harness.decoding.forced_acceptance import Forced
+from harness.decoding.loop import LocalEngine
+from harness.decoding.sampling import DecodingParams
 from harness.drafting.trees import DynamicTree
-from harness.engine import LocalEngine
-from harness.forced import Forced
 from harness.runtime import cache as cache_module
 from harness.runtime.attention import products
 from harness.runtime.compiled_blocks import divide

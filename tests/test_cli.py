@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from harness import cli, report_command
-from harness.accept import Accepted, Coupled
+from harness.decoding.acceptance import Accepted, Coupled
 from harness.store.archives import compact
 from harness.store.run_store import load_run
 from harness.target.model import Target

@@ -12,10 +12,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from harness.accept import Coupled, Rejection
 from harness.config import ConfigError, build
-from harness.decoding import DecodingParams
-from harness.engine import Generation
+from harness.decoding.acceptance import Coupled, Rejection
+from harness.decoding.loop import Generation
+from harness.decoding.sampling import DecodingParams
 from tests.targets import VOCAB, engine, requests, tiny_model
 
 METHODS = sorted(Path(__file__).parents[1].glob("conf/method/*.yaml"))

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from harness.config import ConfigError, build
+from harness.decoding.loop import LocalEngine
 from harness.dialogues import AnsweredPrompts, GivenDialogues, SelfSynthesised, Writer, without_overlap
-from harness.engine import LocalEngine
 from harness.target.chat_template import render
 from harness.target.model import Target
 from harness.target.random_target import TinyTarget

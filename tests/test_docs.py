@@ -14,11 +14,11 @@ import yaml
 
 import methods
 from harness import cells, cli, report_command
-from harness.accept import Coupled
 from harness.analysis.summary import pairwise, summarise
 from harness.bench import bench
 from harness.config import build
-from harness.decoding import DecodingParams
+from harness.decoding.acceptance import Coupled
+from harness.decoding.sampling import DecodingParams
 from harness.markdown import markdown
 from harness.store.records import VerdictKind
 from methods.vanilla import Vanilla

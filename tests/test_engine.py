@@ -9,12 +9,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from harness.accept import Accepted, Coupled, sweep, walk
 from harness.config import ConfigError, configurable
-from harness.decoding import Chooser, DecodingParams
+from harness.decoding.acceptance import Accepted, Coupled, sweep, walk
+from harness.decoding.loop import LocalEngine, Request, read, trim
+from harness.decoding.sampling import Chooser, DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import HiddenTap, Outcome
-from harness.engine import LocalEngine, Request, read, trim
 from harness.peers import EagerLoop, Generate, PromptLookup
 from harness.runtime.compiled_step import Program
 from harness.runtime.packed_linear import pack

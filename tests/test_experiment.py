@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
-from harness.accept import Accepted, Coupled
 from harness.config import ConfigError
+from harness.decoding.acceptance import Accepted, Coupled
 from harness.experiment import Experiment
 from harness.plan import Plan, make_plan
 from harness.session import Session

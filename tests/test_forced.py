@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from harness import cells
-from harness.accept import Coupled
-from harness.acceptance_trace import read_trace
 from harness.analysis.summary import summarise
 from harness.config import ConfigError
-from harness.decoding import Chooser, DecodingParams
+from harness.decoding.acceptance import Coupled
+from harness.decoding.acceptance_trace import read_trace
+from harness.decoding.forced_acceptance import Forced
+from harness.decoding.loop import Generation
+from harness.decoding.sampling import Chooser, DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.trees import DynamicTree
-from harness.engine import Generation
-from harness.forced import Forced
 from harness.store.run_store import load_run
 from harness.target.random_target import TinyTarget
 from methods.eagle import Eagle

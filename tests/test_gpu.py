@@ -8,10 +8,10 @@ from typing import Literal
 import pytest
 import torch
 
-from harness.accept import Coupled
-from harness.decoding import DecodingParams
+from harness.decoding.acceptance import Coupled
+from harness.decoding.loop import LocalEngine
+from harness.decoding.sampling import DecodingParams
 from harness.drafting.trees import DynamicTree
-from harness.engine import LocalEngine
 from harness.target.model import Target
 from methods.eagle import Eagle
 from methods.vanilla import Vanilla

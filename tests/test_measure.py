@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.accept import Coupled
-from harness.decoding import DecodingParams
-from harness.engine import Request
+from harness.decoding.acceptance import Coupled
+from harness.decoding.loop import Request
+from harness.decoding.sampling import DecodingParams
 from harness.store.records import LAPS_PER_ROUND
 from harness.system.clock import Stopwatch
 from harness.system.probes import _energy_meter, energy_mj, last_level_cache_bytes, read_bandwidth

@@ -10,10 +10,10 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from harness import step_timing
-from harness.accept import Coupled
-from harness.decoding import DecodingParams
+from harness.decoding.acceptance import Coupled
+from harness.decoding.loop import LocalEngine, Request
+from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import HiddenTap
-from harness.engine import LocalEngine, Request
 from harness.target.model import Target
 from harness.target.prefill_groups import groups
 from methods.vanilla import Vanilla

@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 
 import conf
 from harness.config import ConfigError, build
+from harness.decoding.loop import LocalEngine
 from harness.dialogues import Sample
 from harness.drafting.drafter import HiddenTap
 from harness.drafting.trees import DynamicTree
-from harness.engine import LocalEngine
 from harness.features import CachedFeatures, Features
 from harness.packing import Rows, pack
 from harness.target.model import Target

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.accept import Coupled
 from harness.config import build, configurable
 from harness.conformance.case import (
     TOLERANCE,
@@ -22,11 +21,12 @@ from harness.conformance.case import (
     equal,
     official_tree,
 )
-from harness.decoding import DecodingParams
+from harness.decoding.acceptance import Coupled
+from harness.decoding.loop import Generation, LocalEngine, Request
+from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Outcome
 from harness.drafting.trees import DynamicTree, Pool
-from harness.engine import Generation, LocalEngine, Request
 
 _NO_LIMIT = 1 << 30
 

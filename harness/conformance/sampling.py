@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.accept import Accepted, Acceptor, Coupled, Rejection
 from harness.conformance.case import Case, Check, Pairs, Witness, close, equal, official_tree
 from harness.conformance.statistics import LEAST_P, SEEDS, chi_square_p
-from harness.decoding import Chooser, DecodingParams, stream_key
+from harness.decoding.acceptance import Accepted, Acceptor, Coupled, Rejection
+from harness.decoding.sampling import Chooser, DecodingParams, stream_key
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Outcome
 from harness.target.model import Target

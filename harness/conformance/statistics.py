@@ -7,11 +7,11 @@ import itertools
 import torch
 from torch import Tensor
 
-from harness.accept import Acceptor, Coupled, Rejection
 from harness.conformance.case import Case, Check, Pairs, close
-from harness.decoding import DecodingParams, stream_key
+from harness.decoding.acceptance import Acceptor, Coupled, Rejection
+from harness.decoding.loop import LocalEngine, Request
+from harness.decoding.sampling import DecodingParams, stream_key
 from harness.drafting.drafter import Drafter
-from harness.engine import LocalEngine, Request
 from harness.target.model import Target
 
 LEAST_P = 1e-3

@@ -169,7 +169,7 @@ class Failure(NamedTuple):
 
 
 LAPS_PER_ROUND = 6
-"""Readings of the clock that the loop makes a round (see `harness.engine`), at `Probe.lap_ns` each."""
+"""Readings of the clock that the loop makes a round (see `harness.decoding.loop`), at `Probe.lap_ns` each."""
 
 
 class Probe(NamedTuple):

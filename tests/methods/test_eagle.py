@@ -26,14 +26,14 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from harness import accept
-from harness.accept import Coupled, sweep
 from harness.config import ConfigError
-from harness.decoding import DecodingParams, stream_key
+from harness.decoding import acceptance
+from harness.decoding.acceptance import Coupled, sweep
+from harness.decoding.loop import LocalEngine, Request
+from harness.decoding.sampling import DecodingParams, stream_key
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Outcome
 from harness.drafting.trees import DynamicTree, StaticTree, TreePolicy
-from harness.engine import LocalEngine, Request
 from harness.target.model import Target
 from methods.eagle import Eagle
 from methods.shared.eagle_checkpoint import save_head
@@ -350,7 +350,7 @@ def test_the_host_waits_once_a_round(
     head, loop = random_weights(HEADS["eagle3"]), loop_on()
     drafter = bound(loop, folder_of(head, tmp_path), head.shape, tree)
     # The form of the acceptor that a GPU gets; on a CPU the host may ask as often as it likes.
-    monkeypatch.setattr(accept, "walk", sweep)
+    monkeypatch.setattr(acceptance, "walk", sweep)
     prompts = [request(PROMPT, number) for number in range(batch)]
     few, many = (replace(GREEDY, max_new_tokens=count) for count in (10, 40))
     looks, rounds = [], []

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from harness.accept import Coupled
-from harness.decoding import DecodingParams
+from harness.decoding.acceptance import Coupled
+from harness.decoding.loop import LocalEngine, Request
+from harness.decoding.sampling import DecodingParams
 from harness.drafting.trainable import TrainingRow
 from harness.drafting.trees import DynamicTree
-from harness.engine import LocalEngine, Request
 from harness.runtime.cache import SlotCache
 from harness.target.model import Target
 from methods.eagle import Eagle

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.accept import Coupled
 from harness.config import ConfigError
-from harness.decoding import DecodingParams
+from harness.decoding.acceptance import Coupled
+from harness.decoding.sampling import DecodingParams
 from methods.shared.suffix_automaton import ROOT, SuffixAutomaton
 from methods.suffix import Suffix, read_corpus
 from tests.targets import engine, requests

@@ -10,9 +10,9 @@ from typing import Protocol
 
 import torch
 
-from harness.accept import Acceptor
-from harness.batch import Batch, Generation, Request, Stop, read, trim
-from harness.decoding import DecodingParams
+from harness.decoding.acceptance import Acceptor
+from harness.decoding.batch import Batch, Generation, Request, Stop, read, trim
+from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Drafter
 from harness.system.clock import Stopwatch
 from harness.target.model import Target

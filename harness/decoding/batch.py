@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from harness.accept import Accepted
-from harness.decoding import Chooser, DecodingParams
+from harness.decoding.acceptance import Accepted
+from harness.decoding.sampling import Chooser, DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, Outcome
 from harness.target.model import Target

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from harness.config import configurable
-from harness.decoding import Chooser
+from harness.decoding.sampling import Chooser
 from harness.drafting.draft import Draft
 
 

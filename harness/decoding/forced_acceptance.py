@@ -17,10 +17,10 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from harness.accept import Accepted, Acceptor, choices
-from harness.acceptance_trace import read_trace
 from harness.config import configurable
-from harness.decoding import Chooser
+from harness.decoding.acceptance import Accepted, Acceptor, choices
+from harness.decoding.acceptance_trace import read_trace
+from harness.decoding.sampling import Chooser
 from harness.drafting.draft import Draft
 
 
