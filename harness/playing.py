@@ -16,7 +16,7 @@ from harness.decoding.acceptance import Acceptor
 from harness.decoding.loop import Generation, LocalEngine, Request
 from harness.decoding.sampling import DecodingParams, stream_key
 from harness.drafting.drafter import Drafter
-from harness.peers import Rung
+from harness.engines.transformers_generate import Rung
 from harness.store.records import GenerationRecord, Verdict
 from harness.system.probes import energy_mj, peak_memory_bytes
 from harness.tasks.conversation import Conversation, Message

@@ -15,7 +15,7 @@ from harness.decoding.loop import LocalEngine, Request, read, trim
 from harness.decoding.sampling import Chooser, DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import HiddenTap, Outcome
-from harness.peers import EagerLoop, Generate, PromptLookup
+from harness.engines.transformers_generate import EagerLoop, Generate, PromptLookup
 from harness.runtime.compiled_step import Program
 from harness.runtime.packed_linear import pack
 from harness.store.records import Verdict

@@ -1,0 +1,1 @@
+"""Who decodes a request: our loop, and other people's."""
