@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness.config import ConfigError, build
 from harness.costs.table import COSTS, CostTable, identity
 from harness.decoding.loop import LocalEngine
-from harness.profiling import Profile
+from harness.profiling.profile import Profile
 from harness.system import naming, provenance
 from harness.system.console import Console
 from harness.system.machine_lock import held, units_of

@@ -23,9 +23,9 @@ from harness.decoding.sampling import DecodingParams
 from harness.exhibits import MAX_CONVERSATIONS, exhibit, piece_reader
 from harness.plan import Plan
 from harness.playing import Block, Played, Player, Stage
+from harness.profiling.step_timing import cheapest_widths
 from harness.run_progress import RunProgress
 from harness.session import Session
-from harness.step_timing import cheapest_widths
 from harness.store import identity
 from harness.store.records import BASELINE, Cell, Failure, GenerationRecord, Probe, RunManifest, Verdict
 from harness.store.run_store import OpenRun, ResultStore

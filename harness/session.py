@@ -9,7 +9,7 @@ from typing import Any
 from harness.config import ConfigError
 from harness.plan import Plan
 from harness.playing import Player
-from harness.step_timing import Paces, paces, widths_to_time
+from harness.profiling.step_timing import Paces, paces, widths_to_time
 from harness.system.console import Console
 from harness.system.processes import agreed, expect_processes
 from harness.target.chat_template import render

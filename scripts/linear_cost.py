@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
+from harness.profiling.step_timing import paces
 from harness.runtime.packed_linear import Product
-from harness.step_timing import paces
 from harness.system.probes import read_bandwidth
 from harness.target.model import Target
 from harness.target.smollm2 import WheelTarget

@@ -27,8 +27,8 @@ from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter
 from harness.drafting.trees import DynamicTree
 from harness.plan import make_plan
+from harness.profiling.step_timing import paces
 from harness.session import Session
-from harness.step_timing import paces
 from harness.system.console import Console
 from harness.target.model import Target
 from harness.tasks.conversation import Message

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from harness import step_timing
 from harness.decoding.acceptance import Coupled
 from harness.decoding.loop import LocalEngine, Request
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import HiddenTap
+from harness.profiling import step_timing
 from harness.target.model import Target
 from harness.target.prefill_groups import groups
 from methods.vanilla import Vanilla

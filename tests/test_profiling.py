@@ -17,8 +17,8 @@ from harness.cost_job import run_costs
 from harness.costs.table import load_tables
 from harness.drafting.draft import Draft
 from harness.drafting.trees import DynamicTree
-from harness.profiling import Profile
-from harness.step_timing import _cheapest, cheapest_widths, paces
+from harness.profiling.profile import Profile
+from harness.profiling.step_timing import _cheapest, cheapest_widths, paces
 from harness.store.run_store import load_run
 from harness.target.model import Target
 from methods.eagle import Eagle

@@ -177,7 +177,8 @@ class Probe(NamedTuple):
 
     read_bandwidth: bytes per second, streaming a written buffer with all threads or the whole device.
     lap_ns: cost of one clock reading of the time split. verify_ns: nanoseconds of a forward over
-    the pending token and n drafted ones, for n = 0, 1, ... (see `harness.profiling`), None where it was not
+    the pending token and n drafted ones, for n = 0, 1, ... (see `harness.profiling.profile`), None where it
+    was not
     tried. steps: what verifies n drafted tokens: dynamic, static or compiled. memory: bytes by what they
     hold: weights, packed copies of them, each drafter's own.
     """

@@ -26,7 +26,7 @@ from harness.decoding.loop import LocalEngine, Request, read
 from harness.decoding.sampling import Chooser, DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter
-from harness.step_timing import paces
+from harness.profiling.step_timing import paces
 from harness.system.clock import synchronize
 from harness.target.model import Target
 
