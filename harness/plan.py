@@ -18,7 +18,7 @@ from harness.store.identity import run_config
 from harness.store.records import BASELINE
 from harness.target.spec import TargetSpec
 from harness.tasks.task import Task
-from harness.trackers import NoTracker
+from harness.tracking.tracker import NoTracker
 
 """The arm that every other one is compared with; it is always among the arms."""
 

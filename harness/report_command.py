@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness import replay_table, sync, workspace
+from harness import replay_table
 from harness.analysis.row import Row
 from harness.config import ConfigError
 from harness.diff import describe, find_run
@@ -15,6 +15,7 @@ from harness.store.archives import compact, expand
 from harness.store.locations import RUNS, is_local, locate
 from harness.store.migration import migrate
 from harness.system.console import Console
+from harness.tracking import sync, wandb_workspace
 
 GOOD, FAILED, WRONG = 0, 1, 2
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command == "sync":
             return GOOD if sync.run_command(given, console) else FAILED
         if given.command == "workspace":
-            workspace.run_command(given, console)
+            wandb_workspace.run_command(given, console)
             return GOOD
         roots = [locate(root) for root in given.results]
         if given.out is None and not is_local(roots[0]):
@@ -115,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     replay_table.add_command(commands)
     sync.add_command(commands)
-    workspace.add_command(commands)
+    wandb_workspace.add_command(commands)
     command = commands.add_parser(
         "diff",
         help="what differs between two runs, and what it may have done to their numbers",

@@ -27,7 +27,7 @@ from harness.target.chat_template import render
 from harness.target.model import Target
 from harness.target.spec import LoadedWeights, TargetSpec
 from harness.tasks.task import JsonlTask, Task
-from harness.trackers import NoTracker
+from harness.tracking.tracker import NoTracker
 from harness.training import HEAD, Progress, Trainer, Training
 
 _IDENTITY = ("start", "draft_vocab_size", "methods", "training", "data", "exclude", "exclude_paths")

@@ -22,7 +22,7 @@ from harness.decoding.acceptance import Accepted, Coupled
 from harness.store.archives import compact
 from harness.store.run_store import load_run
 from harness.target.model import Target
-from harness.trackers import NoTracker
+from harness.tracking.tracker import NoTracker
 from methods.vanilla import Vanilla
 from tests.typing_in import type_bench
 

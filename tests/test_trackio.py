@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from harness import cli, report_command, trackio_reporter
+from harness import cli, report_command
 from harness.analysis.summary import summarise
 from harness.bench import bench
 from harness.config import ConfigError
 from harness.store.run_store import load_runs
-from harness.tracking import arm_log
-from harness.trackio_reporter import TrackioTracker
+from harness.tracking import trackio_tracker
+from harness.tracking.run_log import arm_log
+from harness.tracking.trackio_tracker import TrackioTracker
 from tests.builders import sample_run, write_runs
 
 HERE = importlib.util.find_spec("trackio") is not None
@@ -75,7 +76,7 @@ def test_the_database_holds_the_logs_of_every_arm_once(tmp_path: Path) -> None:
 def test_without_the_package_a_run_is_refused_with_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(trackio_reporter, "find_spec", lambda name: None)
+    monkeypatch.setattr(trackio_tracker, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install trackio"):
         TrackioTracker().require()
     write_runs([sample_run()], tmp_path / "stored")

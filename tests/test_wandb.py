@@ -14,14 +14,15 @@ from typing import Any
 
 import pytest
 
-from harness import report_command, tracking
+from harness import report_command
 from harness.analysis.row import to_json
 from harness.analysis.summary import summarise
 from harness.store.records import BASELINE, Run
 from harness.store.run_store import load_run
-from harness.trackers import NoTracker
-from harness.tracking import group_of
-from harness.wandb_reporter import WHOLE, WandbTracker
+from harness.tracking import run_log
+from harness.tracking.run_log import group_of
+from harness.tracking.tracker import NoTracker
+from harness.tracking.wandb_tracker import WHOLE, WandbTracker
 from tests.builders import sample_run, write_runs
 
 _BLOCK, _WHOLE, _LAST = 32768, 1, 4
@@ -126,7 +127,7 @@ def test_the_page_of_a_run_is_logged_once_and_bounded(
 ) -> None:
     run = stored(tmp_path)
     bound = 100
-    monkeypatch.setattr(tracking, "PAGE_SHOWN", bound)
+    monkeypatch.setattr(run_log, "PAGE_SHOWN", bound)
     WandbTracker(dir=str(tmp_path / "wandb")).finish(run, summarise(run), [])
     (logged,) = (tmp_path / "wandb").rglob("report*.html")
     text = logged.read_text()
@@ -205,5 +206,5 @@ def test_without_a_tracker_nothing_is_written(
 
 
 def test_wandb_is_imported_only_when_used() -> None:
-    code = "import sys, harness.wandb_reporter; sys.exit('wandb' in sys.modules)"
+    code = "import sys, harness.tracking.wandb_tracker; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

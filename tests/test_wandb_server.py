@@ -13,14 +13,15 @@ import pytest
 import yaml
 
 import conf
-from harness import cli, report_command, wandb_reporter, workspace
+from harness import cli, report_command
 from harness.analysis.row import Row
 from harness.analysis.summary import summarise
 from harness.bench import bench
 from harness.store.records import BASELINE, Run
 from harness.store.run_store import load_run, load_runs
-from harness.tracking import group_of, log_id
-from harness.wandb_reporter import WandbTracker
+from harness.tracking import wandb_tracker, wandb_workspace
+from harness.tracking.run_log import group_of, log_id
+from harness.tracking.wandb_tracker import WandbTracker
 from tests.builders import failed_run, sample_run, write_runs
 from tests.fake_wandb import FakeWandb, connected
 
@@ -95,7 +96,7 @@ def test_an_outage_while_sending_is_a_warning_and_sync_makes_up_for_it(
 ) -> None:
     (run,) = stored(tmp_path)
     server.fail = {"file_stream"}
-    monkeypatch.setattr(wandb_reporter, "_LOOKS_S", (0.0,))
+    monkeypatch.setattr(wandb_tracker, "_LOOKS_S", (0.0,))
     tracker(tmp_path).finish(run, summarise(run), [])
     assert "Send it later: python -m harness.report sync" in capsys.readouterr().err
     assert {kept.state for kept in server.runs.values()} == {"running"}
@@ -250,7 +251,11 @@ def test_the_workspace_is_saved_and_renewed(
     assert report_command.main(["workspace", "tracker.project=mine"]) == 0
     address = capsys.readouterr().out.strip()
     (view,) = server.views
-    assert (view["entityName"], view["projectName"], view["displayName"]) == ("me", "mine", workspace.NAME)
+    assert (view["entityName"], view["projectName"], view["displayName"]) == (
+        "me",
+        "mine",
+        wandb_workspace.NAME,
+    )
     assert view["name"].removeprefix("nw-").removesuffix("-v") in address
     assert report_command.main(["workspace", "tracker.project=mine", "--view", address]) == 0
     assert [one.get("id") for one in server.views] == [None, "view1"]

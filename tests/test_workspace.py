@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from harness import report_command, workspace
+from harness import report_command
 from harness.analysis.summary import summarise
-from harness.tracking import arm_log
+from harness.tracking import wandb_workspace
+from harness.tracking.run_log import arm_log
 from tests.builders import sample_run
 
 
@@ -28,7 +29,7 @@ def test_columns_and_panels_name_what_is_logged(definition: dict[str, Any]) -> N
     log = arm_log(run, "vanilla", summarise(run), [])
     numbers = {*log.numbers, *log.history[0], *log.shown}
     known = {f"summary:{name}" for name in log.numbers} | {f"config:{name}" for name in log.config}
-    assert set(workspace.COLUMNS) <= known
+    assert set(wandb_workspace.COLUMNS) <= known
     panels = [
         panel for s in definition["spec"]["section"]["panelBankConfig"]["sections"] for panel in s["panels"]
     ]
@@ -43,6 +44,6 @@ def test_columns_and_panels_name_what_is_logged(definition: dict[str, Any]) -> N
 def test_without_the_package_it_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(workspace, "find_spec", lambda name: None)
+    monkeypatch.setattr(wandb_workspace, "find_spec", lambda name: None)
     assert report_command.main(["workspace"]) == 2
     assert "pip install wandb-workspaces" in capsys.readouterr().err

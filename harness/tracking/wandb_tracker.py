@@ -15,8 +15,7 @@ from harness.config import ConfigError, configurable
 from harness.store.records import BASELINE, Run
 from harness.store.run_store import MANIFEST, RECORDS
 from harness.system.console import Console
-from harness.trackers import Curves, NoTracker, Sent, Tracker
-from harness.tracking import (
+from harness.tracking.run_log import (
     ArmLog,
     Chart,
     Page,
@@ -29,6 +28,7 @@ from harness.tracking import (
     log_id,
     log_name,
 )
+from harness.tracking.tracker import Curves, NoTracker, Sent, Tracker
 
 WHOLE = "whole"
 """File in the folder of an offline run that was written to its end."""

@@ -14,8 +14,8 @@ from harness.analysis.row import Row
 from harness.config import ConfigError, configurable
 from harness.store.records import Run
 from harness.system.console import Console
-from harness.trackers import Curves, Sent, Tracker
-from harness.tracking import ArmLog, Chart, Page, Picture, Shown, Table, arm_log
+from harness.tracking.run_log import ArmLog, Chart, Page, Picture, Shown, Table, arm_log
+from harness.tracking.tracker import Curves, Sent, Tracker
 
 _DIR = "TRACKIO_DIR"
 

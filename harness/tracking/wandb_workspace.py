@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import ConfigError
-from harness.sync import add_settings, make_tracker
 from harness.system.console import Console
-from harness.wandb_reporter import WandbTracker
+from harness.tracking.sync import add_settings, make_tracker
+from harness.tracking.wandb_tracker import WandbTracker
 
 NAME = "Speculative decoding"
 COLUMNS = (

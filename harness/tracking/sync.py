@@ -23,7 +23,7 @@ from harness.costs.table import load_tables
 from harness.store.records import Run
 from harness.store.run_store import load_runs
 from harness.system.console import Console
-from harness.trackers import Tracker
+from harness.tracking.tracker import Tracker
 
 _FOLDER = Path(conf.__file__).parent / "tracker"
 _NONE = "none"

@@ -1,0 +1,1 @@
+"""Runs mirrored into somebody's dashboard."""
