@@ -12,8 +12,8 @@ from harness.analysis.summary import summarise
 from harness.config import ConfigError, build
 from harness.costs.table import load_tables
 from harness.experiment import Experiment, failure
-from harness.figures import draw
 from harness.plan import Plan, make_plan
+from harness.reports.figures import draw
 from harness.session import Session
 from harness.store.follower import FollowedStore
 from harness.store.records import Cell, Failure

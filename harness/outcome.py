@@ -67,10 +67,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
     """Print the table and the JSON line; the exit status. Nothing was measured by a wrong command line."""
-    from harness import tables
     from harness.analysis import summary
     from harness.analysis.row import Row, json_rows
     from harness.costs.table import load_tables
+    from harness.reports import tables
 
     status: int = max(outcome["status"] for outcome in outcomes)
     folders = list(dict.fromkeys(folder for outcome in outcomes for folder in outcome["run_dirs"]))

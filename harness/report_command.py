@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness import replay_table
 from harness.analysis.row import Row
 from harness.config import ConfigError
-from harness.diff import describe, find_run
-from harness.reporting import FORMATS, TABLES, build
+from harness.reports import replay_table
+from harness.reports.build import FORMATS, TABLES, build
+from harness.reports.run_diff import describe, find_run
 from harness.store.archives import compact, expand
 from harness.store.locations import RUNS, is_local, locate
 from harness.store.migration import migrate

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import figures, tables
 from harness.analysis.batch_scaling import break_even, break_even_of, by_batch, curves
 from harness.analysis.summary import summarise
-from harness.markdown import markdown
+from harness.reports import figures, tables
+from harness.reports.markdown import markdown
 from harness.store.records import Verdict
 from tests.builders import make_record, make_run
 

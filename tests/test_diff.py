@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from harness.diff import describe, findings
 from harness.experiment import Experiment
 from harness.report_command import main
+from harness.reports.known_effects import TOPICS
+from harness.reports.run_diff import describe, findings
 from harness.session import Session
 from harness.store.records import Run
 from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console
-from harness.topics import TOPICS
 from tests.builders import failed_run, make_run, sample_records, sample_run, write_runs
 from tests.test_experiment import plan_of
 

@@ -13,13 +13,14 @@ import pytest
 import yaml
 
 import methods
-from harness import cells, cli, report_command
+from harness import cli, report_command
 from harness.analysis.summary import pairwise, summarise
 from harness.bench import bench
 from harness.config import build
 from harness.decoding.acceptance import Coupled
 from harness.decoding.sampling import DecodingParams
-from harness.markdown import markdown
+from harness.reports import formatting
+from harness.reports.markdown import markdown
 from harness.store.records import VerdictKind
 from methods.vanilla import Vanilla
 from tests.builders import sample_run, sample_runs
@@ -121,7 +122,7 @@ def test_every_column_and_verdict_is_explained() -> None:
     }
     explained = set(re.findall(r"\*\*([^*]+)\*\*", page))
     assert {name for name in headers if not name.startswith("vs ")} - explained <= {"footnote"}
-    assert {name for name, _ in cells.AXES} <= explained
+    assert {name for name, _ in formatting.AXES} <= explained
     assert all(f"`{kind}`" in page for kind in get_args(VerdictKind))
 
 

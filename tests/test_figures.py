@@ -8,7 +8,7 @@ import matplotlib
 import pytest
 
 from harness.analysis.summary import summarise
-from harness.figures import draw
+from harness.reports.figures import draw
 from tests.builders import make_run, sample_records, sample_run, sample_runs
 
 KINDS = ("speedup", "tau", "acceptance-by-position", "time-split")

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness import cells
 from harness.analysis.summary import summarise
 from harness.config import ConfigError
 from harness.decoding.acceptance import Coupled
@@ -18,6 +17,7 @@ from harness.decoding.loop import Generation
 from harness.decoding.sampling import Chooser, DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.trees import DynamicTree
+from harness.reports import formatting
 from harness.store.run_store import load_run
 from harness.target.random_target import TinyTarget
 from methods.eagle import Eagle
@@ -152,8 +152,8 @@ def test_a_forced_run_is_marked_and_its_vanilla_is_not(tmp_path: Path) -> None:
     assert {len(record.output_ids) for record in run.records} == {30}
     assert (vanilla.verdict, ngram.verdict) == ("identical", "forced")
     assert not ngram.lossless
-    assert "forced" in cells.marks(ngram).split(", ")
-    assert "forced" not in cells.marks(vanilla).split(", ")
+    assert "forced" in formatting.marks(ngram).split(", ")
+    assert "forced" not in formatting.marks(vanilla).split(", ")
     assert ngram.acceptor == "forced tau 2"
 
 

@@ -12,7 +12,7 @@ from harness.analysis.summary import summarise
 from harness.costs.grid import Grid
 from harness.costs.headroom import contexts, headroom, run_identity, table_of
 from harness.costs.table import CostTable, DraftingCost
-from harness.markdown import markdown
+from harness.reports.markdown import markdown
 from tests.builders import make_record, make_run, make_table
 
 TABLE = make_table()

@@ -12,7 +12,7 @@ import pytest
 
 from harness.analysis.row import Row
 from harness.analysis.summary import summarise
-from harness.latex import PREAMBLE, latex
+from harness.reports.latex import PREAMBLE, latex
 from tests.builders import sample_runs
 
 needs_tex = pytest.mark.skipif(

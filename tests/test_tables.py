@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from harness import csv_files, tables
 from harness.analysis.summary import pairwise, summarise
-from harness.latex import latex
-from harness.markdown import markdown
+from harness.reports import csv_files, tables
+from harness.reports.latex import latex
+from harness.reports.markdown import markdown
 from harness.store.records import Run, Verdict
 from tests.builders import make_record, make_run, sample_records, sample_run, sample_runs
 

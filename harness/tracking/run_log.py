@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from harness import page
 from harness.analysis.comparability import variants
 from harness.analysis.row import Row, to_json
 from harness.analysis.summary import pairwise
-from harness.cells import marks
+from harness.reports import page
+from harness.reports.formatting import marks
 from harness.store.records import BASELINE, Cell, GenerationRecord, Run
 from harness.system.naming import redact, slug
 

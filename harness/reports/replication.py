@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness import cells
 from harness.analysis.published import Paper, Place, Value
 from harness.analysis.row import Row
+from harness.reports import formatting
 from harness.store.records import Run, RunManifest
 
 _HEADERS = (
@@ -89,15 +89,15 @@ def markdown(papers: Sequence[Paper], rows: Sequence[Row], runs: Sequence[Run]) 
             ", ".join(f"{name} {value}" for name, value in paper.setting.items()) or "nothing that is known"
         )
         parts += [
-            f"## {cells.escape(paper.title)}",
+            f"## {formatting.escape(paper.title)}",
             "",
-            f"{cells.escape(paper.source)}. It states: {cells.escape(stated)}. Ratios are"
-            f" to {cells.escape(paper.reference)}.",
+            f"{formatting.escape(paper.source)}. It states: {formatting.escape(stated)}. Ratios are"
+            f" to {formatting.escape(paper.reference)}.",
             "",
         ]
-        parts += [f"* {cells.escape(caution)}" for caution in paper.cautions]
+        parts += [f"* {formatting.escape(caution)}" for caution in paper.cautions]
         marks = [":--" if name in _LEFT else "--:" for name in _HEADERS]
-        body = [[cells.escape(cell) for cell in _written(line)] for line in lines]
+        body = [[formatting.escape(cell) for cell in _written(line)] for line in lines]
         parts += ["", *(f"| {' | '.join(line)} |" for line in (_HEADERS, marks, *body)), ""]
     intro = (
         "Published numbers beside ours, as printed, each with its own baseline, machine and counting.\n"
@@ -137,14 +137,14 @@ def _written(line: Line) -> list[str]:
         row.target,
         row.task,
         f"{row.temperature:g}",
-        f"{cells.method(row)} ({theirs.method})",
-        cells.times(theirs.speedup),
-        cells.speedup(row),
-        cells.number(theirs.tau),
-        cells.tau(row),
-        cells.number(_as_eagle(row)),
-        cells.number(line.their_ratio),
-        cells.number(line.our_ratio),
+        f"{formatting.method(row)} ({theirs.method})",
+        formatting.times(theirs.speedup),
+        formatting.speedup(row),
+        formatting.number(theirs.tau),
+        formatting.tau(row),
+        formatting.number(_as_eagle(row)),
+        formatting.number(line.their_ratio),
+        formatting.number(line.our_ratio),
         ", ".join(line.marks),
         "; ".join(line.differs),
     ]
@@ -194,7 +194,7 @@ def _marks(manifest: RunManifest, row: Row) -> list[str]:
     else:
         card = manifest.arms[row.method].get("card") or {}
         found = [f"{(card.get('known') or {}).get('origin') or 'unknown'} head"]
-    told = cells.marks(row)
+    told = formatting.marks(row)
     return [*found, told] if told else found
 
 

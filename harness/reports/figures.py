@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness import cells
 from harness.analysis.batch_scaling import break_even_of, by_batch, curves
 from harness.analysis.metrics import STAGES
 from harness.analysis.row import Row
+from harness.reports import formatting
 from harness.store.records import BASELINE
 from harness.system.naming import slug
 
@@ -173,7 +173,7 @@ def _method_axis(panel: Axes, rows: Sequence[Row]) -> None:
     names = []
     for row in rows:
         told = _fault(row)
-        names.append(cells.method(row) + told)
+        names.append(formatting.method(row) + told)
     panel.set_yticks(range(len(rows)), names)
     panel.set_ylim(len(rows) - 0.4, -0.6)
     panel.tick_params(axis="y", length=0)
@@ -238,12 +238,12 @@ def _speedup(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
         colours,
         lambda row: row.speedup,
         lambda row: None if row.method == BASELINE else row.speedup_ci,
-        cells.times,
+        formatting.times,
     )
 
 
 def _tau(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
-    _bars(panel, rows, colours, lambda row: row.tau, lambda row: row.tau_ci, cells.number)
+    _bars(panel, rows, colours, lambda row: row.tau, lambda row: row.tau_ci, formatting.number)
 
 
 def _by_position(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
@@ -261,7 +261,7 @@ def _by_position(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> N
             marker=_MARKERS[i % len(_MARKERS)],
             markersize=4.5,
             linewidth=1.5,
-            label=cells.method(row) + told,
+            label=formatting.method(row) + told,
             clip_on=False,
         )
     panel.set_ylim(0, 1)
@@ -293,7 +293,7 @@ def _by_batch(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None
             markersize=4.5,
             linewidth=1.5,
             capsize=2.5,
-            label=cells.method(timed[0]) + told,
+            label=formatting.method(timed[0]) + told,
         )
     panel.axhline(1.0, color=_INK, linewidth=0.9, linestyle=(0, (4, 2)))
     panel.set_xscale("log", base=2)

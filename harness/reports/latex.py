@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from harness import cells
 from harness.analysis.row import Row
+from harness.reports import formatting
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -168,14 +168,14 @@ def _caption(row: Row) -> str:
 
 def _block(rows: Sequence[Row], heads: Sequence[str | None], tasks: Sequence[str]) -> list[str]:
     """The lines of one temperature. tasks: all of them, for the mean."""
-    by_place = {(cells.method(row), row.task): row for row in rows}
+    by_place = {(formatting.method(row), row.task): row for row in rows}
     best: dict[tuple[str | None, int], float] = {}
     for task in heads:
         for column, (value, *_) in enumerate(_COLUMNS):
             known = [value(row) for row in rows if row.task == task and _may_win(row)]
             best[task, column] = max((one for one in known if not math.isnan(one)), default=math.nan)
     lines = []
-    for method in dict.fromkeys(map(cells.method, rows)):
+    for method in dict.fromkeys(map(formatting.method, rows)):
         line = [escape(method)]
         for head in heads:
             if head is None:
@@ -197,8 +197,8 @@ def _cell(row: Row | None, value: Value, ends: Ends, gains: Gains, best: float) 
     if row is None:
         return "{--}"
     signs = "".join(_signs(row))
-    written = cells.number(value(row))
-    if written == cells.UNKNOWN:
+    written = formatting.number(value(row))
+    if written == formatting.UNKNOWN:
         return rf"{{--$^{{{signs}}}$}}" if signs else "{--}"
     if _may_win(row) and value(row) == best and gains(row):
         written = rf"\bfseries {written}"
@@ -233,7 +233,7 @@ def _signs(row: Row) -> list[str]:
 
 def _footnotes(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
     used = {sign for row in rows for sign in _signs(row)}
-    told = dict.fromkeys(cells.failure(one) for row in rows if row.failed for one in row.failures)
+    told = dict.fromkeys(formatting.failure(one) for row in rows if row.failed for one in row.failures)
     lines = []
     for sign, meaning in _MEANINGS:
         if sign in used:
@@ -243,7 +243,7 @@ def _footnotes(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
         ("Profile quick: fewer prompts, tokens or repeats than the protocol asks for.", "quick"),
         ("Forced length: end tokens were ignored.", "forced length"),
     ]
-    present = {mark for row in rows for mark in cells.marks(row).split(", ")}
+    present = {mark for row in rows for mark in formatting.marks(row).split(", ")}
     lines += [text for text, mark in marks if mark in present]
     scopes = dict.fromkeys(f"{row.method}: {row.scope}" for row in rows if row.scope != "conversation")
     lines += [f"State is kept beyond a conversation: {escape('; '.join(scopes))}."] if scopes else []

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from harness import cells
 from harness.analysis.batch_scaling import by_batch
 from harness.analysis.row import Pair, Row
-from harness.tables import (
+from harness.reports import formatting
+from harness.reports.tables import (
     Table,
     acceptance_table,
     batches_table,
@@ -67,12 +67,12 @@ def markdown(rows: Sequence[Row], pairs: Sequence[Pair] = (), notes: Sequence[st
                 parts += [f"### {title}", "", *_markdown_table(table)]
     for group in by_batch(rows):
         parts += [
-            f"## {cells.escape(_batches_heading(group[0]))}",
+            f"## {formatting.escape(_batches_heading(group[0]))}",
             "",
             *_markdown_table(batches_table(group)),
         ]
     if notes:
-        parts += ["## Notes", "", *(f"* {cells.escape(note)}" for note in notes), ""]
+        parts += ["## Notes", "", *(f"* {formatting.escape(note)}" for note in notes), ""]
     return "\n".join(parts)
 
 
@@ -84,14 +84,16 @@ def _by_setting(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
 
 
 def _heading(setting: tuple[Any, ...]) -> str:
-    target, batch, profile, baseline, acceptor = (cells.escape(str(part)) for part in setting)
+    target, batch, profile, baseline, acceptor = (formatting.escape(str(part)) for part in setting)
     return f"{target}: batch size {batch}, profile {profile}, {baseline} baseline, {acceptor} acceptor"
 
 
 def _constants(rows: Sequence[Row]) -> list[str]:
     """What the table leaves out because all its rows share it."""
-    shown = {name for name, _ in cells.varying(rows)} | set(_SETTING)
-    told = [f"{name} {cells.escape(write(rows[0]))}" for name, write in cells.AXES if name not in shown]
+    shown = {name for name, _ in formatting.varying(rows)} | set(_SETTING)
+    told = [
+        f"{name} {formatting.escape(write(rows[0]))}" for name, write in formatting.AXES if name not in shown
+    ]
     varies = {row.decoding for row in rows}
     told = [one for one in told if len(varies) == 1 or not one.startswith("decoding ")]
     return [f"Everywhere: {', '.join(told)}.", ""] if told else []
@@ -101,5 +103,5 @@ def _markdown_table(table: Table) -> list[str]:
     headers, body = table
     # As on the console: the first column and the text at the end on the left, numbers on the right.
     marks = [":--" if name in _LEFT else "--:" for name in headers]
-    lines = [headers, marks, *([cells.escape(cell) for cell in row] for row in body)]
+    lines = [headers, marks, *([formatting.escape(cell) for cell in row] for row in body)]
     return [*(f"| {' | '.join(line)} |" for line in lines), ""]

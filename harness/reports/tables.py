@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from harness import cells
 from harness.analysis.batch_scaling import break_even_of, curves
 from harness.analysis.row import Pair, Row
+from harness.reports import formatting
 
 Table = tuple[list[str], list[list[str]]]
 Column = tuple[str, Callable[[Row], str]]
@@ -18,20 +18,20 @@ _NUM_ALPHAS = 5
 
 def console_table(rows: Sequence[Row]) -> Table:
     """The main table: headers and cells; columns that tell cells apart only where they vary."""
-    return _table(rows, [*cells.varying(rows), *_main_columns(rows)])
+    return _table(rows, [*formatting.varying(rows), *_main_columns(rows)])
 
 
 def _main_columns(rows: Sequence[Row]) -> list[Column]:
     columns: list[Column] = [
-        ("method", cells.method),
-        ("tokens/s", lambda row: cells.number(row.tokens_per_s, 1)),
-        ("speedup", cells.speedup),
+        ("method", formatting.method),
+        ("tokens/s", lambda row: formatting.number(row.tokens_per_s, 1)),
+        ("speedup", formatting.speedup),
         *_rung_columns(rows),
-        ("tau", cells.tau),
-        ("verdict", lambda row: row.verdict or cells.UNKNOWN),
-        ("% of roof", lambda row: cells.percent(row.roof_fraction)),
+        ("tau", formatting.tau),
+        ("verdict", lambda row: row.verdict or formatting.UNKNOWN),
+        ("% of roof", lambda row: formatting.percent(row.roof_fraction)),
         ("prompts", lambda row: str(row.num_prompts)),
-        ("marks", cells.marks),
+        ("marks", formatting.marks),
     ]
     return columns
 
@@ -42,34 +42,34 @@ def _rung_columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def _versus(rung: str) -> Callable[[Row], str]:
-    return lambda row: cells.speedup_vs(row, rung)
+    return lambda row: formatting.speedup_vs(row, rung)
 
 
 def _table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
     body = []
     for row in rows:
         written = [write(row) for _, write in columns]
-        body.append(cells.strike(written) if row.verdict == "broken" else written)
+        body.append(formatting.strike(written) if row.verdict == "broken" else written)
     return [name for name, _ in columns], body
 
 
 def ladder_table(rows: Sequence[Row]) -> Table:
     """Absolute speed, and the speedup in every way that somebody may state it."""
     columns: list[Column] = [
-        *cells.varying(rows),
-        ("method", cells.method),
-        ("tokens/s", lambda row: cells.number(row.tokens_per_s, 1)),
-        ("speedup", cells.speedup),
+        *formatting.varying(rows),
+        ("method", formatting.method),
+        ("tokens/s", lambda row: formatting.number(row.tokens_per_s, 1)),
+        ("speedup", formatting.speedup),
         *_rung_columns(rows),
-        ("decode only", lambda row: cells.times(row.speedup_decode_only)),
-        ("geometric mean", lambda row: cells.times(row.speedup_geometric)),
-        ("mean of rates", lambda row: cells.times(row.speedup_mean_of_rates)),
-        ("free drafter", lambda row: cells.times(row.speedup_free_drafter)),
+        ("decode only", lambda row: formatting.times(row.speedup_decode_only)),
+        ("geometric mean", lambda row: formatting.times(row.speedup_geometric)),
+        ("mean of rates", lambda row: formatting.times(row.speedup_mean_of_rates)),
+        ("free drafter", lambda row: formatting.times(row.speedup_free_drafter)),
         *_cost_columns(rows),
-        ("loop overhead", lambda row: cells.percent(row.loop_overhead)),
-        ("ms / forward", lambda row: cells.number(1000 * row.forward_s, 1)),
-        ("its % of roof", lambda row: cells.percent(row.forward_roof_fraction)),
-        ("round / vanilla's", lambda row: cells.number(row.round_forwards)),
+        ("loop overhead", lambda row: formatting.percent(row.loop_overhead)),
+        ("ms / forward", lambda row: formatting.number(1000 * row.forward_s, 1)),
+        ("its % of roof", lambda row: formatting.percent(row.forward_roof_fraction)),
+        ("round / vanilla's", lambda row: formatting.number(row.round_forwards)),
     ]
     return _table([row for row in rows if not math.isnan(row.tokens_per_s)], columns)
 
@@ -79,29 +79,29 @@ def _cost_columns(rows: Sequence[Row]) -> list[Column]:
     if all(math.isnan(row.speedup_oracle_length) for row in rows):
         return []
     return [
-        ("oracle length", lambda row: cells.times(row.speedup_oracle_length)),
-        ("free and oracle", lambda row: cells.times(row.speedup_free_and_oracle)),
-        ("predicted", lambda row: cells.times(row.speedup_predicted)),
+        ("oracle length", lambda row: formatting.times(row.speedup_oracle_length)),
+        ("free and oracle", lambda row: formatting.times(row.speedup_free_and_oracle)),
+        ("predicted", lambda row: formatting.times(row.speedup_predicted)),
     ]
 
 
 def acceptance_table(rows: Sequence[Row]) -> Table:
     """Acceptance as other tools would print it, from the same ledger."""
 
-    def told(name: str, write: Callable[[Any], str] = cells.number) -> Callable[[Row], str]:
+    def told(name: str, write: Callable[[Any], str] = formatting.number) -> Callable[[Row], str]:
         return lambda row: write(getattr(row.ledger, name))
 
     columns: list[Column] = [
-        *cells.varying(rows),
-        ("method", cells.method),
-        ("tau", cells.tau),
+        *formatting.varying(rows),
+        ("method", formatting.method),
+        ("tau", formatting.tau),
         ("macro tau", told("macro_tau")),
         ("untrimmed tau", told("untrimmed_tau")),
         ("as EAGLE", told("as_eagle")),
         ("as vLLM", told("as_vllm")),
         ("as Spec-Bench", told("as_spec_bench")),
-        ("n-alpha", lambda row: cells.series(row.ledger.n_alpha[:_NUM_ALPHAS]) if row.ledger else ""),
-        ("coverage", told("coverage", cells.percent)),
+        ("n-alpha", lambda row: formatting.series(row.ledger.n_alpha[:_NUM_ALPHAS]) if row.ledger else ""),
+        ("coverage", told("coverage", formatting.percent)),
         ("drafted", told("num_drafted", str)),
         ("wasted", told("num_wasted", str)),
         ("rounds", told("num_rounds", str)),
@@ -117,14 +117,14 @@ def memory_table(rows: Sequence[Row]) -> Table:
     """Bytes by what they hold, and joules."""
 
     def held(name: str) -> Callable[[Row], str]:
-        return lambda row: cells.mebibytes(row.memory_bytes.get(name))
+        return lambda row: formatting.mebibytes(row.memory_bytes.get(name))
 
-    columns: list[Column] = [*cells.varying(rows), ("method", cells.method)]
+    columns: list[Column] = [*formatting.varying(rows), ("method", formatting.method)]
     columns += [
         (f"{name} / MiB", held(name)) for name in _HELD if any(name in row.memory_bytes for row in rows)
     ]
     if any(math.isfinite(row.energy_per_token_j) for row in rows):
-        columns.append(("J / token", lambda row: cells.number(row.energy_per_token_j)))
+        columns.append(("J / token", lambda row: formatting.number(row.energy_per_token_j)))
     return _table([row for row in rows if row.memory_bytes], columns)
 
 
@@ -133,20 +133,20 @@ def output_table(rows: Sequence[Row]) -> Table:
 
     def null(row: Row) -> str:
         if row.ties is None or not math.isfinite(row.ties.null_rate):
-            return cells.UNKNOWN
+            return formatting.UNKNOWN
         low, high = (1000 * end for end in row.ties.null_ci)
-        return cells.per_thousand(row.ties.null_rate) + cells.interval((low, high))
+        return formatting.per_thousand(row.ties.null_rate) + formatting.interval((low, high))
 
     columns: list[Column] = [
-        *cells.varying(rows),
-        ("method", cells.method),
-        ("verdict", lambda row: row.verdict or cells.UNKNOWN),
-        ("ties / 1,000 tokens", lambda row: cells.per_thousand(row.ties.rate if row.ties else None)),
+        *formatting.varying(rows),
+        ("method", formatting.method),
+        ("verdict", lambda row: row.verdict or formatting.UNKNOWN),
+        ("ties / 1,000 tokens", lambda row: formatting.per_thousand(row.ties.rate if row.ties else None)),
         ("null / 1,000 tokens", null),
-        ("tokens compared", lambda row: str(row.ties.num_compared) if row.ties else cells.UNKNOWN),
-        ("mean output tokens", lambda row: cells.number(row.mean_output_tokens, 1)),
-        ("vanilla's", lambda row: cells.number(row.mean_baseline_tokens, 1)),
-        ("looped text", lambda row: cells.percent(row.looped_share)),
+        ("tokens compared", lambda row: str(row.ties.num_compared) if row.ties else formatting.UNKNOWN),
+        ("mean output tokens", lambda row: formatting.number(row.mean_output_tokens, 1)),
+        ("vanilla's", lambda row: formatting.number(row.mean_baseline_tokens, 1)),
+        ("looped text", lambda row: formatting.percent(row.looped_share)),
     ]
     return _table([row for row in rows if not row.failed], columns)
 
@@ -154,35 +154,35 @@ def output_table(rows: Sequence[Row]) -> Table:
 def batches_table(group: Sequence[Row]) -> Table:
     """Of rows that differ in method and batch: each method by batch, and where it ceases to pay."""
     columns: list[Column] = [
-        ("method", cells.method),
+        ("method", formatting.method),
         ("batch", lambda row: str(row.batch_size)),
-        ("tokens/s", lambda row: cells.number(row.tokens_per_s, 1)),
-        ("speedup", cells.speedup),
-        ("tau", cells.tau),
-        ("s / sequence", lambda row: cells.number(row.latency_s)),
-        ("ms / token", lambda row: cells.number(1000 * row.latency_per_token_s, 1)),
-        ("verdict", lambda row: row.verdict or cells.UNKNOWN),
+        ("tokens/s", lambda row: formatting.number(row.tokens_per_s, 1)),
+        ("speedup", formatting.speedup),
+        ("tau", formatting.tau),
+        ("s / sequence", lambda row: formatting.number(row.latency_s)),
+        ("ms / token", lambda row: formatting.number(1000 * row.latency_per_token_s, 1)),
+        ("verdict", lambda row: row.verdict or formatting.UNKNOWN),
     ]
     headers: list[str] = []
     body: list[list[str]] = []
     for curve in curves(group).values():
         headers, lines = _table(curve, columns)
         end = break_even_of(curve)
-        told = end.told if end else cells.UNKNOWN
+        told = end.told if end else formatting.UNKNOWN
         body += [[*line, told if i == 0 else ""] for i, line in enumerate(lines)]
     return [*headers, "break-even batch"], body
 
 
 def pairs_table(pairs: Sequence[Pair]) -> Table:
     """Every pair of methods of a cell: which is faster, and whether that may be said."""
-    axes = cells.varying([pair.row for pair in pairs])
+    axes = formatting.varying([pair.row for pair in pairs])
     lettered = any(pair.row.variant for pair in pairs)
     body = []
     for pair in pairs:
         footnote = [pair.row.variant] if lettered else []
-        ratio = cells.times(pair.ratio.value) + cells.interval(pair.ratio.ends)
+        ratio = formatting.times(pair.ratio.value) + formatting.interval(pair.ratio.ends)
         where = [write(pair.row) for _, write in axes]
         line = [*where, *footnote, pair.over, pair.under, ratio, pair.difference]
-        body.append(cells.strike(line) if pair.broken else line)
+        body.append(formatting.strike(line) if pair.broken else line)
     names = [*(name for name, _ in axes), *["footnote"] * lettered]
     return [*names, "method", "against", "ratio", "which is"], body

@@ -17,8 +17,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from harness.analysis.row import Pair, Row
-from harness.page.answers import MAX_SHOWN, answers
-from harness.page.content import content
+from harness.reports.page.answers import MAX_SHOWN, answers
+from harness.reports.page.content import content
 from harness.store.records import Run
 
 _FOLDER = Path(__file__).parent

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from harness import cells
 from harness.config import ConfigError
 from harness.costs.headroom import run_identity, table_of
 from harness.costs.replay import Replayed, replay
 from harness.costs.table import load_table, load_tables
+from harness.reports import formatting
 from harness.store.records import BASELINE
 from harness.store.run_store import load_runs
 from harness.system.console import Console
@@ -74,7 +74,7 @@ def _line(one: Replayed) -> list[str]:
     return [
         *(one.target, one.task, f"{one.temperature:g}", one.method, str(one.batch)),
         "as recorded" if one.length is None else str(one.length),
-        *(cells.number(one.tau), cells.number(one.tokens_per_s, 1), cells.times(one.speedup)),
+        *(formatting.number(one.tau), formatting.number(one.tokens_per_s, 1), formatting.times(one.speedup)),
         ", ".join(one.marks),
     ]
 

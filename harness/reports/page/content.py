@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness import cells
 from harness.analysis.comparability import differences
 from harness.analysis.metrics import STAGES
 from harness.analysis.row import Pair, Row
+from harness.reports import formatting
 from harness.store.records import BASELINE, Cell, Run
 
 _DIGITS = 6
@@ -31,8 +31,8 @@ def content(
     return {
         "baseline": BASELINE,
         "stages": STAGES,
-        "axes": [name for name, _ in cells.AXES],
-        "varying": [name for name, _ in cells.varying(rows)],
+        "axes": [name for name, _ in formatting.AXES],
+        "varying": [name for name, _ in formatting.varying(rows)],
         "rows": [_row(row) for row in rows],
         "pairs": [_pair(pair) for pair in pairs],
         "notes": list(notes),
@@ -54,15 +54,15 @@ def plain(value: Any) -> Any:
 
 def place(where: Row | Cell) -> dict[str, str]:
     """What the page filters by, as the tables write it."""
-    return {name: write(where) for name, write in cells.AXES}
+    return {name: write(where) for name, write in formatting.AXES}
 
 
 def _row(row: Row) -> dict[str, Any]:
     known: dict[str, Any] = plain(
         {
             "at": place(row),
-            "label": cells.method(row),
-            "marks": cells.marks(row),
+            "label": formatting.method(row),
+            "marks": formatting.marks(row),
             "broken": row.verdict == "broken",
             **{name: getattr(row, name) for name in _FIELDS},
             "ledger": dataclasses.asdict(row.ledger) if row.ledger else None,
@@ -95,5 +95,5 @@ def _run(run: Run) -> dict[str, Any]:
         "finished": run.finished,
         "num_records": len(run.records),
         "num_exhibits": len(run.exhibits),
-        "failures": [cells.failure(failure) for failure in run.failures],
+        "failures": [formatting.failure(failure) for failure in run.failures],
     }

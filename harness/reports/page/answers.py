@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 from harness.analysis.comparability import variants
-from harness.page.content import place
+from harness.reports.page.content import place
 from harness.store.records import Exhibit, GenerationRecord, Run
 
 MAX_SHOWN = 1_000_000

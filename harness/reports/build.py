@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from harness import csv_files, figures, page, replication
 from harness.analysis.comparability import refuse_mixed, variants
 from harness.analysis.published import load_papers
 from harness.analysis.row import Row
 from harness.analysis.summary import summarise_with_pairs
 from harness.config import ConfigError
 from harness.costs.table import load_tables
-from harness.latex import latex
-from harness.markdown import markdown
+from harness.reports import csv_files, figures, page, replication
+from harness.reports.latex import latex
+from harness.reports.markdown import markdown
 from harness.store.locations import RUNS
 from harness.store.records import Run
 from harness.store.run_store import load_runs

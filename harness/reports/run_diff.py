@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import cells
 from harness.analysis.comparability import NOT_SET, facts
 from harness.analysis.row import Row
 from harness.analysis.summary import summarise
 from harness.config import ConfigError, near
+from harness.reports import formatting
+from harness.reports.known_effects import ARM, TOPICS, causes_of, topic_of
 from harness.store.locations import run_folders
 from harness.store.records import BASELINE, Run
 from harness.store.run_store import MANIFEST, load_run
-from harness.topics import ARM, TOPICS, causes_of, topic_of
 
 _WIDTH = 100
 _LONGEST_VALUE = 48
@@ -198,9 +198,9 @@ def _line(letter: str, row: Row) -> list[str]:
     return [
         row.method,
         letter,
-        cells.tau(row),
-        cells.number(cost),
-        cells.speedup(row),
-        cells.number(row.tokens_per_s, 1),
-        row.verdict or cells.UNKNOWN,
+        formatting.tau(row),
+        formatting.number(cost),
+        formatting.speedup(row),
+        formatting.number(row.tokens_per_s, 1),
+        row.verdict or formatting.UNKNOWN,
     ]

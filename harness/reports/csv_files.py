@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness import cells
 from harness.analysis.row import Pair, Row
+from harness.reports import formatting
 
 
 def csv(rows: Sequence[Row]) -> str:
@@ -24,7 +24,7 @@ def pairs_csv(pairs: Sequence[Pair]) -> str:
     return csv_of(
         [
             {
-                **{name: write(pair.row) for name, write in cells.AXES},
+                **{name: write(pair.row) for name, write in formatting.AXES},
                 "variant": pair.row.variant,
                 "over": pair.over,
                 "under": pair.under,
@@ -60,7 +60,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif prefix.startswith("speedup_vs_ci") or key.endswith("_ci"):
             result[f"{name}_low"], result[f"{name}_high"] = value or ("", "")
         elif key == "failures":
-            result[name] = "; ".join(cells.failure(one) for one in value)
+            result[name] = "; ".join(formatting.failure(one) for one in value)
         elif isinstance(value, (tuple, list)):
             result[name] = json.dumps(
                 [None if isinstance(one, float) and math.isnan(one) else one for one in value]
