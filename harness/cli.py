@@ -65,8 +65,8 @@ def _wrong(text: str) -> int:
 def run_job(config: DictConfig) -> None:
     """Measure everything of one composed configuration and leave the outcome in Hydra's folder."""
     # torch and transformers take seconds to import, which `--help` and a misspelt key need not wait for.
-    from harness.grid import Survey
-    from harness.job import Job
+    from harness.benchmark.dry_run import Survey
+    from harness.benchmark.job import Job
 
     hydra = HydraConfig.get()
     sweeping = hydra.mode == RunMode.MULTIRUN

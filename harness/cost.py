@@ -17,7 +17,7 @@ from harness import cli
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="cost")
 def cost(config: DictConfig) -> None:
     """One composed configuration."""
-    from harness.cost_job import run_costs
+    from harness.benchmark.cost_job import run_costs
 
     run_costs(config)
 

@@ -167,7 +167,7 @@ def _bury(
     config: DictConfig, cells: list[tuple[Asked, Found | None]], fault: Failure, begun_only: bool
 ) -> dict[str, Any]:
     """Make a failed row of every cell of a job that is not done; the job's outcome."""
-    from harness.job import cells_of  # takes seconds to import
+    from harness.benchmark.job import cells_of
 
     store = ResultStore(Path(config.results) / "runs")
     folders, errors = [], []

@@ -14,12 +14,12 @@ import torch
 from hydra import compose, initialize_config_module
 from torch.profiler import ProfilerActivity, profile
 
+from harness.benchmark.plan import make_plan
+from harness.benchmark.session import Session
 from harness.decoding.acceptance import Coupled
 from harness.decoding.loop import LocalEngine, Request
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft
-from harness.plan import make_plan
-from harness.session import Session
 from harness.system.console import Console
 
 DEFAULTS = [

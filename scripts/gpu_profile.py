@@ -17,11 +17,11 @@ import torch
 from hydra import compose, initialize_config_module
 from torch.profiler import ProfilerActivity, profile
 
+from harness.benchmark.plan import make_plan
+from harness.benchmark.session import Session
 from harness.decoding.loop import LocalEngine, Request
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Drafter
-from harness.plan import make_plan
-from harness.session import Session
 from harness.system.console import Console
 from harness.tasks.conversation import Message
 

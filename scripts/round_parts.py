@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_module
 
+from harness.benchmark.plan import make_plan
+from harness.benchmark.session import Session
 from harness.costs.table import load_table
 from harness.decoding.acceptance import Coupled
 from harness.decoding.batch import Batch, Request, read
@@ -26,9 +28,7 @@ from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter
 from harness.drafting.trees import DynamicTree
-from harness.plan import make_plan
 from harness.profiling.step_timing import paces
-from harness.session import Session
 from harness.system.console import Console
 from harness.target.model import Target
 from harness.tasks.conversation import Message

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
 import conf
-from harness.plan import Plan, make_plan
+from harness.benchmark.plan import Plan, make_plan
 
 CONF = Path(conf.__file__).parent
 BUILT_ELSEWHERE = {"target", "task", "method", "hydra", "experiment", "data"}

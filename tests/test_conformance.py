@@ -11,12 +11,12 @@ import torch
 from hydra import compose, initialize_config_module
 from safetensors.torch import save_file
 
+from harness.benchmark.experiment import Experiment
+from harness.benchmark.plan import make_plan
+from harness.benchmark.session import Session
 from harness.conformance.case import Case, Pairs
 from harness.conformance.greedy import official_rounds
 from harness.conformance.suite import find, main, run
-from harness.experiment import Experiment
-from harness.plan import make_plan
-from harness.session import Session
 from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console
 from methods.shared.eagle_checkpoint import save_head

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from harness.experiment import Experiment
+from harness.benchmark.experiment import Experiment
+from harness.benchmark.session import Session
 from harness.report_command import main
 from harness.reports.known_effects import TOPICS
 from harness.reports.run_diff import describe, findings
-from harness.session import Session
 from harness.store.records import Run
 from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console

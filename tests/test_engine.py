@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from harness.benchmark.verdict import Judge
 from harness.config import ConfigError, configurable
 from harness.decoding.acceptance import Accepted, Coupled, sweep, walk
 from harness.decoding.loop import LocalEngine, Request, read, trim
@@ -20,7 +21,6 @@ from harness.runtime.compiled_step import Program
 from harness.runtime.packed_linear import pack
 from harness.store.records import Verdict
 from harness.target.model import Target
-from harness.verdict import Judge
 from methods.vanilla import Vanilla
 from tests.targets import END, RandomTrees, ending_apart, engine, oracle, requests, tiny_model
 

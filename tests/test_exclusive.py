@@ -14,7 +14,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_module
 
-from harness import job
+from harness.benchmark import job
 from harness.config import ConfigError
 from harness.system import machine_lock
 from harness.system.console import Console

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from harness import exhibits
-from harness.exhibits import chosen_rounds, piece_reader
+from harness.benchmark import sample_trees
+from harness.benchmark.sample_trees import chosen_rounds, piece_reader
 from harness.store.records import Exhibit, GenerationRecord, Run
 from harness.store.run_store import load_run
 from harness.target.random_target import byte_tokenizer
@@ -66,9 +66,9 @@ def test_confidence_is_kept_where_the_drafter_gives_it(run: Run) -> None:
 
 @pytest.mark.parametrize("num_rounds", [0, 1, 12, 13, 500])
 def test_rounds_are_few_spread_and_none_is_empty_or_huge(num_rounds: int) -> None:
-    drafted = [(5, 0, exhibits.MAX_NODES + 1)[number % 3] for number in range(3 * num_rounds)]
+    drafted = [(5, 0, sample_trees.MAX_NODES + 1)[number % 3] for number in range(3 * num_rounds)]
     rounds = chosen_rounds(drafted)
-    assert len(rounds) == min(num_rounds, exhibits.MAX_TREES)
+    assert len(rounds) == min(num_rounds, sample_trees.MAX_TREES)
     assert rounds == sorted(set(rounds))
     assert all(drafted[number] == 5 for number in rounds)
     if num_rounds:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
+from harness.benchmark.experiment import Experiment
+from harness.benchmark.plan import Plan, make_plan
+from harness.benchmark.session import Session
 from harness.config import ConfigError
 from harness.decoding.acceptance import Accepted, Coupled
-from harness.experiment import Experiment
-from harness.plan import Plan, make_plan
-from harness.session import Session
 from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console
 

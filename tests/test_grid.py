@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.experiment import Experiment
-from harness.grid import duration, notes, size, survey, table
-from harness.session import Session
+from harness.benchmark.dry_run import duration, notes, size, survey, table
+from harness.benchmark.experiment import Experiment
+from harness.benchmark.session import Session
 from harness.store.run_store import JOURNAL, ResultStore, load_run
 from harness.system.console import Console
 from harness.target.footprint import cache_bytes_per_token, step_bytes

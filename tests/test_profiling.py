@@ -12,8 +12,8 @@ import torch
 from hydra import compose, initialize_config_module
 
 from harness.analysis.summary import summarise
+from harness.benchmark.cost_job import run_costs
 from harness.config import ConfigError
-from harness.cost_job import run_costs
 from harness.costs.table import load_tables
 from harness.drafting.draft import Draft
 from harness.drafting.trees import DynamicTree

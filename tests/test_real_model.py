@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.experiment import Experiment
-from harness.session import Session
+from harness.benchmark.experiment import Experiment
+from harness.benchmark.session import Session
 from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console
 from harness.target.smollm2 import converted_folder

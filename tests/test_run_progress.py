@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from harness.run_progress import RunProgress
+from harness.benchmark.run_progress import RunProgress
 from harness.system.console import Console
 from tests.builders import make_record, sample_run
 

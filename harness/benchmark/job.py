@@ -9,12 +9,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from harness.analysis.summary import summarise
+from harness.benchmark.experiment import Experiment, failure
+from harness.benchmark.plan import Plan, make_plan
+from harness.benchmark.session import Session
 from harness.config import ConfigError, build
 from harness.costs.table import load_tables
-from harness.experiment import Experiment, failure
-from harness.plan import Plan, make_plan
 from harness.reports.figures import draw
-from harness.session import Session
 from harness.store.follower import FollowedStore
 from harness.store.records import Cell, Failure
 from harness.store.run_store import ResultStore, load_run

@@ -7,11 +7,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from harness.benchmark.estimate import Estimator
+from harness.benchmark.experiment import make_cell
+from harness.benchmark.plan import Plan, make_plan
 from harness.config import ConfigError
 from harness.decoding.sampling import DecodingParams
-from harness.estimate import Estimator
-from harness.experiment import make_cell
-from harness.plan import Plan, make_plan
 from harness.store.identity import identity, stored_identity
 from harness.store.records import Run
 from harness.store.run_store import load_runs

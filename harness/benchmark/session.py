@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from harness.benchmark.plan import Plan
 from harness.config import ConfigError
-from harness.plan import Plan
 from harness.playing import Player
 from harness.profiling.step_timing import Paces, paces, widths_to_time
 from harness.system.console import Console

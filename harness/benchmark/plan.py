@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from harness.benchmark.measure import Measure
 from harness.config import ConfigError, build
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Drafter
 from harness.engines.transformers_generate import Rung
-from harness.measure import Measure
 from harness.store.identity import run_config
 from harness.store.records import BASELINE
 from harness.target.spec import TargetSpec

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from harness.analysis import metrics
+from harness.benchmark.plan import Plan
 from harness.config import ConfigError
 from harness.decoding.sampling import DecodingParams
-from harness.plan import Plan
 from harness.store.records import GenerationRecord, Run
 from harness.system.naming import class_names
 from harness.system.probes import last_level_cache_bytes

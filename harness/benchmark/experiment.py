@@ -16,16 +16,17 @@ from typing import Any
 
 import torch
 
+from harness.benchmark.plan import Plan
+from harness.benchmark.run_progress import RunProgress
+from harness.benchmark.sample_trees import MAX_CONVERSATIONS, exhibit, piece_reader
+from harness.benchmark.session import Session
+from harness.benchmark.verdict import Judge
 from harness.config import ConfigError
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams
-from harness.exhibits import MAX_CONVERSATIONS, exhibit, piece_reader
-from harness.plan import Plan
 from harness.playing import Block, Played, Player, Stage
 from harness.profiling.step_timing import cheapest_widths
-from harness.run_progress import RunProgress
-from harness.session import Session
 from harness.store import identity
 from harness.store.records import BASELINE, Cell, Failure, GenerationRecord, Probe, RunManifest, Verdict
 from harness.store.run_store import OpenRun, ResultStore
@@ -34,7 +35,6 @@ from harness.system.clock import lap_cost_ns
 from harness.system.probes import read_bandwidth
 from harness.target.chat_template import template_hash
 from harness.tasks.conversation import Conversation
-from harness.verdict import Judge
 
 _WARMUP_TOKENS = 32
 _NUM_CHECKED = 3

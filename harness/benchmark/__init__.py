@@ -1,0 +1,1 @@
+"""One run: what is measured, in which order, and what is written down."""
