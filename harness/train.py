@@ -18,7 +18,7 @@ from harness import cli
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")
 def train(config: DictConfig) -> None:
     """One composed configuration."""
-    from harness.train_job import run_training
+    from harness.training.job import run_training
 
     run_training(config)
 

@@ -10,11 +10,17 @@ import pytest
 
 from harness.config import ConfigError, build
 from harness.decoding.loop import LocalEngine
-from harness.dialogues import AnsweredPrompts, GivenDialogues, SelfSynthesised, Writer, without_overlap
 from harness.target.chat_template import render
 from harness.target.model import Target
 from harness.target.random_target import TinyTarget
 from harness.tasks.task import JsonlTask
+from harness.training.dialogues import (
+    AnsweredPrompts,
+    GivenDialogues,
+    SelfSynthesised,
+    Writer,
+    without_overlap,
+)
 from methods.vanilla import Vanilla
 
 

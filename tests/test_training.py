@@ -18,14 +18,14 @@ from omegaconf import OmegaConf
 import conf
 from harness.config import ConfigError, build
 from harness.decoding.loop import LocalEngine
-from harness.dialogues import Sample
 from harness.drafting.drafter import HiddenTap
 from harness.drafting.trees import DynamicTree
-from harness.features import CachedFeatures, Features
-from harness.packing import Rows, pack
 from harness.target.model import Target
-from harness.train_job import run_training
-from harness.training import CHECKPOINT, CURVES, HEAD, Trainer, Training
+from harness.training.dialogues import Sample
+from harness.training.features import CachedFeatures, Features
+from harness.training.job import run_training
+from harness.training.row_packing import Rows, pack
+from harness.training.trainer import CHECKPOINT, CURVES, HEAD, Trainer, Training
 from methods.eagle import Eagle
 from methods.shared.eagle_training import EagleRecipe
 from tests.methods.test_eagle import VOCAB, model_of

@@ -22,11 +22,11 @@ from harness.config import ConfigError, configurable
 from harness.decoding.acceptance import Coupled
 from harness.decoding.loop import Generation, LocalEngine, Request
 from harness.decoding.sampling import DecodingParams
-from harness.dialogues import Sample, truncated
 from harness.drafting.trainable import TrainableDrafter
-from harness.features import Features
-from harness.packing import Rows, pack
 from harness.system.naming import class_names, digest
+from harness.training.dialogues import Sample, truncated
+from harness.training.features import Features
+from harness.training.row_packing import Rows, pack
 
 CHECKPOINT, CURVES, HEAD = "checkpoint.pt", "curves.jsonl", "head"
 _NUM_SCALE_ROWS = 4

@@ -14,10 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from harness.config import ConfigError, build
 from harness.decoding.loop import LocalEngine
-from harness.dialogues import Dialogues, Sample, Writer, without_overlap
 from harness.drafting.drafter import Drafter
 from harness.drafting.trainable import TrainableDrafter
-from harness.features import CachedFeatures, Features
 from harness.system import naming, provenance
 from harness.system.console import Console
 from harness.system.machine_lock import held, units_of
@@ -28,7 +26,9 @@ from harness.target.model import Target
 from harness.target.spec import LoadedWeights, TargetSpec
 from harness.tasks.task import JsonlTask, Task
 from harness.tracking.tracker import NoTracker
-from harness.training import HEAD, Progress, Trainer, Training
+from harness.training.dialogues import Dialogues, Sample, Writer, without_overlap
+from harness.training.features import CachedFeatures, Features
+from harness.training.trainer import HEAD, Progress, Trainer, Training
 
 _IDENTITY = ("start", "draft_vocab_size", "methods", "training", "data", "exclude", "exclude_paths")
 _NOT_OF_A_TRAINING = ("heads", "cache", "compile")

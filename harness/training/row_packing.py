@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 
-from harness.dialogues import Sample
+from harness.training.dialogues import Sample
 
 
 class Rows:

@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.config import ConfigError
-from harness.dialogues import Sample
 from harness.drafting.drafter import HiddenTap, Tap
 from harness.drafting.trainable import TrainingRow
-from harness.packing import pack
 from harness.system.naming import digest
 from harness.target.model import Target
+from harness.training.dialogues import Sample
+from harness.training.row_packing import pack
 
 _FINAL = HiddenTap(-1, "normed")
 _BEST = "best"

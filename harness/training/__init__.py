@@ -1,0 +1,1 @@
+"""Training of heads: dialogues, features, the loop."""
