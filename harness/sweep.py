@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from harness.cli import explain
 from harness.config import ConfigError
 from harness.outcome import FAILED, GOOD, WRONG
-from harness.sweeping import Sweep, newest, show, status
+from harness.sweeps.status import Sweep, newest, show, status
 from harness.system.console import Console
 
 

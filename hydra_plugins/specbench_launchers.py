@@ -1,15 +1,15 @@
 """What conf/hydra/launcher names: Hydra takes launchers from modules of this package only."""
 
-from harness import launchers
+from harness.sweeps import launchers
 
 
 class Slurm(launchers.Slurm):
-    """See `harness.launchers`."""
+    """See `harness.sweeps.launchers`."""
 
 
 class Ray(launchers.Ray):
-    """See `harness.launchers`."""
+    """See `harness.sweeps.launchers`."""
 
 
 class Processes(launchers.Processes):
-    """See `harness.launchers`."""
+    """See `harness.sweeps.launchers`."""

@@ -20,9 +20,9 @@ from typing import Any
 
 import psutil
 
-from harness.progress import Shelf
 from harness.store.run_store import load_run
 from harness.store.write_lock import last_holder
+from harness.sweeps.cell_states import Shelf
 
 RAY_PORT = 26379
 LAUNCHERS = {

@@ -26,7 +26,7 @@ from harness.store.archives import compact
 from harness.store.journal import JOURNAL
 from harness.store.run_store import MANIFEST, load_run, load_runs
 from harness.store.write_lock import Lease
-from harness.sweeping import SWEEP
+from harness.sweeps.status import SWEEP
 from harness.target.random_target import TinyTarget
 from methods.vanilla import Vanilla
 from tests.typing_in import type_bench

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 import conf
 from harness.config import ConfigError
-from harness.progress import Asked, Shelf, asked, seconds_left, told
+from harness.sweeps.cell_states import Asked, Shelf, asked, seconds_left, told
 from harness.system.console import Console, duration
 from harness.system.naming import digest
 from harness.system.provenance import configuration_hash, source_hash

@@ -21,10 +21,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from harness.config import ConfigError
 from harness.outcome import OUTCOME, Collect
-from harness.progress import Asked, Found, Shelf, asked
 from harness.store.records import Failure
 from harness.store.run_store import ResultStore
 from harness.store.write_lock import RunBusy
+from harness.sweeps.cell_states import Asked, Found, Shelf, asked
 from harness.system.console import Console
 from harness.system.naming import now
 

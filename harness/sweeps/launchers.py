@@ -18,7 +18,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from harness.config import ConfigError, build
-from harness.patience import Jobs, PatientLauncher
+from harness.sweeps.patient_launcher import Jobs, PatientLauncher
 
 
 class Slurm(PatientLauncher):

@@ -1,0 +1,1 @@
+"""Many runs: launchers, and how far a sweep has come."""
