@@ -11,18 +11,18 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from harness import cli
+from harness.cli import hydra_app
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="bench")
 def bench(config: DictConfig) -> None:
     """One composed configuration."""
-    cli.run_job(config)
+    hydra_app.run_job(config)
 
 
 def main() -> None:
     """The script `specbench`: the shell can complete a command of one word only."""
-    sys.exit(cli.main(bench))
+    sys.exit(hydra_app.main(bench))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from harness import cli
+from harness.cli import hydra_app
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="cost")
@@ -23,4 +23,4 @@ def cost(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.main(cost))
+    sys.exit(hydra_app.main(cost))

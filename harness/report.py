@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from harness.report_command import main
+from harness.cli.report_command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,9 +15,9 @@ from pathlib import Path
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from harness.cli import explain
+from harness.cli.hydra_app import explain
+from harness.cli.outcome import FAILED, GOOD, WRONG
 from harness.config import ConfigError
-from harness.outcome import FAILED, GOOD, WRONG
 from harness.sweeps.status import Sweep, newest, show, status
 from harness.system.console import Console
 

@@ -12,7 +12,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from harness import cli
+from harness.cli import hydra_app
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")
@@ -24,4 +24,4 @@ def train(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.main(train))
+    sys.exit(hydra_app.main(train))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from harness import cli, report_command
+from harness.cli import hydra_app, report_command
 from harness.decoding.acceptance import Accepted, Coupled
 from harness.store.archives import compact
 from harness.store.run_store import load_run
@@ -247,7 +247,7 @@ def test_help_is_about_this_command(type_in: Type) -> None:
 def test_the_help_explains_every_group(type_in: Type) -> None:
     told = type_in("--help", tiny=False).out
     explained = re.findall(r"^  (\w+) {2,}\w", told, re.MULTILINE)
-    assert set(explained) == set(cli._options()) - {"hydra"}
+    assert set(explained) == set(hydra_app._options()) - {"hydra"}
     assert "dry_run=true" in told
     assert "$$" not in told
 

@@ -13,7 +13,7 @@ import pytest
 
 from harness.analysis import metrics
 from harness.analysis.summary import pairwise, summarise, summarise_with_pairs
-from harness.report_command import main
+from harness.cli.report_command import main
 from harness.store.columns import LOOP_NGRAM, Columns
 from harness.store.journal import JOURNAL, CorruptJournal, encode
 from harness.store.parquet import COLUMNS, StoredRecords, read_about

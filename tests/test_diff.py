@@ -10,7 +10,7 @@ import pytest
 
 from harness.benchmark.experiment import Experiment
 from harness.benchmark.session import Session
-from harness.report_command import main
+from harness.cli.report_command import main
 from harness.reports.known_effects import TOPICS
 from harness.reports.run_diff import describe, findings
 from harness.store.records import Run

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 import methods
-from harness import cli, report_command
 from harness.analysis.summary import pairwise, summarise
 from harness.bench import bench
+from harness.cli import hydra_app, report_command
 from harness.config import build
 from harness.decoding.acceptance import Coupled
 from harness.decoding.sampling import DecodingParams
@@ -44,7 +44,7 @@ def typed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     assert words[2] == "harness.bench"
     monkeypatch.setattr(sys, "argv", ["bench", *words[3:]])
     with pytest.raises(SystemExit) as ended:
-        cli.main(bench)
+        hydra_app.main(bench)
     return int(ended.value.code or 0)
 
 
@@ -138,5 +138,5 @@ def test_completion_knows_groups_and_options(
     monkeypatch.setattr(sys, "argv", ["specbench", "-sc", "query=bash"])
     monkeypatch.setenv("COMP_LINE", "specbench target=tin")
     monkeypatch.setenv("COMP_POINT", "20")
-    assert cli.main(bench) == 0
+    assert hydra_app.main(bench) == 0
     assert set(capsys.readouterr().out.split()) >= {"target=tiny", "target=tiny_qwen3"}

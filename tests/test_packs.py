@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli.report_command import main
 from harness.config import ConfigError
-from harness.report_command import main
 from harness.store import archives, records, run_store
 from harness.store.journal import JOURNAL
 from harness.store.locations import run_folders

@@ -12,7 +12,7 @@ import pytest
 
 from harness.analysis.comparability import variants
 from harness.analysis.summary import pairwise, summarise
-from harness.report_command import main
+from harness.cli.report_command import main
 from harness.reports.page import document
 from harness.store.records import Failure, Run
 from tests.builders import make_exhibit, make_record, make_run, sample_records, sample_runs, write_runs

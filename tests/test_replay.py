@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness import report_command
+from harness.cli import report_command
 from harness.config import ConfigError
 from harness.costs.grid import Grid
 from harness.costs.headroom import run_identity

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 import conf
 from harness.analysis.published import FOLDER, load_papers
 from harness.analysis.summary import summarise
+from harness.cli.report_command import main
 from harness.config import ConfigError
-from harness.report_command import main
 from harness.reports import replication
 from harness.store.records import Run
 from tests.builders import broken_run, make_run, sample_records, write_runs

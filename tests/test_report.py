@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.report_command import main
+from harness.cli.report_command import main
 from harness.store.records import Run
 from tests.builders import broken_run, failed_run, sample_run, sample_runs, write_runs
 
@@ -45,7 +45,7 @@ def test_a_second_build_changes_no_byte(tmp_path: Path) -> None:
 def test_neither_torch_nor_transformers_nor_wandb_is_imported(tmp_path: Path) -> None:
     write_runs([sample_run()], tmp_path)
     script = (
-        "import sys; from harness.report_command import main; status = main(sys.argv[1:]);"
+        "import sys; from harness.cli.report_command import main; status = main(sys.argv[1:]);"
         "print(status, {'torch', 'transformers', 'wandb', 'datasets'} & set(sys.modules))"
     )
     done = subprocess.run(

@@ -12,8 +12,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from harness.cli.report_command import main
 from harness.config import ConfigError
-from harness.report_command import main
 from harness.store.archives import compact
 from harness.store.locations import locate
 from tests.builders import failed_run, sample_run, write_runs

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from harness import cli, report_command
 from harness.analysis.summary import summarise
 from harness.bench import bench
+from harness.cli import hydra_app, report_command
 from harness.config import ConfigError
 from harness.store.run_store import load_runs
 from harness.tracking import trackio_tracker
@@ -85,7 +85,7 @@ def test_without_the_package_a_run_is_refused_with_what_to_install(
     words = ["bench", "~experiment", "target=tiny", "tracker=trackio", f"results={tmp_path / 'results'}"]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as ended:
-        cli.main(bench)
+        hydra_app.main(bench)
     assert ended.value.code == 2
     assert "pip install trackio" in capsys.readouterr().err
     assert list((tmp_path / "results" / "runs").iterdir()) == []

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from harness import report_command
 from harness.analysis.row import to_json
 from harness.analysis.summary import summarise
+from harness.cli import report_command
 from harness.store.records import BASELINE, Run
 from harness.store.run_store import load_run
 from harness.tracking import run_log

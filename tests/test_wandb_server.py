@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 import conf
-from harness import cli, report_command
 from harness.analysis.row import Row
 from harness.analysis.summary import summarise
 from harness.bench import bench
+from harness.cli import hydra_app, report_command
 from harness.store.records import BASELINE, Run
 from harness.store.run_store import load_run, load_runs
 from harness.tracking import wandb_tracker, wandb_workspace
@@ -181,7 +181,7 @@ def test_a_trial_of_the_sweep_has_the_numbers_of_the_method_that_it_tunes(
     ]
     monkeypatch.setattr(sys, "argv", ["bench", *words[4:], *tiny])
     with pytest.raises(SystemExit) as ended:
-        cli.main(bench)
+        hydra_app.main(bench)
     assert ended.value.code == 0, capsys.readouterr().err
     trial, run = server.runs["trial1"], load_runs(tmp_path / "results" / "runs")[0]
     assert (trial.sweep, trial.job_type, trial.state) == ("sweep1", "ngram", "finished")

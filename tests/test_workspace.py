@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness import report_command
 from harness.analysis.summary import summarise
+from harness.cli import report_command
 from harness.tracking import wandb_workspace
 from harness.tracking.run_log import arm_log
 from tests.builders import sample_run

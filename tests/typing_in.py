@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from harness import cli
 from harness.bench import bench
+from harness.cli import hydra_app
 
 
 def type_bench(
@@ -18,7 +18,7 @@ def type_bench(
     monkeypatch.setattr(sys, "argv", ["bench", *arguments])
     capsys.readouterr()
     try:
-        status = cli.main(bench)
+        status = hydra_app.main(bench)
     except SystemExit as exit_:
         status = int(exit_.code or 0)
     return status, *capsys.readouterr()

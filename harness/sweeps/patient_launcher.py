@@ -19,8 +19,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from harness.cli.outcome import OUTCOME, Collect
 from harness.config import ConfigError
-from harness.outcome import OUTCOME, Collect
 from harness.store.records import Failure
 from harness.store.run_store import ResultStore
 from harness.store.write_lock import RunBusy

@@ -21,8 +21,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
+from harness.cli.outcome import FAILED, GOOD, OUTCOME, WRONG, Collect
 from harness.config import ConfigError, near
-from harness.outcome import FAILED, GOOD, OUTCOME, WRONG, Collect
 from harness.store.run_store import unwritable
 from harness.system.console import Console
 from harness.system.processes import is_follower

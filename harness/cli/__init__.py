@@ -1,0 +1,1 @@
+"""The command line: Hydra applications, the report command, how a command ends."""
