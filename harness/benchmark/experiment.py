@@ -19,13 +19,13 @@ import torch
 from harness.benchmark.plan import Plan
 from harness.benchmark.run_progress import RunProgress
 from harness.benchmark.sample_trees import MAX_CONVERSATIONS, exhibit, piece_reader
+from harness.benchmark.scenarios.multi_turn import Block, Played, Player, Stage
 from harness.benchmark.session import Session
 from harness.benchmark.verdict import Judge
 from harness.config import ConfigError
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams
-from harness.playing import Block, Played, Player, Stage
 from harness.profiling.step_timing import cheapest_widths
 from harness.store import identity
 from harness.store.records import BASELINE, Cell, Failure, GenerationRecord, Probe, RunManifest, Verdict

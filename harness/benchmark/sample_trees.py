@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
+from harness.benchmark.scenarios.multi_turn import Played
 from harness.drafting.draft import Draft
-from harness.playing import Played
 from harness.store.records import DraftTree, Exhibit
 
 MAX_CONVERSATIONS = 4

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from harness.benchmark.plan import Plan
+from harness.benchmark.scenarios.multi_turn import Player
 from harness.config import ConfigError
-from harness.playing import Player
 from harness.profiling.step_timing import Paces, paces, widths_to_time
 from harness.system.console import Console
 from harness.system.processes import agreed, expect_processes

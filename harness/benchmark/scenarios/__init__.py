@@ -1,0 +1,1 @@
+"""How the turns of a conversation are played."""
