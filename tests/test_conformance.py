@@ -15,7 +15,7 @@ from harness.benchmark.experiment import Experiment
 from harness.benchmark.plan import make_plan
 from harness.benchmark.session import Session
 from harness.conformance.case import Case, Pairs
-from harness.conformance.greedy import official_rounds
+from harness.conformance.eagle.greedy import official_rounds
 from harness.conformance.suite import find, main, run
 from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 
 from harness.config import ConfigError
-from harness.conformance import greedy, sampling, statistics
+from harness.conformance import statistics
 from harness.conformance.case import Case, Check, Pairs, read_case
+from harness.conformance.eagle import greedy, sampling
 from harness.system.console import Console
 
 MATCHED, FAILED, WRONG = 0, 1, 2

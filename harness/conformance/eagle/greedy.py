@@ -44,7 +44,7 @@ class RecordedTree(DynamicTree):
 def checks(case: Case, pairs: Pairs) -> list[Check]:
     """Compare a case."""
     data, target = case.data, pairs.target(case)
-    drafter = pairs.drafter(case, "harness.conformance.greedy.RecordedTree")
+    drafter = pairs.drafter(case, "harness.conformance.eagle.greedy.RecordedTree")
     witness = Witness(drafter)
     request = Request(prompt=data["prompt_ids"], key=0)
     eos = {data["eos_token_id"]} if data.get("eos_token_id") is not None else set()

@@ -1,0 +1,1 @@
+"""Recorded cases of the official EAGLE code."""
