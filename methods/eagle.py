@@ -28,11 +28,11 @@ from harness.drafting.drafter import HiddenTap, Outcome, TargetView
 from harness.drafting.trainable import TrainableDrafter, TrainingRow
 from harness.drafting.trees import TreePolicy
 from harness.runtime.cache import SlotCache
-from methods.shared.eagle_checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head
-from methods.shared.eagle_growth import Growth
-from methods.shared.eagle_head import Architecture, Head
-from methods.shared.eagle_steps import HeadSteps
-from methods.shared.eagle_training import (
+from methods.shared.eagle.checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head
+from methods.shared.eagle.growth import Growth
+from methods.shared.eagle.head import Architecture, Head
+from methods.shared.eagle.steps import HeadSteps
+from methods.shared.eagle.training import (
     DraftVocabulary,
     EagleRecipe,
     feature_scale,

@@ -19,7 +19,7 @@ from harness.conformance.eagle.greedy import official_rounds
 from harness.conformance.suite import find, main, run
 from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console
-from methods.shared.eagle_checkpoint import save_head
+from methods.shared.eagle.checkpoint import save_head
 from tests.methods.test_eagle import HEADS, PROMPT, model_of, random_weights, reference
 
 RECORDED = Path(__file__).parents[2] / "shared" / "fixtures" / "public"

@@ -27,7 +27,7 @@ from harness.training.job import run_training
 from harness.training.row_packing import Rows, pack
 from harness.training.trainer import CHECKPOINT, CURVES, HEAD, Trainer, Training
 from methods.eagle import Eagle
-from methods.shared.eagle_training import EagleRecipe
+from methods.shared.eagle.training import EagleRecipe
 from tests.methods.test_eagle import VOCAB, model_of
 
 

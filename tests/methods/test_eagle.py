@@ -36,8 +36,8 @@ from harness.drafting.drafter import Outcome
 from harness.drafting.trees import DynamicTree, StaticTree, TreePolicy
 from harness.target.model import Target
 from methods.eagle import Eagle
-from methods.shared.eagle_checkpoint import save_head
-from methods.shared.eagle_head import Head, HeadShape
+from methods.shared.eagle.checkpoint import save_head
+from methods.shared.eagle.head import Head, HeadShape
 from tests.reference_eagle import Reference
 
 VOCAB, NUM_LAYERS = 12, 8
@@ -296,7 +296,7 @@ def test_a_long_prompt_is_taken_in_chunks(tmp_path: Path, monkeypatch: pytest.Mo
     folder, tree = folder_of(head, tmp_path), DynamicTree(total_token=14, depth=3, top_k=4)
     prompt = request((PROMPT * 9)[:70])
     whole = loop.generate([prompt], bound(loop, folder, head.shape, tree), GREEDY, Coupled())[0]
-    monkeypatch.setattr("methods.shared.eagle_growth._CHUNK", 16)
+    monkeypatch.setattr("methods.shared.eagle.growth._CHUNK", 16)
     chunked = loop.generate([prompt], bound(loop, folder, head.shape, tree), GREEDY, Coupled())[0]
     assert whole.accepted == chunked.accepted
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from harness.config import ConfigError
-from methods.shared.eagle_checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head
-from methods.shared.eagle_head import Architecture, Head, HeadShape
+from methods.shared.eagle.checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head
+from methods.shared.eagle.head import Architecture, Head, HeadShape
 
 TARGET = TargetFacts(hidden_size=16, vocab_size=48, num_layers=8)
 LIKE = SimpleNamespace(

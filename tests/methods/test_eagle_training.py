@@ -16,11 +16,11 @@ from harness.drafting.trees import DynamicTree
 from harness.runtime.cache import SlotCache
 from harness.target.model import Target
 from methods.eagle import Eagle
-from methods.shared import eagle_training
-from methods.shared.eagle_growth import Growth
-from methods.shared.eagle_head import Head
-from methods.shared.eagle_steps import HeadSteps
-from methods.shared.eagle_training import DraftVocabulary, EagleRecipe, counting_rows, unrolled_steps
+from methods.shared.eagle import training
+from methods.shared.eagle.growth import Growth
+from methods.shared.eagle.head import Head
+from methods.shared.eagle.steps import HeadSteps
+from methods.shared.eagle.training import DraftVocabulary, EagleRecipe, counting_rows, unrolled_steps
 from methods.vanilla import Vanilla
 from tests.methods.test_eagle import HEADS, VOCAB, model_of, random_weights
 
@@ -73,9 +73,9 @@ def test_logits_of_every_unrolled_step_are_the_drafters(kind: str, monkeypatch: 
     row = row_of(target, taps, DOCUMENTS, 3)
     features = torch.cat(row.taps, dim=-1)
     logits: list[torch.Tensor] = []
-    original = eagle_training._logits
+    original = training._logits
     monkeypatch.setattr(
-        eagle_training,
+        training,
         "_logits",
         lambda *args: logits.append(original(*args)) or logits[-1],  # type: ignore[func-returns-value]
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from harness.drafting.trees import Proposals
-from methods.shared.eagle_steps import HeadSteps
+from methods.shared.eagle.steps import HeadSteps
 
 _CHUNK = 1024
 """Pairs of a prompt that are fed at once: their mask is quadratic."""

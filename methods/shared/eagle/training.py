@@ -27,7 +27,7 @@ from torch.nn.functional import smooth_l1_loss
 from harness.config import configurable
 from harness.drafting.drafter import TargetView
 from harness.drafting.trainable import TrainingRow
-from methods.shared.eagle_head import Head, HeadShape
+from methods.shared.eagle.head import Head, HeadShape
 
 _INIT_STD = 0.02
 _LM_HEAD_SCALE = 0.2

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.config import ConfigError
-from methods.shared.eagle_config import HeadConfig, head_shape, parse_config
-from methods.shared.eagle_files import official_name, read_files
-from methods.shared.eagle_head import Architecture, Head, HeadShape
+from methods.shared.eagle.config import HeadConfig, head_shape, parse_config
+from methods.shared.eagle.files import official_name, read_files
+from methods.shared.eagle.head import Architecture, Head, HeadShape
 
 _METHODS = {"eagle": ("EAGLE-1/2", "method=eagle2"), "eagle3": ("EAGLE-3", "method=eagle3")}
 _MAPS = ("d2t", "t2d", "hot_token_id")

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from harness.config import ConfigError
 from harness.system import hub
-from methods.shared.eagle_head import Architecture
+from methods.shared.eagle.head import Architecture
 
 _WITHOUT_HUB = "Without the hub: methods.NAME.head=FOLDER (a downloaded head)."
-SHIPPED = Path(__file__).parents[1] / "heads"
+SHIPPED = Path(__file__).parents[2] / "heads"
 """Heads that come with the package, a folder each."""
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """In order of preference; either may be in shards, listed in NAME.index.json."""

@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from harness.config import ConfigError
-from methods.shared.eagle_files import official_name
-from methods.shared.eagle_head import Architecture, HeadShape
+from methods.shared.eagle.files import official_name
+from methods.shared.eagle.head import Architecture, HeadShape
 
 Shapes = Mapping[str, Sequence[int]]
 """Of a checkpoint's tensors, by their names in `Head`."""

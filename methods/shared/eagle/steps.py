@@ -13,7 +13,7 @@ from harness.drafting.drafter import TargetView
 from harness.drafting.trees import Proposals
 from harness.runtime.attention import grouped, tree_mask
 from harness.runtime.cache import SlotCache
-from methods.shared.eagle_head import Head
+from methods.shared.eagle.head import Head
 
 _SIZES = (1, 4, 8)
 """Rows that are compiled for on a CPU: a head takes seconds."""

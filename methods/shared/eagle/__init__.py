@@ -1,0 +1,1 @@
+"""EAGLE heads: files, networks, growth of trees, training."""
