@@ -23,9 +23,9 @@ from harness.reports import formatting
 from harness.reports.markdown import markdown
 from harness.store.records import VerdictKind
 from methods.vanilla import Vanilla
-from tests.builders import sample_run, sample_runs
-from tests.fake_wandb import connected
-from tests.targets import engine, requests
+from tests.support.builders import sample_run, sample_runs
+from tests.support.fake_wandb import connected
+from tests.support.targets import engine, requests
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -15,7 +15,7 @@ from harness.drafting.trees import DynamicTree
 from harness.target.model import Target
 from methods.eagle import Eagle
 from methods.vanilla import Vanilla
-from tests.targets import END, RandomTrees, oracle, requests, tiny_model
+from tests.support.targets import END, RandomTrees, oracle, requests, tiny_model
 
 pytestmark = [
     pytest.mark.gpu,

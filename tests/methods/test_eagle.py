@@ -38,7 +38,7 @@ from harness.target.model import Target
 from methods.eagle import Eagle
 from methods.shared.eagle.checkpoint import save_head
 from methods.shared.eagle.head import Head, HeadShape
-from tests.reference_eagle import Reference
+from tests.support.reference_eagle import Reference
 
 VOCAB, NUM_LAYERS = 12, 8
 GREEDY = DecodingParams(name="greedy", max_new_tokens=40, ignore_end_token=True)

@@ -14,7 +14,7 @@ from harness.decoding.acceptance import Coupled
 from harness.decoding.sampling import DecodingParams
 from methods.shared.suffix_automaton import ROOT, SuffixAutomaton
 from methods.suffix import Suffix, read_corpus
-from tests.targets import engine, requests
+from tests.support.targets import engine, requests
 
 texts = st.lists(st.integers(0, 2), max_size=40)
 

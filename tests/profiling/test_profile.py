@@ -1,0 +1,126 @@
+"""Profiling: every cell is measured, shapes are chosen only where they pay, and a run finds its own table."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+
+from harness.analysis.summary import summarise
+from harness.benchmark.cost_job import run_costs
+from harness.config import ConfigError
+from harness.costs.table import load_tables
+from harness.drafting.draft import Draft
+from harness.drafting.trees import DynamicTree
+from harness.profiling.profile import Profile
+from harness.profiling.step_timing import _cheapest, cheapest_widths, paces
+from harness.store.run_store import load_run
+from harness.target.model import Target
+from methods.eagle import Eagle
+from methods.ngram import NGram
+from tests.benchmark.test_experiment import measured, plan_of
+from tests.support.targets import engine, tiny_model
+
+PROFILE = Profile(batches=(1, 2), contexts=(8, 16), tokens=(1, 3, 6), num_warmup=1, num_repeats=2)
+TINY = (
+    *("costs.batches=[1]", "costs.contexts=[16,128]", "costs.tokens=[1,4,16]"),
+    *("costs.num_warmup=0", "costs.num_repeats=1"),
+)
+
+
+def quiet(_: str) -> None:
+    """Nobody listens."""
+
+
+def test_a_draft_is_padded_only_to_a_width_that_is_clearly_cheaper() -> None:
+    assert cheapest_widths([1.0, 3.0, 2.0, 1.95, 4.0, 3.0]) == [0, 3, 2, 3, 5, 5]
+    assert cheapest_widths([9.0, 1.0, 2.0]) == [0, 1, 2]
+
+
+def test_every_width_is_timed() -> None:
+    target = Target(tiny_model("llama"), cache="auto")
+    found = paces(target, num_rows=2, widths=range(5), num_context=8, num_repeats=1)
+    assert set(found.by_step) == set(target.steps.kinds) == {"dynamic", "static"}
+    for width, (step, spent) in enumerate(zip(found.steps, found.verify_ns, strict=True)):
+        assert 0 < spent == found.by_step[step][width] < 60e9
+
+
+def test_a_step_is_chosen_over_a_simpler_one_only_where_it_is_clearly_faster() -> None:
+    clock = {"dynamic": [1.00, 2.0, 3.0], "static": [0.97, 1.0, 3.5]}
+    assert [_cheapest(clock, width) for width in range(3)] == ["dynamic", "static", "dynamic"]
+
+
+def test_a_width_that_was_not_tried_takes_the_step_of_the_next_one() -> None:
+    found = paces(Target(tiny_model("llama"), cache="auto"), 1, widths=[0, 3], num_context=8, num_repeats=1)
+    assert found.steps[1] == found.steps[2] == found.steps[3]
+    assert [math.isinf(spent) for spent in found.verify_ns] == [False, True, True, False]
+    assert cheapest_widths(found.verify_ns) == [0, 3, 3, 3]
+
+
+@pytest.mark.parametrize("chain", [True, False])
+def test_a_padded_draft_is_the_same_draft(chain: bool) -> None:
+    tokens, size = torch.tensor([[4, 5, 6], [7, 8, 9]]), torch.tensor([3, 1])
+    parents = torch.tensor([[-1, 0, 0], [-1, -1, -1]])
+    draft = Draft.chain(tokens, size) if chain else Draft(tokens=tokens, parents=parents, size=size)
+    padded = draft.padded(5)
+    padded.check(10)
+    assert padded.width == 5
+    assert torch.equal(padded.size, size)
+    assert torch.equal(padded.ancestors[:, :3, :3], draft.ancestors)
+    assert torch.equal(padded.ancestors[:, 3:], torch.eye(5, dtype=torch.bool).expand(2, 5, 5)[:, 3:])
+    assert draft.padded(2) is draft
+
+
+def test_every_cell_of_a_target_is_measured_and_the_table_rises() -> None:
+    target = Target(tiny_model("llama"))
+    forward, settle, spread = PROFILE.target(target, quiet)
+    for grid in (forward, settle):
+        assert grid.values.shape == (2, 2, 3)
+        assert (grid.values > 0).all()
+        assert (np.diff(grid.values, axis=2) > 0).all()
+    assert 0 <= spread < 100
+    assert target.cache.lengths == [8, 8], "every round was undone"
+
+
+@pytest.mark.parametrize("has_model", [True, False])
+def test_rounds_of_a_drafter_are_measured_and_calls_of_its_model_where_it_has_one(has_model: bool) -> None:
+    tree = DynamicTree(total_token=8, depth=2, top_k=3)
+    drafter = Eagle(architecture="eagle3", head="random", tree=tree) if has_model else NGram()
+    loop = engine()
+    drafter.bind(loop.target)
+    cost = PROFILE.drafter(loop, drafter, {"any": 1})
+    assert (cost.round.values > 0).all()
+    assert cost.round.values.shape == (2, 2)
+    assert (cost.call is not None) == has_model
+    if cost.call is not None:
+        assert cost.call.values.shape == (2, 2, 3)
+        assert (cost.call.values > 0).all()
+
+
+def test_a_context_without_room_is_refused_with_one_that_fits() -> None:
+    with pytest.raises(ConfigError, match=r"costs\.contexts=\[8, 16\].*costs\.contexts=\[\.\.\.,11\]"):
+        PROFILE.check(16 + 12 - 5)
+    PROFILE.check(16 + 12)
+    with pytest.raises(ValueError, match="each above the one before"):
+        Profile(tokens=(4, 2))
+
+
+def test_a_run_finds_the_table_of_its_machine_and_target(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["target=tiny", "method=[ngram]", *TINY, f"results={tmp_path}"]
+    with initialize_config_module("conf", version_base="1.3"):
+        run_costs(compose("cost", overrides=given))
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["drafters"] == ["ngram"]
+    assert Path(told["table"]).is_file()
+    plan = plan_of(tmp_path, "measure=quick", "+measure.bandwidth_gib=0.01", "ladder=none")
+    run = load_run(measured(plan, tmp_path))
+    for row in summarise(run, load_tables(tmp_path)):
+        assert row.speedup_predicted > 0
+        assert row.speedup_oracle_length > 0

@@ -1,0 +1,65 @@
+"""Figures: which are drawn, the same bytes every time, and nobody else's settings touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+from harness.analysis.summary import summarise
+from harness.reports.figures import draw
+from tests.support.builders import make_run, sample_records, sample_run, sample_runs
+
+KINDS = ("speedup", "tau", "acceptance-by-position", "time-split")
+
+
+def test_every_kind_is_drawn_as_png_and_svg(tmp_path: Path) -> None:
+    written = draw(summarise(sample_run()), tmp_path / "new" / "figures", prefix="x-")
+    expected = [f"x-tiny.greedy-{kind}.{suffix}" for kind in KINDS for suffix in ("png", "svg")]
+    assert [path.name for path in written] == expected
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written if path.suffix == ".png")
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    rows = summarise(sample_runs())
+    first, second = draw(rows, tmp_path / "a"), draw(rows, tmp_path / "b")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert len(first) == 16
+
+
+def test_untimed_rows_have_no_figure_of_speed(tmp_path: Path) -> None:
+    run = make_run(sample_records({"ngram": 0.5}, timed=False), profile="acceptance")
+    names = {path.name for path in draw(summarise(run), tmp_path)}
+    assert names == {f"tiny.greedy-{kind}.{s}" for kind in KINDS[1:3] for s in ("png", "svg")}
+
+
+def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
+    assert draw([], tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("num_methods", [0, 8])
+def test_one_to_eight_methods_over_many_tasks_fit(tmp_path: Path, num_methods: int) -> None:
+    records = sample_records({f"method_{i}": 0.1 * i for i in range(num_methods)}, num_prompts=3)
+    rows = summarise([make_run(records, f"r{task}", task=task) for task in ("a", "b", "c", "d")])
+    assert draw(rows, tmp_path)
+
+
+def test_sets_that_differ_in_anything_have_files_of_their_own(tmp_path: Path) -> None:
+    records = sample_records({"ngram": 0.5}, num_prompts=3)
+    axes = [{}, {"batch_size": 4}, {"profile": "quick"}, {"temperature": 0.5}, {"target": "other/name"}]
+    rows = summarise([make_run(records, f"r{i}", **changes) for i, changes in enumerate(axes)])
+    written = draw(rows, tmp_path)
+    # And one more figure that has the two batches side by side.
+    assert len(set(written)) == len(written) == len(axes) * 8 + 2
+    assert all(path.is_file() for path in written)
+
+
+def test_the_callers_matplotlib_settings_neither_matter_nor_change(tmp_path: Path) -> None:
+    rows = summarise(sample_run())
+    plain = [path.read_bytes() for path in draw(rows, tmp_path / "a")]
+    with matplotlib.rc_context({"font.size": 30, "svg.hashsalt": None}):
+        styled = [path.read_bytes() for path in draw(rows, tmp_path / "b")]
+        assert matplotlib.rcParams["font.size"] == 30
+    assert styled == plain
