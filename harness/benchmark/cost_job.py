@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
 from harness.config import ConfigError, build
-from harness.costs.table import COSTS, CostTable, identity
+from harness.costs.grid import Grid, repaired
+from harness.costs.table import COSTS, CostTable, DraftingCost, identity
 from harness.decoding.loop import LocalEngine
-from harness.profiling.profile import Profile
+from harness.profiling.profile import DrafterTimings, Profile
 from harness.system import naming, provenance
 from harness.system.console import Console
 from harness.system.machine_lock import held, units_of
@@ -42,20 +45,21 @@ def run_costs(config: DictConfig) -> None:
             except ConfigError as error:
                 raise ConfigError(f"methods.{name}.{error}") from error
         target.reserve(profile.most_tokens)
-        forward, settle, spread = profile.target(target, console.note)
+        timings = profile.target(target, console.note)
         engine = LocalEngine(target, weights.end_token_ids, weights.max_context)
         costs = {}
         for name, drafter in drafters.items():
             console.note(f"profiling {name}")
-            costs[name] = profile.drafter(engine, drafter, naming.redact(settings["methods"][name]))
+            own = naming.redact(settings["methods"][name])
+            costs[name] = drafting_cost(profile, profile.drafter(engine, drafter), own)
     packages = provenance.packages()
     device = provenance.device_facts(target.device)
     table = CostTable(
         identity=identity({**weights.card, "linear": target.linear}, device, packages),
         name=spec.name,
-        forward=forward,
-        settle=settle,
-        spread=spread,
+        forward=_monotone(profile, timings.forward),
+        settle=_monotone(profile, timings.settle),
+        spread=timings.spread,
         drafters=costs,
         made={
             "created": naming.now(),
@@ -67,6 +71,20 @@ def run_costs(config: DictConfig) -> None:
         },
     )
     place = table.save(Path(settings["results"]) / COSTS)
-    console.note(f"the table is in {place}; a cell's repeats spread over {spread:.1%} of it")
-    told = {"table": str(place), "target": spec.name, "drafters": sorted(costs), "spread": spread}
+    console.note(f"the table is in {place}; a cell's repeats spread over {timings.spread:.1%} of it")
+    told = {"table": str(place), "target": spec.name, "drafters": sorted(costs), "spread": timings.spread}
     print(json.dumps(told), flush=True)
+
+
+def drafting_cost(profile: Profile, timings: DrafterTimings, settings: dict[str, Any]) -> DraftingCost:
+    """A drafter's timings as an entry of a cost table. settings: the drafter's configuration."""
+    axes: dict[str, tuple[int, ...]] = {"batch": profile.batches, "context": profile.contexts}
+    # Retrieval has no reason to rise with the context, but no reason to fall either.
+    rounds = np.maximum.accumulate(np.maximum.accumulate(timings.round, 0), 1)
+    call = None if timings.call is None else _monotone(profile, timings.call)
+    return DraftingCost(settings=settings, round=Grid(axes=axes, values=rounds), call=call)
+
+
+def _monotone(profile: Profile, seconds: NDArray[np.float64]) -> Grid:
+    axes = {"batch": profile.batches, "context": profile.contexts, "tokens": profile.tokens}
+    return Grid(axes=axes, values=repaired(seconds))

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +19,6 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from harness.config import ConfigError, configurable
-from harness.costs.grid import Grid, repaired
-from harness.costs.table import DraftingCost
 from harness.decoding.forced_acceptance import Forced
 from harness.decoding.loop import LocalEngine, Request, read
 from harness.decoding.sampling import Chooser, DecodingParams
@@ -31,6 +29,32 @@ from harness.system.clock import synchronize
 from harness.target.model import Target
 
 _NANO = 1e-9
+
+
+Seconds = NDArray[np.float64]
+
+
+class TargetTimings(NamedTuple):
+    """Median seconds [batch, context, tokens] of a forward and of settling it, as measured.
+
+    forward: of `Target.verify`. settle: of acceptance, the host's look at it and the commit. spread: median
+    over cells of the interquartile range of a cell's repeats over its median.
+    """
+
+    forward: Seconds
+    settle: Seconds
+    spread: float
+
+
+class DrafterTimings(NamedTuple):
+    """Median seconds of a drafter, as measured.
+
+    round: of propose and observe together [batch, context]. call: of one forward of its own model
+    [batch, context, tokens]; None where it has no model.
+    """
+
+    round: Seconds
+    call: Seconds | None
 
 
 @configurable
@@ -81,8 +105,8 @@ class Profile:
         return [drawn.randrange(1, vocab_size) for _ in range(count)]
 
     @torch.no_grad()
-    def target(self, target: Target, note: Callable[[str], None]) -> tuple[Grid, Grid, float]:
-        """Grids of forwards and of what settles a round, and the spread; see `CostTable`.
+    def target(self, target: Target, note: Callable[[str], None]) -> TargetTimings:
+        """Time the target's forwards and what settles a round.
 
         Drafts are binary trees, so that masks are built and cache rows are moved as for any tree.
         """
@@ -104,11 +128,9 @@ class Profile:
                 low, high = np.quantile(spent[..., 0], (0.25, 0.75), axis=1)
                 spreads += list((high - low) / np.median(spent[..., 0], axis=1))
                 note(f"batch {batch}, context {context}: one token {forward[i, j, 0] * 1000:.2f} ms")
-        axes = {"batch": self.batches, "context": self.contexts, "tokens": self.tokens}
         # Padded, a draft costs no more than a wider one.
         forward = np.minimum.accumulate(forward[..., ::-1], axis=-1)[..., ::-1]
-        forwards, settles = (Grid(axes=axes, values=repaired(part)) for part in (forward, settle))
-        return forwards, settles, float(np.median(spreads))
+        return TargetTimings(forward, settle, float(np.median(spreads)))
 
     def _choose(self, target: Target, batch: int) -> None:
         """Have the target take the steps that a run of this batch would take."""
@@ -139,8 +161,8 @@ class Profile:
         sizes = torch.full((batch,), size, device=target.device)
         return Draft(tokens=tokens, parents=parents.expand_as(tokens), size=sizes)
 
-    def drafter(self, engine: LocalEngine, drafter: Drafter, settings: dict[str, Any]) -> DraftingCost:
-        """What a drafter's rounds cost in the loop, and the calls of its own model, where it has one.
+    def drafter(self, engine: LocalEngine, drafter: Drafter) -> DrafterTimings:
+        """Time a drafter's rounds in the loop, and the calls of its own model, where it has one.
 
         engine: timed. Rounds are forced to `tau`, so that it sees outcomes as it would.
         """
@@ -150,10 +172,7 @@ class Profile:
             self._choose(engine.target, batch)
             for j, context in enumerate(self.contexts):
                 rounds[i, j] = self._round_seconds(engine, drafter, batch, context)
-        axes: dict[str, tuple[int, ...]] = {"batch": self.batches, "context": self.contexts}
-        # Retrieval has no reason to rise with the context, but no reason to fall either.
-        grid = Grid(axes=axes, values=np.maximum.accumulate(np.maximum.accumulate(rounds, 0), 1))
-        return DraftingCost(settings=settings, round=grid, call=self._calls(engine.target, drafter))
+        return DrafterTimings(rounds, self._calls(engine.target, drafter))
 
     def _round_seconds(self, engine: LocalEngine, drafter: Drafter, batch: int, context: int) -> float:
         vocab_size = engine.target.vocab_size
@@ -168,7 +187,7 @@ class Profile:
         return float(np.median(whole[1:])) * _NANO
 
     @torch.no_grad()
-    def _calls(self, target: Target, drafter: Drafter) -> Grid | None:
+    def _calls(self, target: Target, drafter: Drafter) -> Seconds | None:
         """Seconds of one forward of the drafter's own model."""
         values = np.zeros((len(self.batches), len(self.contexts), len(self.tokens)))
         for i, batch in enumerate(self.batches):
@@ -178,8 +197,7 @@ class Profile:
                     return None
                 spent = list(self._call_ns(call, target.device))
                 values[i, j] = np.median(np.array(spent[self.num_warmup :]), axis=0) * _NANO
-        axes = {"batch": self.batches, "context": self.contexts, "tokens": self.tokens}
-        return Grid(axes=axes, values=repaired(values))
+        return values
 
     def _call_ns(self, call: Callable[[int], None], device: torch.device) -> Iterator[list[int]]:
         order = random.Random(self.seed)

@@ -17,8 +17,12 @@ import psutil
 from harness.system.naming import digest
 
 _DEVICE_IDENTITY = ("type", "name", "num_devices", "driver", "cpu", "num_cores", "num_threads")
-_SOURCE_PACKAGES = ("harness", "methods")
-"""What can change a number. The configuration is in an identity as it was resolved."""
+_MEASURING = (
+    *("config.py", "runtime", "drafting", "target", "decoding", "engines", "tasks", "benchmark", "profiling"),
+    *("system/clock.py", "system/probes.py", "system/processes.py"),
+)
+"""The parts of `harness` that can change a number, beside the methods; reports, tracking, the command line
+and the store are not among them. The configuration is in every identity as it was resolved."""
 _DATA_SUFFIXES = frozenset({".jsonl", ".jinja"})
 _PACKAGES = (
     "specbench-harness",
@@ -56,7 +60,8 @@ def source_hash(root: Path | None = None) -> str:
     """
     root = root or Path(__file__).parents[2]
     total, num_modules = hashlib.sha256(), 0
-    for path in sorted(path for name in _SOURCE_PACKAGES for path in _files(root / name)):
+    places = [root / "methods", *(root / "harness" / name for name in _MEASURING)]
+    for path in sorted(path for place in places for path in _files(place)):
         if path.suffix == ".py":
             content = ast.dump(_without_docstrings(ast.parse(path.read_bytes()))).encode()
             num_modules += 1
@@ -67,7 +72,7 @@ def source_hash(root: Path | None = None) -> str:
         total.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
         total.update(content)
     if not num_modules:
-        raise FileNotFoundError(f"{root}: holds no code of {', '.join(_SOURCE_PACKAGES)}")
+        raise FileNotFoundError(f"{root}: holds no code that measures")
     return total.hexdigest()
 
 

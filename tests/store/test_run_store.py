@@ -73,8 +73,8 @@ def write_block(run: OpenRun, conversation: str) -> None:
 
 def start(script: str, *arguments: object) -> subprocess.Popen[str]:
     """Another process that has this module's helpers; what it prints can be read line by line."""
-    head = "import sys, time\nfrom pathlib import Path\nfrom test_run_store import *\n"
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    head = "import sys, time\nfrom pathlib import Path\nfrom tests.store.test_run_store import *\n"
+    path = str(ROOT)
     return subprocess.Popen(
         [sys.executable, "-c", head + textwrap.dedent(script), *map(str, arguments)],
         stdin=subprocess.PIPE,

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 import conf
+import harness
 from harness.store import identity as run_identity
 from harness.store.identity import identity, run_id
 from harness.store.records import Cell
+from harness.system import provenance
 from harness.system.naming import REDACTED, digest, redact, slug
 from harness.system.provenance import device_facts, git_state, source_hash
 
@@ -75,6 +77,27 @@ def test_the_source_hash_follows_what_code_does_and_not_how_it_is_written(tmp_pa
         source(tmp_path, a__py=CODE, a__jsonl="[]"),
     ]
     assert len({first, *others}) == 5
+
+
+def test_what_only_shows_numbers_is_not_in_the_source_hash(tmp_path: Path) -> None:
+    for name in ("methods/ngram.py", "harness/reports/latex.py", "harness/decoding/loop.py"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(CODE)
+    source_hash.cache_clear()
+    first = source_hash(tmp_path)
+    changes = {}
+    for name in ("harness/reports/latex.py", "harness/decoding/loop.py"):
+        (tmp_path / name).write_text(CODE.replace("1", "2"))
+        source_hash.cache_clear()
+        changes[name] = source_hash(tmp_path) != first
+    assert changes == {"harness/reports/latex.py": False, "harness/decoding/loop.py": True}
+
+
+def test_every_package_that_measures_is_in_the_source_hash() -> None:
+    """A path that is not there would be left out of the hash without a word."""
+    root = Path(harness.__file__).parent
+    assert [name for name in provenance._MEASURING if not (root / name).exists()] == []
 
 
 def test_a_source_hash_of_nothing_is_refused(tmp_path: Path) -> None:
