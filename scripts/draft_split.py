@@ -17,7 +17,8 @@ from torch.profiler import ProfilerActivity, profile
 from harness.benchmark.plan import make_plan
 from harness.benchmark.session import Session
 from harness.decoding.acceptance import Coupled
-from harness.decoding.loop import LocalEngine, Request
+from harness.decoding.batch import Request
+from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft
 from harness.system.console import Console
@@ -40,7 +41,7 @@ def main(overrides: list[str]) -> None:
     session = Session(make_plan(config, []), Console())
     prompt = session.render([_message(session)])
     params = DecodingParams(name="greedy", max_new_tokens=NUM_TOKENS, ignore_end_token=True)
-    loop = LocalEngine(session.target, (), session.weights.max_context, timed=True)
+    loop = LocalEngine(session.plan.engine.reference, (), session.model.max_context, timed=True)
     for name, drafter in session.plan.arms.items():
         if name == "vanilla":
             continue

@@ -19,7 +19,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from harness.benchmark.plan import make_plan
 from harness.benchmark.session import Session
-from harness.decoding.loop import LocalEngine, Request
+from harness.decoding.batch import Request
+from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Drafter
 from harness.system.console import Console
@@ -49,7 +50,7 @@ def show(session: Session, name: str, drafter: Drafter) -> None:
     prompt = session.render([Message(role="user", content=conversation.turns[0])])
     batch = session.plan.measure.batch_size
     requests = [Request(prompt=prompt, key=key) for key in range(batch)]
-    loop = LocalEngine(session.target, (), session.weights.max_context)
+    loop = LocalEngine(session.plan.engine.reference, (), session.model.max_context)
     rounds, clock, spent, number = [], [], [], []
     for count in NUM_TOKENS:
         params = DecodingParams(name="greedy", max_new_tokens=count, ignore_end_token=True)

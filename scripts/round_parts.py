@@ -70,7 +70,7 @@ def binary_tree(size: int) -> Draft:
 
 def measure(session: Session, name: str) -> tuple[dict[str, float], float]:
     """Median milliseconds of a round and of its parts, and the median context."""
-    target, drafter = session.target, session.plan.arms[name]
+    target, drafter = session.engine.reference, session.plan.arms[name]
     tree: DynamicTree = drafter.tree  # type: ignore[attr-defined]
     conversation = session.plan.task.warmup()[0]
     prompt = session.render([Message(role="user", content=conversation.turns[0])])
@@ -113,7 +113,8 @@ def main(overrides: list[str]) -> None:
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("bench", overrides=[*DEFAULTS, *overrides])
     session = Session(make_plan(config, []), Console())
-    session.target.steps.choose(paces(session.target, 1, [0, 15, 31, 63]).steps, 1)
+    target = session.engine.reference
+    target.steps.choose(paces(target, 1, [0, 15, 31, 63]).steps, 1)
     (name,) = session.plan.arms.keys() - {"vanilla"}
     median, context = measure(session, name)
     parts = median["verify"] + median["head"]

@@ -65,7 +65,7 @@ def _wrong(text: str) -> int:
 def run_job(config: DictConfig) -> None:
     """Measure everything of one composed configuration and leave the outcome in Hydra's folder."""
     # torch and transformers take seconds to import, which `--help` and a misspelt key need not wait for.
-    from harness.benchmark.dry_run import Survey
+    from harness.benchmark.dry_run.survey import Survey
     from harness.benchmark.job import Job
 
     hydra = HydraConfig.get()

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from harness.conformance.case import Case, Check, Pairs, close
 from harness.decoding.acceptance import Acceptor, Coupled, Rejection
-from harness.decoding.loop import LocalEngine, Request
+from harness.decoding.batch import Request
+from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams, stream_key
 from harness.drafting.drafter import Drafter
 from harness.target.model import Target

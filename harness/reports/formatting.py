@@ -115,6 +115,7 @@ def marks(row: Row) -> str:
         (f"scope: {row.scope}", row.scope != "conversation"),
         ("lossy", row.verdict == "lossy"),
         ("forced", row.verdict == "forced"),
+        ("unexplained differences", row.verdict == "unexplained"),
         ("partial", row.partial),
         ("clock over 1 % of a round", row.disturbed),
         ("not distinguishable", row.difference == "not distinguishable"),

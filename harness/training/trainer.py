@@ -20,7 +20,8 @@ from pydantic import Field
 
 from harness.config import ConfigError, configurable
 from harness.decoding.acceptance import Coupled
-from harness.decoding.loop import Generation, LocalEngine, Request
+from harness.decoding.batch import Generation, Request
+from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.trainable import TrainableDrafter
 from harness.system.naming import class_names, digest

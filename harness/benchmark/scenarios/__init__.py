@@ -1,1 +1,1 @@
-"""How the turns of a conversation are played."""
+"""Scenarios: how the turns of a question are played, and the runner that asks an engine on their behalf."""
