@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from harness.profiling.step_timing import paces
+from harness.profiling.step_timing import time_steps
 from harness.runtime.packed_linear import Product
 from harness.system.probes import read_bandwidth
 from harness.target.model import Target
@@ -36,7 +36,9 @@ def main() -> None:
     for name, layer in (("plain", head), ("packed", Product([head]).multiply)):
         print("LM head", name, [round(least_ms(layer, rows), 1) for rows in inputs.values()])
     for linear in ("plain", "packed"):
-        found = paces(Target(loaded.model, linear=linear), 1, [count - 1 for count in ROWS], num_repeats=5)
+        found = time_steps(
+            Target(loaded.model, linear=linear), 1, [count - 1 for count in ROWS], num_repeats=5
+        )
         print("forward", linear, [round(found.verify_ns[count - 1] / 1e6) for count in ROWS])
     print(
         f"reading a step's bytes {1000 * loaded.card['step_bytes'] / read_bandwidth(torch.device('cpu')):.1f}"

@@ -28,7 +28,7 @@ from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter
 from harness.drafting.trees import DynamicTree
-from harness.profiling.step_timing import paces
+from harness.profiling.step_timing import time_steps
 from harness.system.console import Console
 from harness.target.model import Target
 from harness.tasks.conversation import Message
@@ -113,7 +113,7 @@ def main(overrides: list[str]) -> None:
     with initialize_config_module("conf", version_base="1.3"):
         config = compose("bench", overrides=[*DEFAULTS, *overrides])
     session = Session(make_plan(config, []), Console())
-    session.target.steps.choose(paces(session.target, 1, [0, 15, 31, 63]).steps, 1)
+    session.target.steps.choose(time_steps(session.target, 1, [0, 15, 31, 63]).steps, 1)
     (name,) = session.plan.arms.keys() - {"vanilla"}
     median, context = measure(session, name)
     parts = median["verify"] + median["head"]

@@ -57,8 +57,8 @@ def run_costs(config: DictConfig) -> None:
     table = CostTable(
         identity=identity({**weights.card, "linear": target.linear}, device, packages),
         name=spec.name,
-        forward=_monotone(profile, timings.forward),
-        settle=_monotone(profile, timings.settle),
+        forward=monotone_grid(profile, timings.forward),
+        settle=monotone_grid(profile, timings.settle),
         spread=timings.spread,
         drafters=costs,
         made={
@@ -81,10 +81,11 @@ def drafting_cost(profile: Profile, timings: DrafterTimings, settings: dict[str,
     axes: dict[str, tuple[int, ...]] = {"batch": profile.batches, "context": profile.contexts}
     # Retrieval has no reason to rise with the context, but no reason to fall either.
     rounds = np.maximum.accumulate(np.maximum.accumulate(timings.round, 0), 1)
-    call = None if timings.call is None else _monotone(profile, timings.call)
+    call = None if timings.call is None else monotone_grid(profile, timings.call)
     return DraftingCost(settings=settings, round=Grid(axes=axes, values=rounds), call=call)
 
 
-def _monotone(profile: Profile, seconds: NDArray[np.float64]) -> Grid:
+def monotone_grid(profile: Profile, seconds: NDArray[np.float64]) -> Grid:
+    """Measured seconds [batch, context, tokens] as a grid that rises along every axis."""
     axes = {"batch": profile.batches, "context": profile.contexts, "tokens": profile.tokens}
     return Grid(axes=axes, values=repaired(seconds))

@@ -24,7 +24,7 @@ from harness.decoding.loop import LocalEngine, Request, read
 from harness.decoding.sampling import Chooser, DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter
-from harness.profiling.step_timing import paces
+from harness.profiling.step_timing import time_steps
 from harness.system.clock import synchronize
 from harness.target.model import Target
 
@@ -135,7 +135,7 @@ class Profile:
     def _choose(self, target: Target, batch: int) -> None:
         """Have the target take the steps that a run of this batch would take."""
         if len(target.steps.kinds) > 1:
-            target.steps.choose(paces(target, batch, [count - 1 for count in self.tokens]).steps, batch)
+            target.steps.choose(time_steps(target, batch, [count - 1 for count in self.tokens]).steps, batch)
 
     def _cells(self, target: Target, batch: int) -> NDArray[np.int64]:
         """Nanoseconds [tokens, repeats, 2] of forwards and of settling them, behind the cache as it is."""

@@ -27,7 +27,7 @@ _NUM_WIDTHS = 33
 """Where a program serves any width: no drafted tokens up to 32."""
 
 
-class Paces(NamedTuple):
+class StepTimings(NamedTuple):
     """How a target verifies chains of n = 0, 1, ... tokens: the step to take and its nanoseconds.
 
     by_step: nanoseconds of every step there was to choose among; inf for widths that were not tried.
@@ -39,13 +39,13 @@ class Paces(NamedTuple):
 
 
 @torch.no_grad()
-def paces(
+def time_steps(
     target: Target,
     num_rows: int,
     widths: Sequence[int],
     num_context: int = 128,
     num_repeats: int = 3,
-) -> Paces:
+) -> StepTimings:
     """Time every step of the target over chains of some widths (rising), the least of several.
 
     A width that was not tried takes the step of the next, and drafts are padded to it (see
@@ -72,8 +72,8 @@ def paces(
                     spent = time.perf_counter_ns() - begin
                     if repeat:
                         least[draft.width] = min(least[draft.width], spent)
-    steps = [_cheapest(by_step, widths[bisect_left(widths, width)]) for width in range(widths[-1] + 1)]
-    return Paces(steps, [by_step[step][width] for width, step in enumerate(steps)], by_step)
+    steps = [cheapest_step(by_step, widths[bisect_left(widths, width)]) for width in range(widths[-1] + 1)]
+    return StepTimings(steps, [by_step[step][width] for width, step in enumerate(steps)], by_step)
 
 
 def widths_to_time(target: Target, drafters: Iterable[Drafter]) -> list[int]:
@@ -100,7 +100,7 @@ def feed_prompts(target: Target, num_rows: int, num_context: int) -> None:
     target.prefill(range(min(num_rows, 2)), [prompt] * min(num_rows, 2))
 
 
-def _cheapest(by_step: Mapping[str, Sequence[float]], width: int) -> str:
+def cheapest_step(by_step: Mapping[str, Sequence[float]], width: int) -> str:
     """The simplest step that no other one beats by more than noise."""
     least = min(costs[width] for costs in by_step.values())
     return next(step for step, costs in by_step.items() if costs[width] * (1 - _MIN_GAIN) <= least)
