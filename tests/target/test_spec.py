@@ -9,7 +9,8 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
 
 from harness.config import ConfigError, build
 from harness.target import checkpoint, smollm2
@@ -19,7 +20,7 @@ from harness.target.smollm2 import WheelTarget
 from harness.target.spec import TargetSpec
 from harness.tasks.conversation import Message
 
-TARGETS = sorted((Path(__file__).parents[2] / "conf" / "target").glob("*.yaml"))
+TARGETS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "target").glob("*.yaml"))
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mixtral")
 QUESTION = [Message(role="user", content="Hi")]
 
@@ -154,11 +155,18 @@ def test_heads_that_do_not_group_are_refused() -> None:
 # --- configuration
 
 
-@pytest.mark.parametrize("file", TARGETS, ids=lambda file: file.stem)
-def test_every_target_file_builds_and_names_itself(file: Path) -> None:
-    spec = build(OmegaConf.load(file), "target")
+def composed(target: str) -> DictConfig:
+    """The node `target` of a benchmark over this option of the group."""
+    with initialize_config_module("conf", version_base="1.3"):
+        node: DictConfig = compose("bench", overrides=["~experiment", f"target={target}"]).target
+    return node
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_target_builds_and_names_itself(name: str) -> None:
+    spec = build(composed(name), "target")
     assert isinstance(spec, TargetSpec)
-    assert spec.name == ("target" if file.stem == "hub" else file.stem)
+    assert spec.name == ("target" if name == "hub" else name)
 
 
 def test_there_is_a_file_for_every_model_of_the_papers() -> None:
@@ -167,22 +175,22 @@ def test_there_is_a_file_for_every_model_of_the_papers() -> None:
         *("r1_distill_llama_8b", "qwen2_7b", "qwen3_4b", "qwen3_8b", "qwen3_14b", "qwen3_32b"),
         *("mixtral_8x7b", "hub", "smollm2_135m", "tiny"),
     }
-    assert papers <= {file.stem for file in TARGETS}
+    assert papers <= set(TARGETS)
 
 
-def test_no_target_reads_pickles_or_runs_code_unless_the_user_says_so() -> None:
-    for file in TARGETS:
-        spec = build(OmegaConf.load(file), "target")
-        assert not spec.allow_pickle
-        assert not spec.trust_remote_code
+@pytest.mark.parametrize("name", TARGETS)
+def test_no_target_reads_pickles_or_runs_code_unless_the_user_says_so(name: str) -> None:
+    spec = build(composed(name), "target")
+    assert not spec.allow_pickle
+    assert not spec.trust_remote_code
 
 
-@pytest.mark.parametrize("file", TARGETS, ids=lambda file: file.stem)
-def test_every_target_file_lists_what_a_user_may_turn(file: Path) -> None:
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_target_lists_what_a_user_may_turn(name: str) -> None:
     spoken = {"template", "system_prompt", "thinking", "stop_tokens", "max_context"}
     stored = {"path", "revision", "device_map", "trust_remote_code", "allow_pickle", "weights"}
     wanted = {"name", "dtype", "device", "attention", "seed", *spoken}
-    node = OmegaConf.load(file)
+    node = composed(name)
     is_made = node["_target_"].endswith("TinyTarget")
     assert set(node) >= (wanted if is_made else wanted | stored)
 
