@@ -131,7 +131,7 @@ class Experiment:
         return {
             "num_conversations": len(self.prompts),
             "hash": hashlib.sha256(json.dumps(list(self.prompts.items())).encode()).hexdigest()[:16],
-            "template_hash": template_hash(weights.tokenizer, self.plan.target),
+            "template_hash": template_hash(weights.tokenizer, self.plan.target.chat),
             "end_token_ids": sorted(weights.end_token_ids),
             "task": self.plan.task.card(),
         }

@@ -89,7 +89,7 @@ class Session:
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         """Prompt ids of a chat."""
-        return render(self.weights.tokenizer, messages, self.plan.target)
+        return render(self.weights.tokenizer, messages, self.plan.target.chat)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer."""

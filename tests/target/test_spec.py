@@ -101,7 +101,7 @@ def test_the_seed_alone_decides_tiny_weights(architecture: Any) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_output_of_a_tiny_target_does_not_loop(architecture: Any) -> None:
     loaded = TinyTarget(architecture=architecture).load(quiet)
-    prompt = render(loaded.tokenizer, QUESTION, TinyTarget())
+    prompt = render(loaded.tokenizer, QUESTION, TinyTarget().chat)
     ids = torch.tensor([prompt])
     with torch.no_grad():
         for _ in range(64):
@@ -434,7 +434,7 @@ VICUNA_SYSTEM = (
 def text_of(messages: list[Message], **fields: Any) -> str:
     tokenizer = byte_tokenizer(259)
     tokenizer.add_special_tokens({"bos_token": "<|endoftext|>"})
-    return str(tokenizer.decode(render(tokenizer, messages, TargetSpec(path="a/b", **fields))))
+    return str(tokenizer.decode(render(tokenizer, messages, TargetSpec(path="a/b", **fields).chat)))
 
 
 def test_vicuna_template_is_the_one_it_was_tuned_on() -> None:
@@ -466,7 +466,7 @@ def test_thinking_reaches_the_template_and_dates_do_not_move(tmp_path: Path) -> 
 
 def test_rendering_adds_no_token_of_its_own() -> None:
     tokenizer = byte_tokenizer(259)
-    ids = render(tokenizer, QUESTION, TargetSpec(path="a/b"))
+    ids = render(tokenizer, QUESTION, TargetSpec(path="a/b").chat)
     assert ids == tokenizer("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
     assert all(type(token) is int for token in ids)
 
@@ -495,7 +495,7 @@ def test_a_model_without_template_asks_for_one() -> None:
     tokenizer = byte_tokenizer(259)
     tokenizer.chat_template = None
     with pytest.raises(ConfigError, match=r"target\.template=NAME.*vicuna"):
-        render(tokenizer, QUESTION, TargetSpec(path="a/b"))
+        render(tokenizer, QUESTION, TargetSpec(path="a/b").chat)
 
 
 def test_the_template_hash_tells_prompts_apart() -> None:
@@ -506,9 +506,9 @@ def test_the_template_hash_tells_prompts_apart() -> None:
         TargetSpec(path="a/b", system_prompt="S"),
         TargetSpec(path="a/b", thinking=False),
     ]
-    hashes = [template_hash(tokenizer, spec) for spec in specs]
+    hashes = [template_hash(tokenizer, spec.chat) for spec in specs]
     assert len(set(hashes)) == len(specs)
-    assert hashes[0] == template_hash(byte_tokenizer(300), TargetSpec(path="other"))
+    assert hashes[0] == template_hash(byte_tokenizer(300), TargetSpec(path="other").chat)
 
 
 # --- the embedded target
@@ -637,7 +637,7 @@ def test_the_embedded_target_answers_a_question() -> None:
     spec = WheelTarget(name="smollm2_135m", device="cpu")
     loaded = spec.load(quiet)
     tokenizer = loaded.tokenizer
-    prompt = render(tokenizer, [Message(role="user", content="What is the capital of France?")], spec)
+    prompt = render(tokenizer, [Message(role="user", content="What is the capital of France?")], spec.chat)
     begin = (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
     )
