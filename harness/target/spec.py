@@ -29,7 +29,7 @@ class LoadedWeights:
     model: Any
     tokenizer: Any
     card: dict[str, Any]
-    """What was loaded, in JSON types; see `TargetSpec.describe`."""
+    """What was loaded, in JSON types; see `card_of`."""
     end_token_ids: tuple[int, ...]
     """The tokens that end an answer, sorted."""
     max_context: int
@@ -204,48 +204,47 @@ class TargetSpec:
     def describe(
         self, model: Any, tokenizer: Any, *, source: str, revision: str | None = None
     ) -> LoadedWeights:
-        """Put a loaded model into its final state and write its card.
-
-        The card: source, path, revision, dtype, device, architecture, num_parameters, step_bytes (weights
-        that a single-token step reads: all except embeddings that are only looked up, and of experts only
-        those that one token uses), cache_bytes_per_token, num_layers, vocab_size, max_context, attention,
-        cache and compile (the fields), quantisation, seed (of random weights), num_experts and
-        experts_per_token (of mixtures), tensor_parallel if above 1, and the fingerprint of a folder.
-        """
+        """Put a loaded model into its final state and write its card, see `card_of`."""
         model.eval().requires_grad_(False)
-        config = model.config.get_text_config()
-        max_context = context_limit(config, self.name, self.max_context)
-        experts = expert_counts(config)
-        card = {
-            "source": source,
-            "path": self.path,
-            "revision": revision,
-            "dtype": dtype_name(model.dtype),
-            "device": ",".join(sorted({str(p.device) for p in model.parameters()})),
-            "architecture": type(model).__name__,
-            "num_parameters": sum(p.numel() for p in model.parameters()),
-            "step_bytes": step_bytes(model, experts),
-            "cache_bytes_per_token": cache_bytes_per_token(model),
-            "num_layers": config.num_hidden_layers,
-            "vocab_size": model.get_output_embeddings().weight.shape[0],
-            "max_context": max_context,
-            "attention": self.attention,
-            "cache": self.cache,
-            "compile": self.compile,
-            "quantisation": _quantisation(model.config),
-            "seed": self.seed if source.startswith("random") else None,
-            "num_experts": experts and experts[0],
-            "experts_per_token": experts and experts[1],
-        }
-        if self.tensor_parallel > 1:
-            card["tensor_parallel"] = self.tensor_parallel
+        max_context = context_limit(model.config.get_text_config(), self.name, self.max_context)
+        card = {"source": source, "path": self.path, "revision": revision, **card_of(model, self)}
         return LoadedWeights(
             model=model,
             tokenizer=tokenizer,
-            card=card,
+            card={**card, "max_context": max_context},
             end_token_ids=self.chat.end_tokens(model, tokenizer),
             max_context=max_context,
         )
+
+
+def card_of(model: Any, spec: TargetSpec) -> dict[str, Any]:
+    """The facts of a loaded model and of how it computes, in JSON types.
+
+    step_bytes: weights that a single-token step reads, that is, all except embeddings that are only looked
+    up, and of experts only those that one token uses. attention, cache, compile: fields of the spec.
+    seed: of random weights. num_experts, experts_per_token: of mixtures. tensor_parallel: if above 1.
+    The caller adds source, path, revision and max_context, and for a folder its fingerprint.
+    """
+    config = model.config.get_text_config()
+    experts = expert_counts(config)
+    card = {
+        "dtype": dtype_name(model.dtype),
+        "device": ",".join(sorted({str(p.device) for p in model.parameters()})),
+        "architecture": type(model).__name__,
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "step_bytes": step_bytes(model, experts),
+        "cache_bytes_per_token": cache_bytes_per_token(model),
+        "num_layers": config.num_hidden_layers,
+        "vocab_size": model.get_output_embeddings().weight.shape[0],
+        "attention": spec.attention,
+        "cache": spec.cache,
+        "compile": spec.compile,
+        "quantisation": _quantisation(model.config),
+        "seed": spec.seed if spec.source.is_random else None,
+        "num_experts": experts and experts[0],
+        "experts_per_token": experts and experts[1],
+    }
+    return card if spec.tensor_parallel == 1 else {**card, "tensor_parallel": spec.tensor_parallel}
 
 
 def context_limit(config: Any, name: str, wanted: int | None) -> int:
