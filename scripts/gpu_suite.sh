@@ -1,6 +1,6 @@
 #!/bin/sh
-# Tests and benchmarks of a CUDA device, meant for nine minutes: scripts/gpu_suite.sh FOLDER [BATCH ...]
-# The full curve is scripts/gpu_curve.sh.
+# Runs the tests and benchmarks of a CUDA device in about nine minutes: scripts/gpu_suite.sh FOLDER [BATCH ...]
+# scripts/gpu_curve.sh measures the full curve.
 # 8B shapes with random weights, acceptance forced to EAGLE-3's published 6.13 (MT-bench, LLaMA-3.1-8B, T = 0;
 # arXiv 2503.01840, table 1), a 60-node tree over a draft vocabulary of 32 thousand, prompts of 128 random tokens.
 # FOLDER receives runs, tables, the tests' output and the share of a round that is spent outside of kernels. TESTS=no and
