@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,37 @@ def test_heads_that_do_not_group_are_refused() -> None:
 
 
 # --- configuration
+
+
+def test_the_parts_of_a_specification_have_all_its_fields() -> None:
+    changes: dict[str, Any] = {
+        "revision": "v1",
+        "dtype": "bfloat16",
+        "device": "cpu",
+        "device_map": "auto",
+        "tensor_parallel": 2,
+        "linear": "plain",
+        "cache": "static",
+        "compile": True,
+        "attention": "eager",
+        "template": "vicuna",
+        "system_prompt": "S",
+        "thinking": True,
+        "stop_tokens": ("x",),
+        "trust_remote_code": True,
+        "allow_pickle": True,
+        "weights": "random",
+        "seed": 3,
+    }
+    plain, changed = TargetSpec(path="a/b"), TargetSpec(path="a/b", **changes)
+    kept: dict[str, Any] = {}
+    for part in ("source", "placement", "kernels", "chat"):
+        before, after = asdict(getattr(plain, part)), asdict(getattr(changed, part))
+        assert not [name for name in after if name in kept and name != "name"], "in two parts"
+        kept |= {name: value for name, value in after.items() if value != before[name]}
+    assert kept == changes
+    others = {field.name for field in fields(TargetSpec)} - set(changes)
+    assert others == {"name", "path", "max_context", "heads"}
 
 
 def composed(target: str) -> DictConfig:
