@@ -64,7 +64,7 @@ class Experiment:
             weights.end_token_ids,
             weights.max_context,
             timed=measure.timed,
-            widths=cheapest_widths(session.paces.verify_ns) if session.paces else (),
+            widths=cheapest_widths(session.step_timings.verify_ns) if session.step_timings else (),
             batch_size=measure.batch_size,
         )
         self.stage = Stage(
@@ -131,7 +131,7 @@ class Experiment:
         return {
             "num_conversations": len(self.prompts),
             "hash": hashlib.sha256(json.dumps(list(self.prompts.items())).encode()).hexdigest()[:16],
-            "template_hash": template_hash(weights.tokenizer, self.plan.target),
+            "template_hash": template_hash(weights.tokenizer, self.plan.target.chat),
             "end_token_ids": sorted(weights.end_token_ids),
             "task": self.plan.task.card(),
         }
@@ -181,7 +181,7 @@ class Experiment:
     def _probe(self, run: OpenRun) -> None:
         device = self.session.target.device
         bandwidth = read_bandwidth(device, self.plan.measure.bandwidth_gib)
-        found = self.session.paces
+        found = self.session.step_timings
         assert found is not None
         verify_ns = [round(spent) if isfinite(spent) else None for spent in found.verify_ns]
         memory = {**self.session.target.memory(), **self.session.drafter_bytes()}

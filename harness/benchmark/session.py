@@ -9,7 +9,7 @@ from typing import Any
 from harness.benchmark.plan import Plan
 from harness.benchmark.scenarios.multi_turn import Player
 from harness.config import ConfigError
-from harness.profiling.step_timing import Paces, paces, widths_to_time
+from harness.profiling.step_timing import StepTimings, time_steps, widths_to_time
 from harness.system.console import Console
 from harness.system.processes import agreed, expect_processes
 from harness.target.chat_template import render
@@ -44,15 +44,15 @@ class Session:
         self.target.watch([tap for player in self.players if player.drafter for tap in player.drafter.taps])
         self._checked = False
         self.rungs = [Player(name=rung.name, rung=rung) for rung in plan.rungs.values()]
-        self.paces: Paces | None = None
+        self.step_timings: StepTimings | None = None
         if self.target.steps.by_shape:
             self.target.reserve(self._most_tokens())
         if plan.measure.timed:
             console.note(f"timing the target's forward by width: {', '.join(self.target.steps.kinds)}")
             # Steps are chosen and drafts padded by it, in all processes alike.
             widths = widths_to_time(self.target, plan.arms.values())
-            self.paces = agreed(paces(self.target, plan.measure.batch_size, widths))
-            self.target.steps.choose(self.paces.steps, plan.measure.batch_size)
+            self.step_timings = agreed(time_steps(self.target, plan.measure.batch_size, widths))
+            self.target.steps.choose(self.step_timings.steps, plan.measure.batch_size)
             for drafter in plan.arms.values():
                 drafter.warm_up(plan.measure.batch_size)
 
@@ -89,7 +89,7 @@ class Session:
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         """Prompt ids of a chat."""
-        return render(self.weights.tokenizer, messages, self.plan.target)
+        return render(self.weights.tokenizer, messages, self.plan.target.chat)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer."""

@@ -159,7 +159,7 @@ def _writer(
     return Writer(
         engine=engine,
         drafter=drafter,
-        render=lambda messages: render(tokenizer, messages, spec),
+        render=lambda messages: render(tokenizer, messages, spec.chat),
         decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
         encode=lambda text: [int(token) for token in tokenizer.encode(text, add_special_tokens=False)],
         note=console.note,
