@@ -140,11 +140,9 @@ class Racer(SequenceTreeDrafter):
         ]
 
     def _successors(self, states: Tensor) -> list[list[list[int]]]:
-        """Of the states [B, m, H] that the LM head reads, the k likeliest tokens [B, m, k]."""
-        parts = [
-            self._target.lm_head(part).topk(self.top_k, dim=-1).indices
-            for part in states.split(_CHUNK, dim=1)
-        ]
+        """The k likeliest tokens [B, m, k] after states [B, m, H] that the LM head reads."""
+        chunks = (states[:, begin : begin + _CHUNK] for begin in range(0, states.shape[1], _CHUNK))
+        parts = [self._target.lm_head(chunk).topk(self.top_k, dim=-1).indices for chunk in chunks]
         found: list[list[list[int]]] = torch.cat(parts, dim=1).tolist()
         return found
 
