@@ -106,6 +106,18 @@ def test_reset_restores_the_fresh_state(method: Path, family: str) -> None:
     assert [one.accepted for one in again] == [one.accepted for one in fresh(method, family, "sampled")]
 
 
+def test_a_drafter_forgets_with_the_call_unless_its_scope_is_wider(method: Path, family: str) -> None:
+    """Even where the next call is about the same question."""
+    drafter, loop = drafter_of(method), engine(family)
+    drafter.bind(loop.target)
+    if drafter.scope in ("question", "process"):
+        pytest.skip("remembers, as its scope says")
+    asked, params = requests()[1], DECODINGS["sampled"]
+    made = [loop.generate([asked], drafter, params, Coupled(), same_question=True)[0] for _ in range(2)]
+    usual = fresh(method, family, "sampled")[1]
+    assert [(one.drafted, one.accepted) for one in made] == [(usual.drafted, usual.accepted)] * 2
+
+
 def test_permuting_the_prompts_leaves_each_ones_acceptance(method: Path, family: str) -> None:
     permuted = played(drafter_of(method), family, "greedy", order=(2, 0, 1))
     usual = fresh(method, family, "greedy")

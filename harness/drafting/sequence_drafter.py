@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from typing_extensions import override
 
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, Outcome
@@ -15,27 +16,28 @@ from harness.drafting.drafter import Drafter, Outcome
 class SequenceDrafter(Drafter):
     """A drafter that treats sequences one by one in plain Python and drafts chains.
 
-    A method writes `propose_one`; where it keeps an index, also `start_one` and `extend_one`.
+    A method implements `propose_one` and, where it keeps an index, `start_one` and `extend_one`.
     """
 
     def start_one(self) -> Any:
-        """State of a fresh sequence."""
+        """The state of a new sequence."""
         return None
 
     def extend_one(self, state: Any, tokens: Sequence[int]) -> None:
-        """Tokens (the prompt at first, the pending token always last) were added to the context."""
+        """Add tokens to the context: first the prompt, later accepted tokens; the pending token comes
+        last."""
 
     @abstractmethod
     def propose_one(self, context: Sequence[int], state: Any, room: int) -> Sequence[int]:
         """At most `room` tokens that may follow `context` (prompt, output, pending token)."""
 
+    @override
     def reset(self, num_rows: int) -> None:
-        """See `Drafter`."""
         self._contexts: list[list[int]] = [[] for _ in range(num_rows)]
         self._states = [self.start_one() for _ in range(num_rows)]
 
+    @override
     def propose(self, room: Sequence[int]) -> Draft:
-        """See `Drafter`."""
         chains = [
             list(self.propose_one(context, state, limit))[:limit]
             for context, state, limit in zip(self._contexts, self._states, room, strict=True)
@@ -47,19 +49,19 @@ class SequenceDrafter(Drafter):
         size = torch.tensor([len(chain) for chain in chains], device=device)
         return Draft.chain(torch.tensor(padded, device=device), size)
 
+    @override
     def observe(self, outcome: Outcome) -> None:
-        """See `Drafter`."""
         rows = range(len(self._contexts)) if outcome.rows is None else outcome.rows
         for row, committed, pending in zip(rows, outcome.committed, outcome.pending, strict=True):
             if outcome.rows is not None:
                 self._contexts[row], self._states[row] = [], self.start_one()
             context = self._contexts[row]
-            # The old pending token heads `committed` and is in the context already, but at prefill.
+            # Except at a prefill, `committed` begins with the old pending token, which the context has.
             fresh = [*(committed[1:] if context else committed), pending]
             context.extend(fresh)
             self.extend_one(self._states[row], fresh)
 
+    @override
     def keep(self, rows: Sequence[int]) -> None:
-        """See `Drafter`."""
         self._contexts = [self._contexts[row] for row in rows]
         self._states = [self._states[row] for row in rows]
