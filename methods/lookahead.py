@@ -24,8 +24,8 @@ from pydantic import Field
 from harness.config import configurable
 from harness.drafting.draft import Draft, Riders
 from harness.drafting.drafter import Outcome
+from harness.drafting.sequence_drafter import SequenceTreeDrafter
 from methods.shared.jacobi_window import JacobiWindow
-from methods.shared.sequence_trees import SequenceTreeDrafter
 
 
 @configurable

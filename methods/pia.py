@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from harness.config import configurable
-from methods.shared.sequence_trees import SequenceTreeDrafter
+from harness.drafting.sequence_drafter import SequenceTreeDrafter
 from methods.shared.trie_forest import Selection, TrieForest
 
 

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from harness.config import ConfigError, configurable
 from harness.drafting.drafter import HiddenTap, Outcome, TargetView
+from harness.drafting.sequence_drafter import SequenceTreeDrafter
 from methods.shared.lru_automaton import LruAutomaton, Node, TouchOrder
-from methods.shared.sequence_trees import SequenceTreeDrafter
 
 BreadthRule = Literal["paper", "code"]
 Table = dict[int, list[int]]

@@ -26,8 +26,8 @@ from pydantic import Field
 
 from harness.config import ConfigError, configurable
 from harness.drafting.drafter import TargetView
+from harness.drafting.sequence_drafter import SequenceTreeDrafter
 from methods.shared.datastore import Datastore, frequent_prefixes
-from methods.shared.sequence_trees import SequenceTreeDrafter
 
 
 @configurable

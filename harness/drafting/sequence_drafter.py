@@ -1,4 +1,4 @@
-"""SequenceDrafter: for methods in plain Python that treat sequences one by one and draft chains."""
+"""Drafters for methods in plain Python that treat sequences one by one and draft chains or trees."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, Outcome
 
 
-class SequenceDrafter(Drafter):
-    """A drafter that treats sequences one by one in plain Python and drafts chains.
+class PerSequenceDrafter(Drafter):
+    """Keeps a context and a state for every sequence; a subclass says how a draft is made of them.
 
-    A method implements `propose_one` and, where it keeps an index, `start_one` and `extend_one`.
+    A method that keeps an index implements `start_one` and `extend_one`.
     """
 
     def start_one(self) -> Any:
@@ -27,27 +27,10 @@ class SequenceDrafter(Drafter):
         """Add tokens to the context: first the prompt, later accepted tokens; the pending token comes
         last."""
 
-    @abstractmethod
-    def propose_one(self, context: Sequence[int], state: Any, room: int) -> Sequence[int]:
-        """At most `room` tokens that may follow `context` (prompt, output, pending token)."""
-
     @override
     def reset(self, num_rows: int) -> None:
         self._contexts: list[list[int]] = [[] for _ in range(num_rows)]
         self._states = [self.start_one() for _ in range(num_rows)]
-
-    @override
-    def propose(self, room: Sequence[int]) -> Draft:
-        chains = [
-            list(self.propose_one(context, state, limit))[:limit]
-            for context, state, limit in zip(self._contexts, self._states, room, strict=True)
-        ]
-        device, width = self._target.device, max(map(len, chains))
-        if width == 0:
-            return Draft.empty(len(chains), device)
-        padded = [chain + [0] * (width - len(chain)) for chain in chains]
-        size = torch.tensor([len(chain) for chain in chains], device=device)
-        return Draft.chain(torch.tensor(padded, device=device), size)
 
     @override
     def observe(self, outcome: Outcome) -> None:
@@ -65,3 +48,60 @@ class SequenceDrafter(Drafter):
     def keep(self, rows: Sequence[int]) -> None:
         self._contexts = [self._contexts[row] for row in rows]
         self._states = [self._states[row] for row in rows]
+
+
+class SequenceDrafter(PerSequenceDrafter):
+    """A drafter that treats sequences one by one in plain Python and drafts chains.
+
+    A method implements `propose_one`.
+    """
+
+    @abstractmethod
+    def propose_one(self, context: Sequence[int], state: Any, room: int) -> Sequence[int]:
+        """At most `room` tokens that may follow `context` (prompt, output, pending token)."""
+
+    @override
+    def propose(self, room: Sequence[int]) -> Draft:
+        chains = [
+            list(self.propose_one(context, state, limit))[:limit]
+            for context, state, limit in zip(self._contexts, self._states, room, strict=True)
+        ]
+        device, width = self._target.device, max(map(len, chains))
+        if width == 0:
+            return Draft.empty(len(chains), device)
+        padded = [chain + [0] * (width - len(chain)) for chain in chains]
+        size = torch.tensor([len(chain) for chain in chains], device=device)
+        return Draft.chain(torch.tensor(padded, device=device), size)
+
+
+class SequenceTreeDrafter(PerSequenceDrafter):
+    """A drafter that treats sequences one by one in plain Python and drafts trees.
+
+    A method implements `propose_tree`.
+    """
+
+    @abstractmethod
+    def propose_tree(self, context: Sequence[int], state: Any, room: int) -> tuple[list[int], list[int]]:
+        """Tokens and parents of a tree that may follow `context` (prompt, output, pending token).
+
+        A parent is the index of an earlier node, -1 for the pending token; siblings are distinct. Nodes
+        deeper than `room` could not be emitted.
+        """
+
+    @override
+    def propose(self, room: Sequence[int]) -> Draft:
+        trees = [
+            self.propose_tree(context, state, limit) if limit else ([], [])
+            for context, state, limit in zip(self._contexts, self._states, room, strict=True)
+        ]
+        device, width = self._target.device, max(len(tokens) for tokens, _ in trees)
+        if width == 0:
+            return Draft.empty(len(trees), device)
+        tokens = [own + [0] * (width - len(own)) for own, _ in trees]
+        # A padding node hangs from the node before it.
+        parents = [own + list(range(len(own) - 1, width - 1)) for _, own in trees]
+        return Draft(
+            tokens=torch.tensor(tokens, device=device),
+            parents=torch.tensor(parents, device=device),
+            size=torch.tensor([len(own) for own, _ in trees], device=device),
+        )
