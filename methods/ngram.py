@@ -31,15 +31,21 @@ class NGram(SequenceDrafter):
 
     max_ngram, min_ngram: sizes of the suffix that is looked up, in tokens. draft_length: most tokens of a
     draft. occurrence: of several places, the `first` (as the original and transformers) or the `latest`.
+    rule: `transformers` drafts what follows the longest n-gram that anything follows, up to `draft_length`
+    tokens; `original` (Saxena's function, also in Spec-Bench) only where `draft_length` tokens follow it that
+    begin before the n-gram's own place, and looks for a shorter one elsewhere.
     """
 
     max_ngram: int = Field(default=3, ge=1)
     min_ngram: int = Field(default=1, ge=1)
     draft_length: int = Field(default=10, ge=1)
     occurrence: Literal["first", "latest"] = "first"
+    rule: Literal["transformers", "original"] = "transformers"
 
     @model_validator(mode="after")
-    def _ordered(self) -> NGram:
+    def _consistent(self) -> NGram:
+        if self.rule == "original" and self.occurrence == "latest":
+            raise ValueError("rule original takes the first occurrence; leave occurrence=first")
         if self.min_ngram > self.max_ngram:
             raise ValueError(f"min_ngram {self.min_ngram} is above max_ngram {self.max_ngram}")
         return self
@@ -66,6 +72,13 @@ class NGram(SequenceDrafter):
         """See `SequenceDrafter`."""
         for size in range(min(self.max_ngram, len(context)), self.min_ngram - 1, -1):
             end = state.ends.get(tuple(context[-size:]))
-            if end is not None:
+            if end is not None and self._is_usable(end, size, len(context)):
                 return context[end : end + min(self.draft_length, room)]
         return ()
+
+    def _is_usable(self, end: int, size: int, num_tokens: int) -> bool:
+        """Whether what follows the n-gram of `size` tokens that ends at `end` may be drafted."""
+        if self.rule == "transformers":
+            return True
+        # Earlier occurrences have more behind them, so no later one would do where the first does not.
+        return end + self.draft_length <= num_tokens and end < num_tokens - size

@@ -64,9 +64,9 @@ class Suffix(SequenceDrafter):
         return self
 
     @property
-    def scope(self) -> str:
-        """See `Drafter`: with a corpus, other conversations' outputs too."""
-        return f"corpus {Path(self.corpus_path).name}" if self.corpus_path else "conversation"
+    def corpus(self) -> str | None:
+        """The name of the corpus file: outputs of other conversations."""
+        return Path(self.corpus_path).name if self.corpus_path else None
 
     def bind(self, target: TargetView) -> None:
         """See `Drafter`; reads the corpus.

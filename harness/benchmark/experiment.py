@@ -104,7 +104,7 @@ class Experiment:
             arms={
                 name: {
                     **self.plan.config["methods"][name],
-                    "scope": drafter.scope,
+                    "scope": drafter.knowledge,
                     **({"card": cards[name]} if name in cards else {}),
                 }
                 for name, drafter in self.plan.arms.items()

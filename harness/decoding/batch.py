@@ -35,6 +35,7 @@ class Request:
 class Generation:
     """What a loop made of one request; the fields are those of `records.GenerationRecord`.
 
+    riders: per round, tokens that shared the forward without being drafted nodes (see `Riders`).
     drafts: per round, the batch's draft and this sequence's row in it; paths: the drafted tokens that were
     kept, before trimming. Both for the verdict and for those who want to look at the trees.
     """
@@ -45,6 +46,7 @@ class Generation:
     depth: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     emitted: list[int] = field(default_factory=list)
+    riders: list[int] = field(default_factory=list)
     draft_ns: list[int] = field(default_factory=list)
     verify_ns: list[int] = field(default_factory=list)
     accept_ns: list[int] = field(default_factory=list)
@@ -232,11 +234,19 @@ class Batch:
             generation.depth.append(decision.depth[b])
             generation.accepted.append(decision.length[b])
             generation.emitted.append(emitted)
+            generation.riders.append(draft.num_riders)
             generation.drafts.append((draft, b))
             generation.paths.append(decision.path_tokens[b])
         return self._any_left()
 
-    def outcome(self, draft: Draft, logits: Tensor, accepted: Accepted, decision: Decision) -> Outcome:
+    def outcome(
+        self,
+        draft: Draft,
+        logits: Tensor,
+        rider_logits: Tensor | None,
+        accepted: Accepted,
+        decision: Decision,
+    ) -> Outcome:
         """What the drafter sees of the round; moves the pending token on."""
         last, self._last = self._last, decision.token
         self.pending = accepted.token
@@ -246,6 +256,7 @@ class Batch:
             taps=self.target.taken(accepted.path, decision.length),
             draft=draft,
             logits=logits,
+            rider_logits=rider_logits,
         )
 
     def charge(self, spans: list[tuple[str, int]], total_ns: int) -> None:

@@ -13,7 +13,8 @@ import torch
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.batch import Batch, Generation, Request, Stop, read, trim
 from harness.decoding.sampling import DecodingParams
-from harness.drafting.drafter import Drafter
+from harness.drafting.drafter import Drafter, keeps_memory
+from harness.drafting.policy import shorten
 from harness.system.clock import Stopwatch
 from harness.target.model import Target
 
@@ -55,13 +56,20 @@ class LocalEngine:
 
     @torch.no_grad()
     def generate(
-        self, requests: Sequence[Request], drafter: Drafter, params: DecodingParams, acceptor: Acceptor
+        self,
+        requests: Sequence[Request],
+        drafter: Drafter,
+        params: DecodingParams,
+        acceptor: Acceptor,
+        same_question: bool = False,
     ) -> list[Generation]:
         """Decode requests together, `batch_size` at a time; `drafter` has met the target (`Drafter.bind`).
 
         A sequence that ends gives its place to the next request. Each generation is charged its own prefill
         and, of a round, an equal share among the sequences that ran, so that the sum of tokens over the
         sum of seconds is the throughput.
+        same_question: all requests of this call and of the drafter's last one belong to one question, so that
+        a drafter of that scope may use its memory of the earlier call.
         """
         self.target.watch(drafter.taps)
         batch = Batch(
@@ -74,15 +82,18 @@ class LocalEngine:
             most=self.batch_size,
         )
         watch = Stopwatch(self.target.device, self.timed)
+        exact = acceptor.coupled or not acceptor.lossless
         watch.start()
+        drafter.new_call(keeps_memory(drafter.scope, same_question))
         batch.prefill()
         watch.lap("prefill")
         while batch.running:
-            draft = drafter.propose(batch.room())
+            draft = shorten(drafter.propose(batch.room()), drafter.policy, exact)
             watch.lap("draft")
-            if draft.width < len(self._widths):
-                draft = draft.padded(self._widths[draft.width])
-            logits = self.target.verify(batch.pending, draft)
+            width, num_riders = draft.width + draft.num_riders, draft.num_riders
+            if width < len(self._widths):
+                draft = draft.padded(self._widths[width] - num_riders)
+            logits, rider_logits = draft.split(self.target.verify(batch.pending, draft))
             watch.lap("verify")
             accepted = acceptor.accept(logits, draft, batch.chooser, batch.positions())
             decision = read(accepted, draft)
@@ -93,7 +104,7 @@ class LocalEngine:
             more = batch.record(draft, decision)
             watch.lap("other")
             if more:
-                drafter.observe(batch.outcome(draft, logits, accepted, decision))
+                drafter.observe(batch.outcome(draft, logits, rider_logits, accepted, decision))
             watch.lap("observe")
             if batch.turn_over(more):
                 watch.lap("prefill")

@@ -237,15 +237,21 @@ class Target:
 
     @torch.no_grad()
     def verify(self, pending: Tensor, draft: Draft) -> Tensor:
-        """Logits [B, 1+n, V] after the pending tokens [B] and every node of the draft, in one forward."""
+        """Logits [B, 1+n+r, V] after the pending tokens [B], every node and every rider, in one forward."""
         num_rows = len(pending)
         most = self.steps.rows_for(num_rows)
         more = most - num_rows
-        if more and self.cache.allocated_rows >= most and self.steps.kind(most, draft.width) == "compiled":
+        if more and self.cache.allocated_rows >= most and self._kind(most, draft) == "compiled":
             with self.cache.widened(most):
                 logits = self._verify_as(pad(pending, (0, more)), draft.with_rows(more), "compiled")
             return logits[:num_rows]
-        return self._verify_as(pending, draft, self.steps.kind(num_rows, draft.width))
+        return self._verify_as(pending, draft, self._kind(num_rows, draft))
+
+    def _kind(self, num_rows: int, draft: Draft) -> str:
+        """The step that verifies this draft: the chosen one, or one that can carry its riders."""
+        kind = self.steps.kind(num_rows, draft.width + draft.num_riders)
+        # A graph is replayed with other tokens, parents and sizes, and has no place for riders.
+        return "dynamic" if kind == "compiled" and draft.riders and self._replayed else kind
 
     def _verify_as(self, pending: Tensor, draft: Draft, kind: str) -> Tensor:
         if kind != "compiled" or self._replayed is None:
@@ -269,9 +275,9 @@ class Target:
 
     def _verify(self, pending: Tensor, draft: Draft, kind: str) -> Tensor:
         lengths = self.cache.known_lengths
-        ids = torch.cat([pending[:, None], draft.tokens], dim=1)
+        ids = torch.cat([pending[:, None], draft.forward_ids], dim=1)
         base = self.cache.base(pending.device)[:, None]
-        positions = base if draft.width == 0 else torch.cat([base, base + draft.depths], dim=1)
+        positions = base if ids.shape[1] == 1 else torch.cat([base, base + draft.forward_offsets], dim=1)
         rows = slice(0, len(pending))
         if kind == "dynamic":
             return self._forward(ids, positions, self._mask(draft), rows)
@@ -343,10 +349,10 @@ class Target:
         return torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(~mask, least)
 
     def _mask(self, draft: Draft) -> Tensor | None:
-        """[B, 1, 1+n, C] bool: a row sees what is committed, the pending token, its ancestors and itself."""
+        """[B, 1, 1+n+r, C] bool: a row sees what is committed, and what `Draft.visible` says."""
         lengths = self.cache.lengths
         even = len(set(lengths)) == 1
-        if draft.width == 0 and even and self.kernel == attention.GROUPED:
+        if draft.width + draft.num_riders == 0 and even and self.kernel == attention.GROUPED:
             return None
         return attention.tree_mask(lengths, draft.visible)
 

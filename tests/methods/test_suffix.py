@@ -91,8 +91,8 @@ def test_the_longer_match_of_a_corpus_wins_and_ends_with_its_output(tmp_path: Pa
     file.write_text("\n".join(json.dumps({"output_ids": ids}) for ids in ([1, 2, 3, 4], [3, 4, 5])))
     assert drafted([2, 3, 9, 1, 2, 3], corpus_path=str(file)) == [4]
     assert drafted([1, 2, 3, 9, 1, 2, 3], corpus_path=str(file)) == [9, 1, 2, 3]
-    assert Suffix(corpus_path=str(file)).scope == "corpus records.jsonl"
-    assert Suffix().scope == "conversation"
+    assert Suffix(corpus_path=str(file)).knowledge == "corpus records.jsonl"
+    assert Suffix().knowledge == "call"
 
 
 def test_the_card_changes_with_what_the_corpus_holds(tmp_path: Path) -> None:
