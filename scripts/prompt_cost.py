@@ -13,7 +13,7 @@ from statistics import median
 import torch
 
 from harness.target.model import Target
-from harness.target.prefill_groups import groups
+from harness.target.prefill import groups
 from harness.target.smollm2 import WheelTarget
 
 LENGTHS = sorted([79, 58, 56, 49, 76, 86, 65, 76])

@@ -52,13 +52,13 @@ def one_round(batch: Batch, target: Target, drafter: Drafter) -> tuple[Draft, in
     """What the loop does in a round: the draft, and how many of its nodes were kept."""
     draft = drafter.propose(batch.room())
     logits = target.verify(batch.pending, draft)
-    accepted = Coupled().accept(logits, draft, batch.chooser, batch.positions())
+    accepted = Coupled().accept(logits, draft, batch.sampler, batch.positions())
     decision = read(accepted, draft)
     target.commit(accepted.path, decision.length)
     more = batch.record(draft, decision)
     if more:
         drafter.observe(batch.outcome(draft, logits, accepted, decision))
-    batch.turn_over(more)
+    batch.refill(more)
     return draft, decision.length[0]
 
 
@@ -79,7 +79,7 @@ def measure(session: Session, name: str) -> tuple[dict[str, float], float]:
     call = other.rehearse(1, len(prompt) + NUM_TOKENS // 2)
     assert call is not None
     params = DecodingParams(name="greedy", max_new_tokens=NUM_TOKENS, ignore_end_token=True)
-    target.watch(drafter.taps)
+    target.set_taps(drafter.taps)
     requests = [Request(prompt=prompt, key=0)]
     batch = Batch(target, requests, drafter, params, end_token_ids=(), max_context=4096)
     batch.prefill()
