@@ -236,7 +236,7 @@ class Eagle(TrainableDrafter):
 
     def _grow(self, features: Tensor, tokens: Tensor, counts: Tensor, lengths: Tensor) -> Draft:
         """What is captured of a round."""
-        with self._cache.given(lengths):
+        with self._cache.lengths_on_device(lengths):
             growth = Growth(self._steps)
             growth.feed(features, tokens, counts)
             return self.tree.grow(growth)

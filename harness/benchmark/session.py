@@ -41,7 +41,9 @@ class Session:
             with _naming(player.name):
                 player.drafter.bind(self.target)
         # One program serves all arms: it records what any of them asks for.
-        self.target.watch([tap for player in self.players if player.drafter for tap in player.drafter.taps])
+        self.target.set_taps(
+            [tap for player in self.players if player.drafter for tap in player.drafter.taps]
+        )
         self._checked = False
         self.rungs = [Player(name=rung.name, rung=rung) for rung in plan.rungs.values()]
         self.step_timings: StepTimings | None = None

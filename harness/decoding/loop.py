@@ -71,7 +71,7 @@ class LocalEngine:
         same_question: all requests of this call and of the drafter's last one belong to one question, so that
         a drafter of that scope may use its memory of the earlier call.
         """
-        self.target.watch(drafter.taps)
+        self.target.set_taps(drafter.taps)
         batch = Batch(
             self.target,
             requests,
@@ -95,7 +95,7 @@ class LocalEngine:
                 draft = draft.padded(self._widths[width] - num_riders)
             logits, rider_logits = draft.split(self.target.verify(batch.pending, draft))
             watch.lap("verify")
-            accepted = acceptor.accept(logits, draft, batch.chooser, batch.positions())
+            accepted = acceptor.accept(logits, draft, batch.sampler, batch.positions())
             decision = read(accepted, draft)
             watch.lap("accept")
             path = None if draft.is_chain else accepted.path[:, : draft.num_levels]
@@ -106,7 +106,7 @@ class LocalEngine:
             if more:
                 drafter.observe(batch.outcome(draft, logits, rider_logits, accepted, decision))
             watch.lap("observe")
-            if batch.turn_over(more):
+            if batch.refill(more):
                 watch.lap("prefill")
         total = watch.stop()
         batch.charge(watch.spans(), total)

@@ -154,8 +154,7 @@ class Drafter(ABC):
 
     @property
     def knowledge(self) -> str:
-        """What its drafts may rest on, as the manifest stores it: the scope, or the corpus where it has
-        one."""
+        """The scope, or the corpus where there is one: the source of its drafts, for the manifest."""
         if self.corpus is None:
             return self.scope
         wider = "" if self.scope in ("round", "call") else f"{self.scope}, "
@@ -210,7 +209,7 @@ class Drafter(ABC):
         return 0
 
     def card(self) -> dict[str, Any]:
-        """What `bind` loaded, for the manifest: source, hash, origin, conventions, in JSON types."""
+        """Facts about the loaded weights, in JSON types: source, hash, origin, conventions."""
         return {}
 
     def new_call(self, keep_memory: bool) -> None:  # noqa: B027 - a hook

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from harness.config import configurable
 from harness.decoding.acceptance import Coupled
 from harness.decoding.loop import Generation, LocalEngine, Request
-from harness.decoding.sampling import Chooser, DecodingParams
+from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.drafter import Drafter
 from harness.system.clock import synchronize
 
@@ -22,13 +22,13 @@ from harness.system.clock import synchronize
 class CoupledNoise(LogitsProcessor):  # type: ignore[misc]
     """Hands `generate` the draw that our loop makes: its arg max of what this returns is our token."""
 
-    def __init__(self, chooser: Chooser, num_prompt_tokens: int) -> None:
-        self._chooser, self._start = chooser, num_prompt_tokens
+    def __init__(self, sampler: TokenSampler, num_prompt_tokens: int) -> None:
+        self._sampler, self._start = sampler, num_prompt_tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Processed and perturbed scores [1, V] for the token after `input_ids` [1, L]."""
         index = torch.tensor([[input_ids.shape[1] - self._start]], device=scores.device)
-        return self._chooser.params.process(scores) + self._chooser.gumbel(index)[:, 0]
+        return self._sampler.params.process(scores) + self._sampler.gumbel(index)[:, 0]
 
 
 @configurable
@@ -74,9 +74,9 @@ class _TransformersRung(Rung):
         if not params.greedy:
             # generate takes the arg max and filters nothing; that these are off is said all the same.
             config.top_k, config.top_p, config.temperature = 0, 1.0, 1.0
-            chooser = Chooser(params, [request.key], target.vocab_size, target.device)
-            noise.append(CoupledNoise(chooser, num_prompt))
-        target.watch(())
+            sampler = TokenSampler(params, [request.key], target.vocab_size, target.device)
+            noise.append(CoupledNoise(sampler, num_prompt))
+        target.set_taps(())
         target.use_kernel("sdpa")
         try:
             synchronize(target.device)

@@ -21,7 +21,7 @@ from torch import Tensor
 from harness.config import ConfigError, configurable
 from harness.decoding.forced_acceptance import Forced
 from harness.decoding.loop import LocalEngine, Request, read
-from harness.decoding.sampling import Chooser, DecodingParams
+from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter
 from harness.profiling.step_timing import time_steps
@@ -113,7 +113,7 @@ class Profile:
 
         Drafts are binary trees, so that masks are built and cache rows are moved as for any tree.
         """
-        target.watch(())
+        target.set_taps(())
         shape = (len(self.batches), len(self.contexts), len(self.tokens))
         forward, settle, spreads = np.zeros(shape), np.zeros(shape), []
         for i, batch in enumerate(self.batches):
@@ -143,7 +143,7 @@ class Profile:
     def _points(self, target: Target, batch: int) -> NDArray[np.int64]:
         """Nanoseconds [tokens, repeats, 2] of forwards and of settling them, at the present context."""
         params = DecodingParams(name="greedy")
-        chooser = Chooser(params, range(batch), target.vocab_size, target.device)
+        sampler = TokenSampler(params, range(batch), target.vocab_size, target.device)
         pending = torch.ones(batch, dtype=torch.int64, device=target.device)
         drafts = [self._tree(batch, count - 1, target) for count in self.tokens]
         spent = np.zeros((len(self.tokens), self.num_warmup + self.num_repeats, 2), dtype=np.int64)
@@ -152,7 +152,7 @@ class Profile:
             for place in order.sample(range(len(drafts)), len(drafts)):
                 # A copy has no masks yet, like the new draft that the loop gets every round.
                 draft = replace(drafts[place])
-                spent[place, repeat] = _round_ns(target, pending, draft, Forced(tau=self.tau), chooser)
+                spent[place, repeat] = _round_ns(target, pending, draft, Forced(tau=self.tau), sampler)
         return spent[:, self.num_warmup :]
 
     def _tree(self, batch: int, size: int, target: Target) -> Draft:
@@ -216,7 +216,7 @@ class Profile:
 
 
 def _round_ns(
-    target: Target, pending: Tensor, draft: Draft, acceptor: Forced, chooser: Chooser
+    target: Target, pending: Tensor, draft: Draft, acceptor: Forced, sampler: TokenSampler
 ) -> tuple[int, int]:
     """Nanoseconds of the forward, and of acceptance, reading it on the host and the commit (then undone)."""
     synchronize(target.device)
@@ -224,7 +224,7 @@ def _round_ns(
     logits = target.verify(pending, draft)
     synchronize(target.device)
     middle = time.perf_counter_ns()
-    accepted = acceptor.accept(logits, draft, chooser, torch.ones_like(pending))
+    accepted = acceptor.accept(logits, draft, sampler, torch.ones_like(pending))
     decision = read(accepted, draft)
     target.commit(None if draft.is_chain else accepted.path, decision.length)
     synchronize(target.device)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from harness.decoding.acceptance import Accepted, Acceptor, Coupled, Rejection, sweep, walk
-from harness.decoding.sampling import Chooser, DecodingParams, stream_key
+from harness.decoding.sampling import DecodingParams, TokenSampler, stream_key
 from harness.drafting.draft import Draft
 
 NUM_DRAWS, VOCAB = 50_000, 5
@@ -57,8 +57,8 @@ def outcome(acceptor: Acceptor, seed: int, drawn: bool) -> tuple[Tensor, Tensor,
     draft = drafted(seed, drawn)
     logits = torch.cat([LOGITS[:1].expand(NUM_DRAWS, 1, VOCAB), LOGITS[1 + draft.tokens]], dim=1)
     keys = [stream_key(seed, str(draw), 0, 0) for draw in range(NUM_DRAWS)]
-    chooser = Chooser(SAMPLED, keys, VOCAB, torch.device("cpu"))
-    made = acceptor.accept(logits, draft, chooser, torch.zeros(NUM_DRAWS, dtype=torch.int64))
+    sampler = TokenSampler(SAMPLED, keys, VOCAB, torch.device("cpu"))
+    made = acceptor.accept(logits, draft, sampler, torch.zeros(NUM_DRAWS, dtype=torch.int64))
     path_tokens = draft.tokens.gather(1, made.path)
     one = made.length > 0
     first = torch.where(one, path_tokens[:, 0], made.token)
@@ -92,8 +92,8 @@ def test_the_law_of_the_output_is_the_targets(acceptor: Acceptor, drawn: bool, s
 class Eager(Rejection):
     """Wrong on purpose: a drafted token is kept a little too often."""
 
-    def accept(self, logits: Tensor, draft: Draft, chooser: Chooser, start: Tensor) -> Accepted:
-        made = super().accept(logits, draft, chooser, start)
+    def accept(self, logits: Tensor, draft: Draft, sampler: TokenSampler, start: Tensor) -> Accepted:
+        made = super().accept(logits, draft, sampler, start)
         forced = (torch.arange(len(start)) % 50 == 0) & (made.length == 0)
         return Accepted(made.length, made.path, torch.where(forced, draft.tokens[:, 0], made.token))
 
@@ -140,15 +140,15 @@ def trees(draw: st.DrawFn) -> Draft:
 def test_the_longest_chosen_path_is_accepted(draft: Draft, seed: int, greedy: bool) -> None:
     draft.check(VOCAB)
     params = DecodingParams(name="greedy") if greedy else SAMPLED
-    chooser = Chooser(params, [seed, seed + 1, seed + 2], VOCAB, torch.device("cpu"))
+    sampler = TokenSampler(params, [seed, seed + 1, seed + 2], VOCAB, torch.device("cpu"))
     logits = torch.randn(3, 1 + draft.width, VOCAB, generator=torch.Generator().manual_seed(seed))
     start = torch.tensor([0, 5, 9])
-    for made in (walk(logits, draft, chooser, start), sweep(logits, draft, chooser, start)):
+    for made in (walk(logits, draft, sampler, start), sweep(logits, draft, sampler, start)):
         for row in range(3):
             here, path = -1, []
             while True:
                 index = torch.full((3, 1), int(start[row]) + len(path))
-                token = int(chooser.choose(logits[:, here + 1 : here + 2], index)[row])
+                token = int(sampler.choose(logits[:, here + 1 : here + 2], index)[row])
                 children = [
                     node
                     for node in range(int(draft.size[row]))
@@ -177,6 +177,6 @@ def test_ancestors_and_depths_follow_the_parents(draft: Draft) -> None:
 
 def test_streams_of_neighbouring_positions_do_not_meet() -> None:
     """A round may use many numbers; those of the next position must be others."""
-    chooser = Chooser(SAMPLED, [7], VOCAB, torch.device("cpu"))
-    streams = [set(chooser.generator(0, position).random(64).tolist()) for position in range(40)]
+    sampler = TokenSampler(SAMPLED, [7], VOCAB, torch.device("cpu"))
+    streams = [set(sampler.generator(0, position).random(64).tolist()) for position in range(40)]
     assert len(set.union(*streams)) == 40 * 64

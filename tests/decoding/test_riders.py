@@ -111,7 +111,7 @@ def test_no_acceptor_is_shown_the_riders_and_the_drafter_is() -> None:
 def test_a_rider_has_the_logits_of_a_plain_forward_over_what_it_sees(cache: str) -> None:
     """Two riders in a row behind the pending token, beside a draft that they do not see."""
     target = Target(tiny_model("llama"), cache=cache)
-    target.watch(())
+    target.set_taps(())
     target.begin(2)
     prompts = [[5, 6, 7, 8], [9, 4, 11]]
     target.prefill([0, 1], prompts, together=False)

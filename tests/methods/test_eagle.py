@@ -255,7 +255,7 @@ def test_compiled_steps_draft_what_the_plain_ones_draft(architecture: str, tmp_p
     ):
         loop = LocalEngine(target, (), 512, timed=False)
         drafter = bound(loop, folder_of(head, tmp_path), head.shape, tree)
-        target.watch(drafter.taps)
+        target.set_taps(drafter.taps)
         if "compiled" in target.steps.kinds:
             target.steps.choose(["dynamic"], 1)
             drafter.warm_up(1)

@@ -13,7 +13,7 @@ from torch import Tensor
 from harness.conformance.case import Case, Check, Pairs, Witness, close, equal, official_tree
 from harness.conformance.statistics import LEAST_P, SEEDS, chi_square_p
 from harness.decoding.acceptance import Accepted, Acceptor, Coupled, Rejection
-from harness.decoding.sampling import Chooser, DecodingParams, stream_key
+from harness.decoding.sampling import DecodingParams, TokenSampler, stream_key
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Outcome
 from harness.target.model import Target
@@ -45,7 +45,7 @@ class RecordedDraws:
 
 
 class RecordedChooser:
-    """Stands for a `Chooser` whose generator is recorded."""
+    """Stands for a `TokenSampler` whose generator is recorded."""
 
     def __init__(self, params: DecodingParams, draws: RecordedDraws) -> None:
         self.params, self.draws = params, draws
@@ -60,7 +60,7 @@ def checks(case: Case, pairs: Pairs) -> list[Check]:
     data, recorded, target = case.data, case.tensors, pairs.target(case)
     params = DecodingParams(name="sampled", temperature=data["temperature"])
     witness = Witness(pairs.drafter(case))
-    target.watch(witness.taps)
+    target.set_taps(witness.taps)
     target.begin(1)
     witness.reset(1)
     logits, states = target.prefill([0], [data["prompt_ids"]])
@@ -138,9 +138,9 @@ def _round(
     sentinel = torch.cat([tree.tokens, torch.tensor([-1])])
     theirs = recorded("node_logits")[None]
     draws = RecordedDraws(recorded("uniform_draws").tolist(), told["bonus_token"])
-    chooser: Any = RecordedChooser(params, draws)
+    sampler: Any = RecordedChooser(params, draws)
     # On their logits, so that the decision is compared and not the rounding.
-    decided = Rejection().accept(theirs, draft, chooser, torch.zeros(1, dtype=torch.int64))
+    decided = Rejection().accept(theirs, draft, sampler, torch.zeros(1, dtype=torch.int64))
     nodes = [0, *(decided.path[0, : int(decided.length[0])] + 1).tolist()]
     rows = [row for row in retrieve.tolist() if row[: len(nodes)] == nodes]
     best = retrieve.tolist().index(rows[0]) if rows else -1
@@ -201,7 +201,7 @@ def _stop_node_p(
     decide: Callable[..., Accepted] = acceptor.accept
     for begin in range(0, _NUM_DRAWS, _CHUNK):
         keys = [stream_key(seed, str(draw), 0, 0) for draw in range(begin, begin + _CHUNK)]
-        chooser = Chooser(params, keys, logits.shape[-1], logits.device)
+        sampler = TokenSampler(params, keys, logits.shape[-1], logits.device)
         many = Draft(
             tokens=draft.tokens.expand(_CHUNK, -1),
             parents=draft.parents.expand(_CHUNK, -1),
@@ -209,7 +209,7 @@ def _stop_node_p(
             num_levels=draft.num_levels,
         )
         wide = logits.expand(_CHUNK, -1, -1)
-        accepted = decide(wide, many, chooser, torch.zeros(_CHUNK, dtype=torch.int64))
+        accepted = decide(wide, many, sampler, torch.zeros(_CHUNK, dtype=torch.int64))
         path = torch.nn.functional.pad(accepted.path + 1, (1, 0))
         last = path.gather(1, accepted.length[:, None])[:, 0]
         counts += last.bincount(minlength=draft.width + 1)

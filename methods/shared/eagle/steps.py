@@ -13,6 +13,7 @@ from harness.drafting.drafter import TargetView
 from harness.drafting.trees import Proposals
 from harness.runtime.attention import grouped, tree_mask
 from harness.runtime.cache import SlotCache
+from harness.runtime.write_plan import WritePlan
 from methods.shared.eagle.head import Head
 
 _SIZES = (1, 4, 8)
@@ -78,16 +79,12 @@ class HeadSteps:
         compiled = self._layers
         if compiled and (plain or not (whole and compiled.serves(len(lengths), num_new))):
             compiled = None
-        cache.aim(
-            rows,
-            num_new,
-            tokens.device,
-            ahead=tree.shape[-1] - num_new,
-            whole=compiled is not None,
-            indexed=compiled is not None,
-        )
+        ahead = tree.shape[-1] - num_new
         if compiled is None:
+            # Lengths that are on the device only belong to a graph, which is made of compiled steps.
+            cache.aim(WritePlan.decode(cache.lengths, rows, num_new, tokens.device, ahead))
             return self._layer(tokens, states, positions, tree_mask(lengths, tree), cache)
+        cache.aim(WritePlan.program(lengths, num_new, tokens.device, ahead))
         mask = tree_mask(lengths, tree, cache.num_slots)
         outputs: Tensor = compiled(tokens, states, positions, mask=mask, cache=cache)
         return outputs
