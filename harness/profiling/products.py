@@ -17,7 +17,7 @@ from harness.runtime.packed_linear import Product, layout, pack
 from harness.system.clock import synchronize
 from harness.system.probes import read_bandwidth
 from harness.target.model import Target
-from harness.target.prefill_groups import groups
+from harness.target.prefill import groups
 
 _PROMPT_LENGTHS = (49, 56, 58, 65, 76, 76, 79, 86)
 """The lengths of the prompts of task=smoke for SmolLM2."""
