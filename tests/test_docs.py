@@ -100,8 +100,8 @@ def test_the_commands_on_tracking_send_every_run_once(
     assert len({run.group for run in server.runs.values()}) == 1
     page = (DOCS / "tracking.md").read_text()
     logged = {key for run in server.runs.values() for key in (*run.summary, *run.config)}
-    told = set(re.findall(r"`([a-z]\w+)`", page)) - {"bash", "report", "indicative"}
-    assert told <= logged, told - logged
+    named = set(re.findall(r"`([a-z]\w+)`", page)) - {"bash", "report", "indicative"}
+    assert named <= logged, named - logged
     assert view.startswith(server.url)
 
 
