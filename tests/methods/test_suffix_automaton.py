@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from methods.shared.suffix_automaton import ROOT, SuffixAutomaton
+from methods.suffix.automaton import ROOT, SuffixAutomaton
 
 texts = st.lists(st.integers(0, 2), max_size=40)
 limits = st.none() | st.integers(1, 6)
