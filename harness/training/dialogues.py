@@ -136,7 +136,7 @@ class WrittenDialogues(Dialogues):
     batch_size: int = Field(default=32, ge=1)
     """Dialogues that are written together."""
     seed: int = 0
-    """Of the sampling."""
+    """Seed of the sampling."""
     max_answer_tokens: int = Field(default=256, ge=2)
     """Longer answers are cut here."""
     temperature: float = Field(default=0.0, ge=0)
@@ -221,7 +221,7 @@ class SelfSynthesised(WrittenDialogues):
     """
 
     user_temperature: float = Field(default=0.9, gt=0)
-    """Of the questions."""
+    """Temperature at which questions are sampled."""
     max_user_tokens: int = Field(default=128, ge=4)
     """Longer questions are discarded."""
 

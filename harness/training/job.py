@@ -65,10 +65,8 @@ def run_training(config: DictConfig) -> None:
         with processes.main_process_first():
             writer = _writer(build(config.writer, "writer"), engine, weights, spec, console)
             samples, num_dropped, excluded = _samples(config, data, writer)
-        folder, features = Path(settings["out"]), Features(target, drafter.taps)
-        if training.features:
-            made_by = [weights.card.get(key) for key in ("path", "revision", "fingerprint")]
-            features = CachedFeatures(target, drafter.taps, Path(training.features), made_by, console.note)
+        folder = Path(settings["out"])
+        features = _features(training, target, drafter, weights, console)
         trainer = Trainer(engine, drafter, training, samples, folder, _identity(settings), features)
         done = trainer.run(console.note, tracker.curves(f"{spec.name}-{name}", naming.redact(settings)))
     if not processes.is_main_process:
@@ -90,6 +88,15 @@ def run_training(config: DictConfig) -> None:
         "tokens": done.num_tokens,
     }
     print(json.dumps(outcome), flush=True)
+
+
+def _features(
+    training: Training, target: Target, drafter: Drafter, weights: LoadedWeights, console: Console
+) -> Features:
+    if not training.features:
+        return Features(target, drafter.taps)
+    identity = [weights.card.get(key) for key in ("path", "revision", "fingerprint")]
+    return CachedFeatures(target, drafter.taps, Path(training.features), identity, console.note)
 
 
 def _samples(config: DictConfig, data: Dialogues, writer: Writer) -> tuple[list[Sample], int, list[str]]:

@@ -57,18 +57,18 @@ class Eagle(HeadDrafter):
     which draft badly and serve to measure time alone."""
     revision: str | None = None
     dtype: Literal["target", "float32", "bfloat16", "float16"] = "target"
-    """Of the head; `target` is the target's."""
+    """The head's dtype; `target` takes the target's."""
     aux_layers: tuple[int, ...] | None = Field(default=None, min_length=1)
     """The tapped blocks of EAGLE-3; None takes the checkpoint's, else the official 2, L//2 and L-3."""
     aux_convention: Literal["auto", "input", "output"] = "auto"
     """Whether `aux_layers` names blocks whose `input` or whose `output` is tapped. `auto`: `output` if the
     checkpoint's list begins with 1, as SpecForge writes it, else `input`."""
     norm_output: bool | None = None
-    """See `HeadShape`; None takes the checkpoint's."""
+    """The normed state is fed back; None takes what the checkpoint says."""
     norm_before_residual: bool | None = None
-    """See `HeadShape`; None takes the checkpoint's."""
+    """The residual carries the normed state; None takes what the checkpoint says."""
     draft_vocab_size: int | None = Field(default=None, ge=1)
-    """Of a random EAGLE-3 head; None is the target's whole vocabulary."""
+    """Draft vocabulary of a random EAGLE-3 head; None is the target's whole vocabulary."""
     seed: int = Field(default=0, ge=0)
     recipe: EagleRecipe = Field(default_factory=EagleRecipe)
     """Its training."""

@@ -104,7 +104,7 @@ class Evidence:
     shapes: Shapes
     where: str
     layer_prefix: str
-    """Of the layer's tensors in official checkpoints, for messages."""
+    """Prefix of the layer's tensors in official checkpoints, for messages."""
 
     def fail(self, tensor: str, text: str) -> NoReturn:
         """Raise a ConfigError about a tensor."""
