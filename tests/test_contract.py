@@ -17,7 +17,7 @@ from harness.config import ConfigError, build
 from harness.decoding.acceptance import Coupled, Rejection
 from harness.decoding.loop import Generation
 from harness.decoding.sampling import DecodingParams
-from methods.shared.datastore import Datastore
+from methods.rest.datastore import Datastore
 from tests.support.targets import VOCAB, engine, requests, tiny_model
 
 METHODS = sorted(Path(__file__).parents[1].glob("conf/method/*.yaml"))

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from typing_extensions import override
 
 from harness.drafting.draft import Draft
-from harness.drafting.drafter import Drafter, Outcome, Tap
+from harness.drafting.drafter import Drafter, Outcome, Scope, Tap
 from harness.drafting.trees import DynamicTree
 from harness.profiling.setup import Finding, ProfilingSetup
 from harness.system.clock import synchronize
@@ -33,7 +33,17 @@ class WatchedDrafter(Drafter):
         after: Callable[[Outcome], None] = lambda outcome: None,
     ) -> None:
         """around: is given the call that drafts and returns its draft. after: follows every `observe`."""
+        super().__init__(policy=inner.policy)
         self._inner, self._around, self._after = inner, around, after
+
+    @property
+    @override
+    def scope(self) -> Scope:
+        return self._inner.scope
+
+    @override
+    def new_call(self, keep_memory: bool) -> None:
+        self._inner.new_call(keep_memory)
 
     @property
     @override

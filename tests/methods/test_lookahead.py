@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from methods.lookahead import _row
-from methods.shared.jacobi_window import JacobiWindow
+from methods.lookahead.drafter import _row
+from methods.lookahead.jacobi_window import JacobiWindow
 
 RECORDED = Path(__file__).parents[3] / "shared/fixtures/ngram/public/lookahead"
 CASES = sorted(RECORDED.glob("*.json")) if RECORDED.is_dir() else []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from methods.shared.trie_forest import TrieForest
+from methods.pia.trie_forest import TrieForest
 
 RECORDED = Path(__file__).parents[3] / "shared/fixtures/ngram/public/pia_upstream"
 CASES = sorted(RECORDED.glob("*.json")) if RECORDED.is_dir() else []

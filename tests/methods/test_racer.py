@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from harness.drafting.drafter import TargetView
-from methods.racer import Racer, _State
-from methods.shared.lru_automaton import LruAutomaton
+from methods.racer.drafter import Racer, _State
+from methods.racer.lru_automaton import LruAutomaton
 
 RECORDED = Path(__file__).parents[3] / "shared/fixtures/ngram/public"
 CASES = sorted([*RECORDED.glob("racer/*.json"), *RECORDED.glob("racer_paper_rule/*.json")])

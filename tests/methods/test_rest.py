@@ -14,8 +14,8 @@ import torch
 
 from harness.config import ConfigError
 from harness.drafting.drafter import TargetView
-from methods.rest import Rest, main
-from methods.shared.datastore import Datastore, frequent_prefixes, suffix_order
+from methods.rest.datastore import Datastore, frequent_prefixes, suffix_order
+from methods.rest.drafter import Rest, main
 
 RECORDED = Path(__file__).parents[3] / "shared/fixtures/ngram/public/rest"
 CASES = sorted(RECORDED.glob("*.json")) if RECORDED.is_dir() else []

@@ -19,8 +19,8 @@ from harness.training.dialogues import (
     GivenDialogues,
     SelfSynthesised,
     Writer,
-    without_overlap,
 )
+from harness.training.overlap import without_overlap
 from methods.vanilla import Vanilla
 
 

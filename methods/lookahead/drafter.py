@@ -25,7 +25,7 @@ from harness.config import configurable
 from harness.drafting.draft import Draft, Riders
 from harness.drafting.drafter import Outcome
 from harness.drafting.sequence_drafter import SequenceTreeDrafter
-from methods.shared.jacobi_window import JacobiWindow
+from methods.lookahead.jacobi_window import JacobiWindow
 
 
 @configurable

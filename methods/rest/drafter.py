@@ -27,7 +27,7 @@ from pydantic import Field
 from harness.config import ConfigError, configurable
 from harness.drafting.drafter import TargetView
 from harness.drafting.sequence_drafter import SequenceTreeDrafter
-from methods.shared.datastore import Datastore, frequent_prefixes
+from methods.rest.datastore import Datastore, frequent_prefixes
 
 
 @configurable
@@ -131,7 +131,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(f"{made.about['num_tokens']} tokens in {given.out}", file=sys.stderr)
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -19,7 +19,7 @@ from pydantic import Field
 
 from harness.config import configurable
 from harness.drafting.sequence_drafter import SequenceTreeDrafter
-from methods.shared.trie_forest import Selection, TrieForest
+from methods.pia.trie_forest import Selection, TrieForest
 
 
 @dataclass

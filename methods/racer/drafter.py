@@ -29,7 +29,7 @@ from torch import Tensor
 from harness.config import ConfigError, configurable
 from harness.drafting.drafter import HiddenTap, Outcome, TargetView
 from harness.drafting.sequence_drafter import SequenceTreeDrafter
-from methods.shared.lru_automaton import LruAutomaton, Node, TouchOrder
+from methods.racer.lru_automaton import LruAutomaton, Node, TouchOrder
 
 BreadthRule = Literal["paper", "code"]
 Table = dict[int, list[int]]
@@ -63,7 +63,7 @@ class Racer(SequenceTreeDrafter):
     breadth_rule: BreadthRule = "paper"
     """Where the tree keeps its breadth: below the pending token (paper) or one level deeper (code)."""
     touch_order: TouchOrder = "leaf_to_root"
-    """When nodes of the automaton are marked as used; see `methods.shared.lru_automaton`."""
+    """When nodes of the automaton are marked as used; see `methods.racer.lru_automaton`."""
 
     @property
     def taps(self) -> tuple[HiddenTap, ...]:

@@ -1,16 +1,18 @@
 """Suffix: retrieval by suffix automaton (SAM Decoding, Hu et al. 2024, arXiv 2411.10666).
 
-The longest suffix of prompt and output that stood there before is found however long it is, in constant time
-a token; what followed its first occurrence is drafted. A corpus of earlier outputs may be searched too: the
-longer match wins, the text itself on a tie. `length_factor` drafts in proportion to the match, as
-SuffixDecoding does (Oliaro et al. 2024, arXiv 2411.04975).
+The longest suffix of prompt and output that occurred before is found in constant time per token, however long
+it is; the tokens that followed its first occurrence are drafted. A corpus of earlier outputs can be searched
+too: the longer match wins, the text itself on a tie. With `length_factor` the draft grows in proportion to
+the match, as in SuffixDecoding (Oliaro et al. 2024, arXiv 2411.04975).
 Where the code departs from SAM Decoding:
-* No drafter takes over without a match of `min_match` tokens (theirs: EAGLE-2 or Token Recycling, below 5).
-* Text and corpus compete by the length of their matches alone; theirs has to be longer by 5 to win.
-* The draft has a fixed length; theirs is min(40, 1 + floor(4 x match)) tokens with the pending one, which is
-  `draft_length: 39, length_factor: 4` here.
-* Where few tokens follow the match the draft is short; theirs climbs to a shorter match with more after it.
-* A corpus gives a chain too, from its first occurrence; theirs can give a tree by counts of successors.
+* No other drafter takes over without a match of `min_match` tokens (theirs: EAGLE-2 or Token Recycling, below
+  5).
+* Text and corpus compete by the length of their matches alone; theirs must be longer by 5 to win.
+* The draft has a fixed length; theirs has min(40, 1 + floor(4 x match)) tokens including the pending one,
+  which is `draft_length: 39, length_factor: 4` here.
+* Where few tokens follow the match the draft is short; theirs climbs to a shorter match that more tokens
+  follow.
+* A corpus also gives a chain, from the first occurrence; theirs can give a tree by counts of successors.
 * The corpus is read-only and holds each output once.
 """
 
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from harness.config import ConfigError, configurable
 from harness.drafting.drafter import TargetView
@@ -31,31 +34,33 @@ from harness.drafting.sequence_drafter import SequenceDrafter
 from methods.shared.suffix_automaton import ROOT, Match, SuffixAutomaton
 
 _SEPARATOR = -1
-"""Between outputs of the corpus; no token, so no match and no draft crosses it."""
+"""Separates the outputs of a corpus. It is no token id, so no match and no draft crosses it."""
 
 
 @dataclass
 class _State:
-    """The text so far, and where the corpus agrees with its end."""
+    """The state of one sequence."""
 
     text: SuffixAutomaton
+    """Prompt and output so far."""
     place: tuple[int, int] = (ROOT, 0)
+    """State and length of the longest suffix of the text that occurs in the corpus."""
 
 
 @configurable
 class Suffix(SequenceDrafter):
-    """Drafts a chain.
-
-    draft_length: most tokens of a draft. min_match, max_match: shortest suffix that is followed, longest that
-    is looked at (None: any). length_factor: drafts at most that many times the match's length (None: always
-    draft_length). corpus_path: a JSONL file of `{"output_ids": [...]}`, as a run's records.jsonl is.
-    """
+    """Drafts a chain: the continuation of the longest suffix that occurred before."""
 
     draft_length: int = Field(default=10, ge=1)
+    """Largest number of drafted tokens."""
     min_match: int = Field(default=2, ge=1)
+    """Shortest suffix that is followed, in tokens."""
     max_match: int | None = Field(default=None, ge=1)
+    """Longest suffix that is considered, in tokens; None: any length."""
     length_factor: float | None = Field(default=None, gt=0)
+    """Limits the draft to this many times the length of the match; None: `draft_length` alone limits it."""
     corpus_path: str | None = None
+    """A JSONL file with one `{"output_ids": [...]}` per line, such as the records.jsonl of a run."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Suffix:
@@ -64,38 +69,40 @@ class Suffix(SequenceDrafter):
         return self
 
     @property
+    @override
     def corpus(self) -> str | None:
-        """The name of the corpus file: outputs of other conversations."""
         return Path(self.corpus_path).name if self.corpus_path else None
 
+    @override
     def bind(self, target: TargetView) -> None:
-        """See `Drafter`; reads the corpus.
+        """Read the corpus.
 
         Raises:
-            ConfigError: a missing or malformed corpus, by line.
+            ConfigError: the corpus is missing or malformed; the text names the line.
         """
         super().bind(target)
         self._corpus = read_corpus(self.corpus_path) if self.corpus_path else None
 
+    @override
     def card(self) -> dict[str, Any]:
-        """See `Drafter`: another corpus makes another measurement, whatever its file is called."""
+        # Another corpus makes another measurement, whatever the name of its file.
         if not self.corpus_path:
             return {}
         return {"corpus_sha256": hashlib.sha256(Path(self.corpus_path).read_bytes()).hexdigest()}
 
+    @override
     def start_one(self) -> _State:
-        """See `SequenceDrafter`."""
         return _State(SuffixAutomaton(max_match=self.max_match))
 
+    @override
     def extend_one(self, state: _State, tokens: Sequence[int]) -> None:
-        """See `SequenceDrafter`."""
         for token in tokens:
             state.text.extend(token)
             if self._corpus:
                 state.place = self._corpus.step(*state.place, token, self.max_match)
 
+    @override
     def propose_one(self, context: Sequence[int], state: _State, room: int) -> Sequence[int]:
-        """See `SequenceDrafter`."""
         match = state.text.repeated()
         source = state.text
         if self._corpus:
@@ -114,14 +121,14 @@ class Suffix(SequenceDrafter):
 
 
 def read_corpus(path: str) -> SuffixAutomaton:
-    """An automaton over the distinct `output_ids` of a JSONL file.
+    """Build an automaton over the distinct `output_ids` of a JSONL file.
 
     Raises:
-        ConfigError: a missing or malformed file, by line.
+        ConfigError: the file is missing or malformed; the text names the line.
     """
     file = Path(path)
     if not file.is_file():
-        raise ConfigError(f"corpus_path={path}: no such file; a run's records.jsonl is one")
+        raise ConfigError(f"corpus_path={path}: no such file; the records.jsonl of a run would do")
     outputs: dict[tuple[int, ...], None] = {}
     for number, line in enumerate(file.read_text().splitlines(), start=1):
         try:
