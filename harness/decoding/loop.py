@@ -13,6 +13,7 @@ import torch
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.batch import Batch, Generation, Request, Stop, read, trim
 from harness.decoding.sampling import DecodingParams
+from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, keeps_memory
 from harness.drafting.policy import shorten
 from harness.system.clock import Stopwatch
@@ -72,15 +73,7 @@ class LocalEngine:
         a drafter of that scope may use its memory of the earlier call.
         """
         self.target.set_taps(drafter.taps)
-        batch = Batch(
-            self.target,
-            requests,
-            drafter,
-            params,
-            end_token_ids=self.end_token_ids,
-            max_context=self.max_context,
-            most=self.batch_size,
-        )
+        batch = self._batch(requests, drafter, params)
         watch = Stopwatch(self.target.device, self.timed)
         exact = acceptor.coupled or not acceptor.lossless
         watch.start()
@@ -90,9 +83,7 @@ class LocalEngine:
         while batch.running:
             draft = shorten(drafter.propose(batch.room()), drafter.policy, exact)
             watch.lap("draft")
-            width, num_riders = draft.width + draft.num_riders, draft.num_riders
-            if width < len(self._widths):
-                draft = draft.padded(self._widths[width] - num_riders)
+            draft = self._padded(draft)
             logits, rider_logits = draft.split(self.target.verify(batch.pending, draft))
             watch.lap("verify")
             accepted = acceptor.accept(logits, draft, batch.sampler, batch.positions())
@@ -111,3 +102,19 @@ class LocalEngine:
         total = watch.stop()
         batch.charge(watch.spans(), total)
         return batch.generations
+
+    def _batch(self, requests: Sequence[Request], drafter: Drafter, params: DecodingParams) -> Batch:
+        return Batch(
+            self.target,
+            requests,
+            drafter,
+            params,
+            end_token_ids=self.end_token_ids,
+            max_context=self.max_context,
+            most=self.batch_size,
+        )
+
+    def _padded(self, draft: Draft) -> Draft:
+        """The draft padded to the width at which nodes and riders together are cheapest."""
+        width = draft.width + draft.num_riders
+        return draft.padded(self._widths[width] - draft.num_riders) if width < len(self._widths) else draft

@@ -1,4 +1,4 @@
-"""Acceptors on targets small enough to enumerate: the law by chi-square, the decision against brute force.
+"""Acceptors on targets small enough to enumerate: chi-square of the output, and the decision by brute force.
 
 With 50,000 draws over five tokens, a shift of 1 % of the mass between two tokens of average weight has
 noncentrality 50 at four degrees of freedom: at p = 0.01 it is found in more than 99.9 % of cases.
@@ -24,12 +24,12 @@ LOGITS = torch.randn(1 + VOCAB, VOCAB, generator=torch.Generator().manual_seed(3
 """A bigram target: row 0 at first, row 1 + t after token t."""
 
 
-def laws() -> Tensor:
+def expected_probs() -> Tensor:
     return LOGITS.double().softmax(-1)
 
 
 def drafted(seed: int, drawn: bool) -> Draft:
-    """Two siblings and a child of the first; drawn from a law of the drafter's own, or always the same."""
+    """Two siblings and a child of the first; drawn from the drafter's distribution, or always the same."""
     if not drawn:
         tokens = torch.tensor([[1, 3, 2]]).expand(NUM_DRAWS, 3)
         return Draft(
@@ -38,17 +38,17 @@ def drafted(seed: int, drawn: bool) -> Draft:
             size=torch.full((NUM_DRAWS,), 3),
         )
     random = torch.Generator().manual_seed(seed)
-    law = torch.tensor([0.4, 0.1, 0.2, 0.25, 0.05]).expand(NUM_DRAWS, VOCAB)
-    first = law.multinomial(1, generator=random)
+    distribution = torch.tensor([0.4, 0.1, 0.2, 0.25, 0.05]).expand(NUM_DRAWS, VOCAB)
+    first = distribution.multinomial(1, generator=random)
     # Siblings are distinct: the second is drawn from what the first left.
-    rest = law.scatter(1, first, 0.0)
+    rest = distribution.scatter(1, first, 0.0)
     rest = rest / rest.sum(-1, keepdim=True)
-    second, child = rest.multinomial(1, generator=random), law.multinomial(1, generator=random)
+    second, child = rest.multinomial(1, generator=random), distribution.multinomial(1, generator=random)
     return Draft(
         tokens=torch.cat([first, second, child], dim=1),
         parents=torch.tensor([[-1, -1, 0]]).expand(NUM_DRAWS, 3),
         size=torch.full((NUM_DRAWS,), 3),
-        probs=torch.stack([law, rest, law], dim=1),
+        probs=torch.stack([distribution, rest, distribution], dim=1),
     )
 
 
@@ -69,13 +69,13 @@ def outcome(acceptor: Acceptor, seed: int, drawn: bool) -> tuple[Tensor, Tensor,
 def statistics(acceptor: Acceptor, seed: int, drawn: bool) -> tuple[float, float]:
     """Chi-square of the first tokens (4 degrees of freedom) and of the second given the first (4 each)."""
     first, before, second = outcome(acceptor, seed, drawn)
-    return chi_square(first, laws()[0]), sum(
-        chi_square(second[before == token], laws()[1 + token]) for token in before.unique().tolist()
+    return chi_square(first, expected_probs()[0]), sum(
+        chi_square(second[before == token], expected_probs()[1 + token]) for token in before.unique().tolist()
     )
 
 
-def chi_square(tokens: Tensor, law: Tensor) -> float:
-    expected = law * len(tokens)
+def chi_square(tokens: Tensor, distribution: Tensor) -> float:
+    expected = distribution * len(tokens)
     seen = torch.bincount(tokens, minlength=VOCAB).double()
     return float(((seen - expected) ** 2 / expected).sum())
 
@@ -83,7 +83,7 @@ def chi_square(tokens: Tensor, law: Tensor) -> float:
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "fixed"])
 @pytest.mark.parametrize("acceptor", [Coupled(), Rejection()], ids=lambda acceptor: acceptor.name)
-def test_the_law_of_the_output_is_the_targets(acceptor: Acceptor, drawn: bool, seed: int) -> None:
+def test_the_output_follows_the_targets_distribution(acceptor: Acceptor, drawn: bool, seed: int) -> None:
     first, second = statistics(acceptor, seed, drawn)
     assert first < CRITICAL[4]
     assert second < CRITICAL[20], "at most five first tokens, four degrees of freedom each"
@@ -98,7 +98,7 @@ class Eager(Rejection):
         return Accepted(made.length, made.path, torch.where(forced, draft.tokens[:, 0], made.token))
 
 
-def test_a_small_bias_of_the_law_is_found() -> None:
+def test_a_small_bias_is_found() -> None:
     assert statistics(Eager(), 1, False)[0] > CRITICAL[4]
 
 

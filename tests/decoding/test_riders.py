@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from harness.drafting.draft import Draft, Riders
 from harness.drafting.drafter import Outcome
 from harness.target.model import Target
 from methods.vanilla import Vanilla
-from tests.support.targets import END, VOCAB, RandomTrees, engine, oracle, requests, tiny_model
+from tests.support.targets import END, VOCAB, RandomTrees, ending_apart, engine, oracle, requests, tiny_model
 
 GREEDY = DecodingParams(name="greedy", max_new_tokens=24)
 SAMPLED = DecodingParams(name="sampled", temperature=1.0, max_new_tokens=24, ignore_end_token=True)
@@ -167,3 +168,31 @@ def test_padding_a_draft_leaves_its_riders_what_they_see() -> None:
     more.check(VOCAB)
     assert more.num_riders == 1
     assert copy.deepcopy(draft).copied().riders is not None
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
+@BOTH
+def test_riders_go_through_a_program_of_a_batch_that_has_shrunk(
+    params: DecodingParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drafts are padded so that nodes and riders together are as many as a program serves."""
+    monkeypatch.setattr("harness.runtime.compiled_step.torch.compile", lambda step, **_: step)
+    end = ending_apart(plain_outputs(params))
+    params = replace(params, ignore_end_token=False)
+    plain = LocalEngine(Target(tiny_model("llama")), {end}, 512)
+    vanilla = Vanilla()
+    vanilla.bind(plain.target)
+    expected = [one.output_ids for one in plain.generate(requests(), vanilla, params, Coupled())]
+    assert len({len(ids) for ids in expected}) > 1, "the batch has not shrunk"
+    target = Target(copy.deepcopy(tiny_model("llama")), cache="static", compiled=True)
+    target.steps.choose(["compiled"], 3)
+    program, shapes = target.steps.forward, []
+    assert program is not None
+    step = program._step
+    program._step = lambda ids, *rest: (shapes.append(tuple(ids.shape)), step(ids, *rest))[1]
+    drafter = Escorted(oracle=oracle(requests(), expected), width=5, num_riders=2)
+    drafter.bind(target)
+    loop = LocalEngine(target, {end}, 512, widths=[0, *[7] * 7])
+    made = loop.generate(requests(), drafter, params, Coupled())
+    assert [one.output_ids for one in made] == expected
+    assert set(shapes) == {(3, 8)}
