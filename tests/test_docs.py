@@ -237,6 +237,8 @@ def test_every_command_is_one_that_we_have(command: str, monkeypatch: pytest.Mon
 def compose_one(module: str, words: list[str]) -> None:
     """Compose the first job of a command line and, of the benchmark, build its plan."""
     typed = [word for word in words if word not in ("--multirun", "--help")]
+    if module == "cost" and typed and re.fullmatch("[a-z]+", typed[0]):
+        typed[0] = f"command={typed[0]}"
     assert "--multirun" in words or not any(one.is_sweep_override() for one in parsed(typed))
     chosen = []
     for one in parsed(typed):
