@@ -1,8 +1,8 @@
-"""Train a draft head: python -m harness.train method=eagle3 [target=...] [data=...] [key=value] ...
+"""Train a drafter: python -m harness.train method=NAME [target=...] [data=...] [key=value] ...
 
-The same command goes on where it broke off. The last line on stdout is one JSON document: the folder of the
-head, its held-out tau, steps and tokens. Exit status: 0 good, 1 it failed, 2 the command line or a config is
-wrong.
+The same command resumes an interrupted training. The last line on stdout is one JSON document: the folder of
+the head, its held-out tau, steps and tokens. Exit status: 0 success, 1 failure, 2 the command line or a
+configuration is wrong.
 """
 
 from __future__ import annotations

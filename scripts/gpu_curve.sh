@@ -1,6 +1,6 @@
 #!/bin/sh
-# The whole batch curve of a CUDA device, as scripts/gpu_suite.sh measures it, and its cost table: scripts/gpu_curve.sh FOLDER
-# Takes as long as it takes: every batch compiles programs of its own. What is done is not measured again.
+# Measures the whole batch curve of a CUDA device with scripts/gpu_suite.sh, and its cost table: scripts/gpu_curve.sh FOLDER
+# There is no time limit: every batch size compiles its own programs. Finished runs are not measured again.
 set -eu
 out=$1
 python=${PYTHON:-python3}

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Tests and benchmarks of a CUDA device, meant for nine minutes: scripts/gpu_suite.sh FOLDER [BATCH ...]
-# The full curve is scripts/gpu_curve.sh.
+# Runs the tests and benchmarks of a CUDA device in about nine minutes: scripts/gpu_suite.sh FOLDER [BATCH ...]
+# scripts/gpu_curve.sh measures the full curve.
 # 8B shapes with random weights, acceptance forced to EAGLE-3's published 6.13 (MT-bench, LLaMA-3.1-8B, T = 0;
 # arXiv 2503.01840, table 1), a 60-node tree over a draft vocabulary of 32 thousand, prompts of 128 random tokens.
-# Runs, tables, what the tests said and where a round's time goes are in FOLDER. TESTS=no, PROFILE=no leave parts out.
-# TARGET=tiny DEPTH=3 PROFILE=no tries the script itself anywhere.
+# FOLDER receives runs, tables, the tests' output and the share of a round that is spent outside of kernels. TESTS=no and
+# PROFILE=no leave parts out. TARGET=tiny DEPTH=3 PROFILE=no tries the script itself anywhere.
 set -eu
 out=$1
 shift
@@ -18,17 +18,18 @@ drawn = random.Random(0)
 lines = [{"id": str(i), "input_ids": [drawn.randrange(1, 256) for _ in range(128)]} for i in range(128)]
 Path(sys.argv[1]).write_text("".join(json.dumps(line) + "\n" for line in lines))
 PROMPTS
-settings="target=${TARGET:-llama_8b_shape} target.compile=true ladder=strong task=token_ids task.path=$out/prompts.jsonl
-    method=eagle3 methods.eagle3.head=random +methods.eagle3.draft_vocab_size=${VOCABULARY:-32000}
-    methods.eagle3.tree.depth=${DEPTH:-7} accept=forced acceptor.tau=${TAU:-6.13} decoding=greedy measure=quick
-    +measure.waves=2 max_new_tokens=${TOKENS:-128}"
+arms="target=${TARGET:-llama_8b_shape} target.compile=true methods.eagle3.head=random
+    +methods.eagle3.draft_vocab_size=${VOCABULARY:-32000} methods.eagle3.tree.depth=${DEPTH:-7}"
+settings="method=eagle3 ladder=strong task=token_ids task.path=$out/prompts.jsonl accept=forced acceptor.tau=${TAU:-6.13}
+    decoding=greedy measure=quick +measure.waves=2 max_new_tokens=${TOKENS:-128}"
 for batch in ${*:-1 8 64}; do
-    # As many as fill two waves; six where they come one by one.
+    # As many prompts as fill two waves; six if they are decoded one by one.
     prompts=$((batch > 1 ? 2 * batch : ${PROMPTS:-6}))
-    $python -m harness.bench ~experiment $settings task.limit=$prompts measure.batch_size="$batch" tracker=none \
+    $python -m harness.bench ~experiment $arms $settings task.limit=$prompts measure.batch_size="$batch" tracker=none \
         results="$out" >"$out/batch-$batch.json"
     if [ "$batch" = 1 ] && [ "${PROFILE:-yes}" = yes ]; then
-        $python scripts/gpu_profile.py $settings | tee "$out/profile.txt"
+        $python -m harness.cost kernels $arms method=[vanilla,eagle3] costs.batches=[1] costs.contexts=[128] costs.tau="${TAU:-6.13}" \
+            >"$out/profile.json"
     fi
 done
 $python -m harness.report build --results "$out" --out "$out/tables"

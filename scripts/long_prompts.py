@@ -1,6 +1,6 @@
-"""Prompts with long contexts for a target to answer: several texts of its own, joined, to be summarised.
+"""Make prompts with long contexts for a target to answer: several of its own texts, joined, to be summarised.
 
-Self-synthesised dialogues are short, and a head that never saw a long context drafts badly behind one.
+Self-synthesised dialogues are short, and a head that was never trained on a long context drafts badly on one.
 python scripts/long_prompts.py DIALOGUES.jsonl OUT.jsonl [NUM] [SEED]; then
 python -m harness.train data=answered data.task.path=OUT.jsonl ...
 """
@@ -23,7 +23,7 @@ _NUM_WORDS = (250, 550)
 
 
 def main(source: str, out: str, num: int = 160, seed: int = 0) -> None:
-    """Write `num` prompts made of the answers in the JSONL file `source` (fields user and assistant)."""
+    """Write `num` prompts built from the answers in the JSONL file `source` (fields user and assistant)."""
     draw = random.Random(seed)
     lines = [json.loads(line) for line in Path(source).read_text(encoding="utf-8").splitlines()]
     texts = [line["assistant"].strip() for line in lines if len(line["assistant"].split()) > 40]

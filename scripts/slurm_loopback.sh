@@ -16,7 +16,7 @@ port=${SLURM_PORT:-16817}
 host=$(hostname -s)
 export SLURM_CONF="$folder/slurm.conf"
 
-# wait_for WHAT COMMAND...: until it succeeds, half a minute at most.
+# wait_for WHAT COMMAND...: repeat the command until it succeeds, for half a minute at most.
 wait_for() {
     what=$1; shift
     for _ in $(seq 300); do
@@ -37,7 +37,7 @@ SlurmdUser=root
 SlurmctldPort=$port
 SlurmdPort=$((port + 1))
 AuthType=auth/munge
-# A job that is put back into the queue waits this long, so that nothing of its first life is valid any more.
+# A job that is put back into the queue waits this long, so that the credentials of its first start have expired.
 AuthInfo=socket=$folder/munge.socket,cred_expire=5
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
@@ -53,7 +53,7 @@ SelectTypeParameters=CR_Core
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=$((port + 2))
-# The socket again: with munge this "password" is where to find it.
+# With munge, this "password" is the path of its socket.
 AccountingStoragePass=$folder/munge.socket
 ReturnToService=2
 KillWait=3
@@ -102,19 +102,19 @@ start() {
     sacctmgr -i add cluster loopback >/dev/null 2>&1 || true
     slurmctld
     slurmd
-    # It may have been stopped in the middle of a job.
+    # The node may have been stopped in the middle of a job.
     scontrol update "NodeName=$host" State=RESUME 2>/dev/null || true
     wait_for "the node" sh -c "sinfo -h -o %T | grep -qE 'idle|mixed|allocated'"
     echo "export SLURM_CONF=$SLURM_CONF"
 }
 
-# end NAME [SIGNAL]: of a daemon by its pid file, and wait until it is gone.
+# end NAME [SIGNAL]: signal a daemon by its pid file, and wait until it is gone.
 end() {
     [ -f "$folder/$1.pid" ] || return 0
     pid=$(cat "$folder/$1.pid")
     kill "-${2:-TERM}" "$pid" 2>/dev/null || true
     for _ in $(seq 200); do
-        # Not `kill -0`: a process that has ended may wait long for its parent to notice.
+        # Not `kill -0`: it succeeds on a zombie, which may wait long for its parent.
         [ -e "/proc/$pid/exe" ] || break
         sleep 0.1
     done

@@ -1,10 +1,10 @@
-"""Scale of the store: made-up runs, written by the store's own writer, and what `report build` takes.
+"""Measure how reports scale: write synthetic runs with the store's own writer, time `report build` on them.
 
     python scripts/store_scale.py FOLDER --runs 10 100 1000
 
-Makes FOLDER/N/runs for each N (1,000 records a run; what is there already stays) and prints seconds and peak
-memory of `python -m harness.report build` over it, in a process of its own. A run is vanilla and one of ten
-methods on 125 conversations of two turns, each measured twice; ten methods share a cell.
+Writes FOLDER/N/runs for each N (1,000 records per run; existing runs are kept) and prints the seconds and
+peak memory of `python -m harness.report build` over it, in a process of its own. A run holds vanilla and one
+of ten methods on 125 conversations of two turns, each measured twice; ten methods share a cell.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ROUND_NS = {"draft_ns": 2_000_000, "verify_ns": 30_000_000, "accept_ns": 500_000
 
 
 def make_manifest(number: int) -> RunManifest:
-    """Of run `number` of `RUNS`."""
+    """The manifest of run `number` of `RUNS`."""
     target, task, (decoding, temperature), method = RUNS[number]
     settings = {"_target_": f"methods.{method}", "draft_length": 4, "scope": "conversation"}
     return RunManifest(
@@ -63,14 +63,14 @@ def make_manifest(number: int) -> RunManifest:
 
 
 def make_records(number: int) -> list[GenerationRecord]:
-    """Of run `number`, conversation by conversation; the same for the same number."""
+    """The records of run `number`, conversation by conversation; a number always gives the same records."""
     method = RUNS[number][3]
     noise = np.random.default_rng(number)
     chance = 0.3 + 0.05 * METHODS.index(method)
     records = []
     for place in range(NUM_CONVERSATIONS * NUM_TURNS):
         conversation, turn = divmod(place, NUM_TURNS)
-        # The text belongs to the cell, not to the method.
+        # All methods of a cell give the same text.
         length = int(np.random.default_rng([number // len(METHODS), place]).integers(*LENGTHS))
         ids = noise.integers(0, 49_000, length).tolist()
         for arm in ("vanilla", method):
@@ -115,7 +115,7 @@ def make_records(number: int) -> list[GenerationRecord]:
 def make_store(results: Path, num_runs: int) -> None:
     """Write the first `num_runs` runs below `results`; finished ones stay as they are."""
     store, sync = ResultStore(results / "runs"), os.fsync
-    # What is made up need not outlive a power cut, and a million waits for the disk take an hour.
+    # Synthetic records need not survive a power cut, and a million waits for the disk would take an hour.
     os.fsync = lambda descriptor: None  # type: ignore[assignment]
     try:
         for number in range(num_runs):

@@ -1,8 +1,9 @@
-"""A sweep of a hundred cells, interrupted in every way: python -m scripts.sweep_trial slurm|ray FOLDER
+"""Try a sweep of a hundred cells, interrupted in several ways: python -m scripts.sweep_trial slurm|ray FOLDER
 
-slurm: after `scripts/slurm_loopback.sh start SLURM`, with its SLURM_CONF set. ray: starts a cluster of two
-workers. Ctrl-C, kill -9 of a worker, a job put back into the queue, the scheduler killed and started again;
-then the same command. Prints what the store holds at every turn, as JSON lines. Typed again it goes on.
+slurm: run `scripts/slurm_loopback.sh start SLURM` first and set its SLURM_CONF. ray: starts a cluster of two
+workers. The interruptions are Ctrl-C, kill -9 of a worker, a job put back into the queue, and a killed
+scheduler; after each the same command is run again. Prints the state of the store after every step, as JSON
+lines. If it is interrupted itself, the same command resumes.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ LAUNCHERS = {
     "ray": [f"hydra.launcher.init.address=127.0.0.1:{RAY_PORT}", "hydra.launcher.remote.num_gpus=0"],
 }
 NUM_JOBS = 50
-"""Two cells each, greedy and sampled."""
+"""Each job has two cells, greedy and sampled."""
 NUM_PROMPTS = 8
 
 
 class Trial:
-    """One sweep, typed again and again."""
+    """One sweep, whose command is run again and again."""
 
     def __init__(self, launcher: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ class Trial:
         self._log, self._begin = folder / "log", time.monotonic()
 
     def type(self, until: int = 0, act: Callable[[subprocess.Popen[str]], str] | None = None) -> None:
-        """Type the command; when `until` cells are done, do something to it."""
+        """Run the command; once `until` cells are done, interrupt it."""
         seen = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("a") as log:
             process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=log, text=True)
@@ -74,15 +75,15 @@ class Trial:
         )
 
     def num(self, state: str) -> int:
-        """Cells in a state."""
+        """The number of cells in a state."""
         return sum(one.state == state for one in Shelf(self.results / "runs").found)
 
     def running(self) -> list[Path]:
-        """Folders that are being written."""
+        """The run folders that are being written."""
         return [one.folder for one in Shelf(self.results / "runs").found if one.state == "running"]
 
     def tell(self, what: str, **more: Any) -> None:
-        """A line of what the store holds."""
+        """Print the state of the store as one line."""
         found = Shelf(self.results / "runs").found
         runs = [load_run(one.folder) for one in found]
         keys = Counter(
@@ -104,13 +105,13 @@ class Trial:
 
 
 def interrupt(process: subprocess.Popen[str]) -> str:
-    """Ctrl-C."""
+    """Interrupt the command as Ctrl-C does."""
     process.send_signal(signal.SIGINT)
     return "Ctrl-C"
 
 
 def kill(trial: Trial) -> str:
-    """kill -9 of a process that writes a run."""
+    """Kill (-9) a process that writes a run."""
     while True:
         for folder in trial.running():
             holder = last_holder(folder)
@@ -135,13 +136,13 @@ def slurm_reboot() -> str:
 
 
 class RayCluster:
-    """A head without processors and two workers of one each, on this machine."""
+    """A Ray cluster on this machine: a head without processors and two workers with one processor each."""
 
     def __init__(self) -> None:
         self.start()
 
     def start(self) -> None:
-        """At the port that the command knows."""
+        """Start the cluster at the port that the command uses."""
         from ray.cluster_utils import Cluster
 
         self._cluster = Cluster(
@@ -151,19 +152,19 @@ class RayCluster:
             self._cluster.add_node(num_cpus=1)
 
     def reboot(self) -> str:
-        """Kill all of it and start it again."""
+        """Kill the whole cluster and start it again."""
         self._cluster.shutdown()
         self.start()
         return "the whole Ray cluster was shut down, and started again"
 
     def stop(self) -> None:
-        """For good."""
+        """Stop the cluster."""
         self._cluster.shutdown()
 
 
 def main(launcher: str, folder: Path) -> None:
-    """Interrupt, and go on until all is done."""
-    # A shell has what it starts in the background ignore Ctrl-C, and that is inherited.
+    """Interrupt the sweep in every way and resume it until all cells are done."""
+    # Background processes of a shell ignore Ctrl-C, and their children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     trial = Trial(launcher, folder)
     cluster = RayCluster() if launcher == "ray" else None

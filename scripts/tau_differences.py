@@ -1,8 +1,8 @@
 """Acceptance lengths by task, their mean over tasks, and paired differences between methods.
 
-python scripts/tau_differences.py RESULTS [PATTERN of run ids]: Markdown tables, one a temperature.
-Conversations are drawn anew within each task (2,000 times), the same for every method; the mean gives each
-task the same weight, as the tables of the EAGLE papers do.
+python scripts/tau_differences.py RESULTS [PATTERN of run ids] prints Markdown tables, one per temperature.
+Intervals are a bootstrap: conversations are resampled within each task (2,000 times), alike for every method.
+The mean gives every task the same weight, as the tables of the EAGLE papers do.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from harness.store.records import BASELINE
 from harness.store.run_store import load_run
 
 Cells = dict[str, dict[str, Totals]]
-"""Task -> method -> tokens and rounds of each conversation, in one order."""
+"""Task -> method -> tokens and rounds of each conversation, in the same order for every method."""
 
 
 def read(results: Path, pattern: str) -> dict[float, Cells]:
-    """Temperature -> cells of the finished runs whose id fits."""
+    """Temperature -> cells of the finished runs whose id matches the pattern."""
     found: dict[float, Cells] = defaultdict(dict)
     for folder in sorted((results / "runs").iterdir()):
         if not fnmatchcase(folder.name, pattern):
@@ -53,7 +53,7 @@ def _name(method: str, settings: dict[str, object]) -> str:
 
 
 def drawn(cells: Cells, method: str) -> tuple[dict[str, float], Floats, dict[str, Floats]]:
-    """Of a method: tau by task, drawn means over tasks [R], drawn taus by task [R]."""
+    """A method's tau by task, its resampled means over tasks [R], and its resampled taus by task [R]."""
     values, by_task = {}, {}
     for number, (task, methods) in enumerate(sorted(cells.items())):
         totals = methods[method]
@@ -64,14 +64,14 @@ def drawn(cells: Cells, method: str) -> tuple[dict[str, float], Floats, dict[str
 
 
 def ends(sample: Floats) -> str:
-    """The interval as text."""
+    """The confidence interval as text."""
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.nanpercentile(sample, [tail, 100 - tail])
     return f"[{low:.2f}, {high:.2f}]"
 
 
 def table(cells: Cells) -> list[str]:
-    """Lines of Markdown."""
+    """One table as lines of Markdown."""
     methods = [
         m for m in dict.fromkeys(m for c in cells.values() for m in c) if all(m in c for c in cells.values())
     ]

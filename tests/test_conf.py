@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 import conf
@@ -51,3 +53,20 @@ def test_every_cell_of_every_experiment_builds_with_a_head_for_every_method(name
         chosen = [f"target={target}"] if target else []
         plan = plan_of(f"experiment={name}", *chosen, *(["task.path=nowhere.jsonl"] if needs_path else []))
         assert all(drafter.head for drafter in plan.arms.values() if hasattr(drafter, "head"))
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "target").glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_target_states_only_what_differs_from_the_defaults(file: Path) -> None:
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 12
+    assert OmegaConf.load(file).defaults
+
+
+def test_shared_defaults_of_targets_are_no_targets() -> None:
+    shared = stems("")
+    assert {"target_base", "target_base_random"} <= set(shared)
+    with initialize_config_module("conf", version_base="1.3"):
+        offered = GlobalHydra.instance().config_loader().get_group_options("target")
+        assert {"hub", "tiny"} <= set(offered)
+        assert not [name for name in offered if "base" in name]
+        with pytest.raises(MissingConfigException, match="target/target_base"):
+            compose("bench", overrides=["target=target_base"])

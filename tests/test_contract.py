@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -16,6 +17,7 @@ from harness.config import ConfigError, build
 from harness.decoding.acceptance import Coupled, Rejection
 from harness.decoding.batch import Generation
 from harness.decoding.sampling import DecodingParams
+from methods.rest.datastore import Datastore
 from tests.support.targets import VOCAB, engine, requests, tiny_model
 
 METHODS = sorted(Path(__file__).parents[1].glob("conf/method/*.yaml"))
@@ -35,11 +37,22 @@ pytestmark = [
 ]
 
 
+@cache
+def _datastore() -> str:
+    """A folder with outputs of these targets, for methods that draft from one."""
+    folder = Path(tempfile.mkdtemp())
+    entries = [list(range(VOCAB)), *(list(request.prompt) for request in requests())]
+    Datastore.build(entries, vocab_size=VOCAB).save(folder)
+    return str(folder)
+
+
 def drafter_of(method: Path) -> Any:
     node = OmegaConf.load(method)
     if "head" in node:
         # Of a head that fits these targets; the contract does not ask for good drafts.
         node.head = "random"
+    if OmegaConf.is_missing(node, "datastore"):
+        node.datastore = _datastore()
     return build(node, method.stem)
 
 
@@ -104,6 +117,18 @@ def test_reset_restores_the_fresh_state(method: Path, family: str) -> None:
     played(drafter, family, "sampled", order=(1,))
     again = played(drafter, family, "sampled")
     assert [one.accepted for one in again] == [one.accepted for one in fresh(method, family, "sampled")]
+
+
+def test_a_drafter_forgets_with_the_call_unless_its_scope_is_wider(method: Path, family: str) -> None:
+    """Even where the next call is about the same question."""
+    drafter, loop = drafter_of(method), engine(family)
+    drafter.bind(loop.target)
+    if drafter.scope in ("question", "process"):
+        pytest.skip("remembers, as its scope says")
+    asked, params = requests()[1], DECODINGS["sampled"]
+    made = [loop.generate([asked], drafter, params, Coupled(), same_question=True)[0] for _ in range(2)]
+    usual = fresh(method, family, "sampled")[1]
+    assert [(one.drafted, one.accepted) for one in made] == [(usual.drafted, usual.accepted)] * 2
 
 
 def test_permuting_the_prompts_leaves_each_ones_acceptance(method: Path, family: str) -> None:

@@ -57,7 +57,7 @@ def test_captured_steps_of_a_head_emit_what_vanilla_emits(architecture: Literal[
     tree = DynamicTree(total_token=14, depth=3, top_k=4)
     drafter = Eagle(architecture=architecture, tree=tree, head="random")
     drafter.bind(target)
-    target.watch(drafter.taps)
+    target.set_taps(drafter.taps)
     target.reserve(512)
     plain = [loop.generate([one], vanilla, PARAMS[0], Coupled())[0].output_ids for one in requests()]
     drafter.warm_up(1)

@@ -1,8 +1,9 @@
-"""One profiling run from its composed configuration to a cost table."""
+"""The commands of `python -m harness.cost`, from a composed configuration to a cost table or findings."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,45 +11,61 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from harness.config import ConfigError, build
+from harness.config import ConfigError, near
 from harness.costs.grid import Grid, repaired
 from harness.costs.table import COSTS, CostTable, DraftingCost, identity
 from harness.decoding.loop import LocalEngine
+from harness.profiling.kernels import kernels
+from harness.profiling.products import linear, prompts
 from harness.profiling.profile import DrafterTimings, Profile
+from harness.profiling.rounds import parts, split
+from harness.profiling.setup import Finding, ProfilingSetup, prepared
 from harness.system import naming, provenance
 from harness.system.console import Console
-from harness.system.machine_lock import held, units_of
-from harness.system.processes import refuse_shared
-from harness.target.model import Target
-from harness.target.spec import TargetSpec
+
+COMMANDS: dict[str, Callable[[ProfilingSetup], list[Finding]]] = {
+    "parts": parts,
+    "split": split,
+    "kernels": kernels,
+    "linear": linear,
+    "prompts": prompts,
+}
+"""The commands beside `table`, by name."""
 
 
 def run_costs(config: DictConfig) -> None:
-    """Profile, write the table, print the JSON line.
+    """Run the command that the configuration names, and print the JSON line.
 
     Raises:
         ConfigError: what cannot be profiled, and what to type instead.
     """
     console = Console()
+    if config.command == "table":
+        print(json.dumps(_write_table(config, console)), flush=True)
+        return
+    if config.command not in COMMANDS:
+        known = ("table", *COMMANDS)
+        raise ConfigError(
+            f"command={config.command}: no such command.{near(str(config.command), known)}"
+            f" Allowed: {', '.join(known)}; type python -m harness.cost COMMAND [key=value] ..."
+        )
+    # Products are compared from plain layers on.
+    changes = {"linear": "plain"} if config.command == "linear" else {}
+    with prepared(config, console.note, **changes) as setup:
+        found = COMMANDS[config.command](setup)
+        line = {"command": config.command, "target": setup.spec.name, "findings": found}
+    print(json.dumps(line), flush=True)
+
+
+def _write_table(config: DictConfig, console: Console) -> dict[str, Any]:
+    """Profile the target and the drafters into a cost table; returns the facts of the JSON line."""
     settings: Any = OmegaConf.to_container(config, resolve=True)
-    profile: Profile = build(config.costs, "costs")
-    drafters = {str(name): build(node, f"methods.{name}") for name, node in (config.methods or {}).items()}
-    spec: TargetSpec = build(config.target, "target")
-    refuse_shared(spec.tensor_parallel, "profiling")
-    with held(units_of(spec.resolved_device(), spec.device_map is not None), True, console.note):
-        weights = spec.load(console.note)
-        profile.check(weights.max_context)
-        target = Target(weights.model, spec.attention, spec.linear, spec.cache, spec.compile)
-        for name, drafter in drafters.items():
-            try:
-                drafter.bind(target)
-            except ConfigError as error:
-                raise ConfigError(f"methods.{name}.{error}") from error
-        target.reserve(profile.most_tokens)
+    with prepared(config, console.note) as setup:
+        profile, target, weights = setup.profile, setup.target, setup.weights
         timings = profile.target(target, console.note)
         engine = LocalEngine(target, weights.end_token_ids, weights.max_context)
         costs = {}
-        for name, drafter in drafters.items():
+        for name, drafter in setup.drafters.items():
             console.note(f"profiling {name}")
             own = naming.redact(settings["methods"][name])
             costs[name] = drafting_cost(profile, profile.drafter(engine, drafter), own)
@@ -56,9 +73,9 @@ def run_costs(config: DictConfig) -> None:
     device = provenance.device_facts(target.device)
     table = CostTable(
         identity=identity({**weights.card, "linear": target.linear}, device, packages),
-        name=spec.name,
-        forward=_monotone(profile, timings.forward),
-        settle=_monotone(profile, timings.settle),
+        name=setup.spec.name,
+        forward=monotone_grid(profile, timings.forward),
+        settle=monotone_grid(profile, timings.settle),
         spread=timings.spread,
         drafters=costs,
         made={
@@ -71,9 +88,13 @@ def run_costs(config: DictConfig) -> None:
         },
     )
     place = table.save(Path(settings["results"]) / COSTS)
-    console.note(f"the table is in {place}; a cell's repeats spread over {timings.spread:.1%} of it")
-    told = {"table": str(place), "target": spec.name, "drafters": sorted(costs), "spread": timings.spread}
-    print(json.dumps(told), flush=True)
+    console.note(f"the table is in {place}; the repeats of a point spread over {timings.spread:.1%} of it")
+    return {
+        "table": str(place),
+        "target": setup.spec.name,
+        "drafters": sorted(costs),
+        "spread": timings.spread,
+    }
 
 
 def drafting_cost(profile: Profile, timings: DrafterTimings, settings: dict[str, Any]) -> DraftingCost:
@@ -81,10 +102,11 @@ def drafting_cost(profile: Profile, timings: DrafterTimings, settings: dict[str,
     axes: dict[str, tuple[int, ...]] = {"batch": profile.batches, "context": profile.contexts}
     # Retrieval has no reason to rise with the context, but no reason to fall either.
     rounds = np.maximum.accumulate(np.maximum.accumulate(timings.round, 0), 1)
-    call = None if timings.call is None else _monotone(profile, timings.call)
+    call = None if timings.call is None else monotone_grid(profile, timings.call)
     return DraftingCost(settings=settings, round=Grid(axes=axes, values=rounds), call=call)
 
 
-def _monotone(profile: Profile, seconds: NDArray[np.float64]) -> Grid:
+def monotone_grid(profile: Profile, seconds: NDArray[np.float64]) -> Grid:
+    """Measured seconds [batch, context, tokens] as a grid that rises along every axis."""
     axes = {"batch": profile.batches, "context": profile.contexts, "tokens": profile.tokens}
     return Grid(axes=axes, values=repaired(seconds))

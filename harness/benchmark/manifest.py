@@ -47,7 +47,7 @@ class ManifestMaker:
             arms={
                 name: {
                     **plan.config["methods"][name],
-                    "scope": method.scope,
+                    "scope": method.knowledge,
                     **({"card": cards[name]} if name in cards else {}),
                 }
                 for name, method in plan.arms.items()
@@ -74,7 +74,7 @@ class ManifestMaker:
         return {
             "num_conversations": len(self.prompts),
             "hash": hashlib.sha256(json.dumps(list(self.prompts.items())).encode()).hexdigest()[:16],
-            "template_hash": template_hash(session.model.tokenizer, session.plan.target),
+            "template_hash": template_hash(session.model.tokenizer, session.plan.target.chat),
             "end_token_ids": sorted(session.model.end_token_ids),
             "task": session.plan.task.card(),
         }

@@ -64,7 +64,7 @@ class Session:
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         """Prompt ids of a chat."""
-        return render(self.model.tokenizer, messages, self.plan.target)
+        return render(self.model.tokenizer, messages, self.plan.target.chat)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer."""

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from harness.benchmark.scenarios.turn_runner import CallKey, TurnResult
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.batch import Generation, Request
-from harness.decoding.sampling import Chooser, DecodingParams
+from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.engines.engine import Engine
 from harness.store.records import BASELINE, NullReplay, Verdict
 from harness.target.model import Target
@@ -113,7 +113,7 @@ class Judge:
 
     def null(self, conversation: str, request: Request, output_ids: Sequence[int], width: int) -> NullReplay:
         """Feed vanilla's own tokens in forwards of `width` tokens; count where another token is drawn."""
-        chooser = self._chooser(request)
+        sampler = self._sampler(request)
         self._target.use_kernel("sdpa")
         try:
             cache, differing = DynamicCache(), 0
@@ -122,7 +122,7 @@ class Judge:
             for start in range(0, len(chunk), width):
                 logits = self._feed(chunk[start : start + width], cache)
                 index = torch.arange(start, start + len(logits), device=logits.device)
-                drawn = chooser.choose(logits[None], index[None])[0].tolist()
+                drawn = sampler.choose(logits[None], index[None])[0].tolist()
                 expected = output_ids[start : start + len(drawn)]
                 differing += sum(a != b for a, b in zip(drawn, expected, strict=True))
         finally:
@@ -176,7 +176,7 @@ class Judge:
         if self._params.greedy:
             return scores
         index = torch.tensor([[place]], device=scores.device)
-        return scores + self._chooser(request).gumbel(index)[0, 0]
+        return scores + self._sampler(request).gumbel(index)[0, 0]
 
     @torch.no_grad()
     def _feed(self, tokens: list[int], cache: DynamicCache) -> Tensor:
@@ -186,5 +186,5 @@ class Judge:
         logits: Tensor = self._target.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0]
         return logits
 
-    def _chooser(self, request: Request) -> Chooser:
-        return Chooser(self._params, [request.key], self._target.vocab_size, self._target.device)
+    def _sampler(self, request: Request) -> TokenSampler:
+        return TokenSampler(self._params, [request.key], self._target.vocab_size, self._target.device)

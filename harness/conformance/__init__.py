@@ -1,1 +1,4 @@
-"""Conformance: compares our EAGLE with recorded cases of the official code."""
+"""Conformance: compares our methods with recorded cases of official code.
+
+Each folder is a family of cases; its module `family` says which cases it `claims` and how it `checks` them.
+"""

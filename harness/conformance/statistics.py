@@ -1,4 +1,4 @@
-"""Statistics cases: the law of the first three tokens of many sampled runs, against their exact joint law."""
+"""The distribution of the first three sampled tokens: exact, sampled with our loop, and compared."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from harness.conformance.case import Case, Check, Pairs, close
-from harness.decoding.acceptance import Acceptor, Coupled, Rejection
+from harness.decoding.acceptance import Acceptor
 from harness.decoding.batch import Request
 from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams, stream_key
@@ -16,39 +15,14 @@ from harness.drafting.drafter import Drafter
 from harness.target.model import Target
 
 LEAST_P = 1e-3
-"""A case passes if one of the seeds gives more; a right sampler fails both once in a million times."""
+"""A case passes if one of the seeds gives more; a correct sampler fails both once in a million times."""
 SEEDS = (0, 1)
 _FEWEST = 5.0
+"""Smallest expected count of a cell; rarer cells are merged."""
 _NUM_SAMPLES = 5000
-"""A verifier that draws from the whole law after a rejection is found by 4,000 with p < 1e-80 (fixtures)."""
-_NUM_TOKENS = 3
+"""4,000 suffice to find a verifier that draws from the whole distribution after a rejection (p < 1e-80)."""
+NUM_TOKENS = 3
 _BATCH = 1000
-
-
-def checks(case: Case, pairs: Pairs) -> list[Check]:
-    """Compare a case: our exact law with the recorded one, then samples of both acceptors with it."""
-    data, target = case.data, pairs.target(case)
-    params = DecodingParams(
-        name="sampled",
-        temperature=data["temperature"],
-        top_p=data["sampling_top_p"] or 1.0,
-        top_k=data["sampling_top_k"],
-        filter_order="eagle",
-        max_new_tokens=_NUM_TOKENS,
-        ignore_end_token=True,
-    )
-    joint = case.tensors["exact_joint"]
-    result = [close("joint law", exact_joint(target, data["prompt_ids"], params), joint, 1e-5)]
-    drafter = pairs.drafter(case)
-    for acceptor in (Coupled(), Rejection()):
-        p = 0.0
-        for seed in SEEDS:
-            counts = sample(target, drafter, acceptor, data["prompt_ids"], params, seed)
-            p = chi_square_p(counts.flatten(), joint.flatten())
-            if p > LEAST_P:
-                break
-        result.append(Check(acceptor.name, p > LEAST_P, f"{acceptor.name} p = {p:.2g}"))
-    return result
 
 
 def exact_joint(target: Target, prompt: list[int], params: DecodingParams) -> Tensor:
@@ -57,8 +31,8 @@ def exact_joint(target: Target, prompt: list[int], params: DecodingParams) -> Te
     pairs = torch.tensor(list(itertools.product(range(num_tokens), repeat=2)))
     ids = torch.cat([torch.tensor(prompt).expand(len(pairs), -1), pairs], dim=1)
     logits, _ = target.trace(ids, ())
-    laws = params.probs(logits[:, len(prompt) - 1 :].double()).double()
-    first, second, third = laws[0, 0], laws[::num_tokens, 1], laws[:, 2].view(num_tokens, num_tokens, -1)
+    probs = params.probs(logits[:, len(prompt) - 1 :].double()).double()
+    first, second, third = probs[0, 0], probs[::num_tokens, 1], probs[:, 2].view(num_tokens, num_tokens, -1)
     return first[:, None, None] * second[:, :, None] * third
 
 
@@ -70,9 +44,9 @@ def sample(
     params: DecodingParams,
     seed: int,
 ) -> Tensor:
-    """How often [V, V, V] our loop emitted every three tokens."""
+    """Counts [V, V, V] of the three tokens that our loop emitted, over many samples."""
     engine = LocalEngine(target, (), 1 << 30, timed=False)
-    counts = torch.zeros((target.vocab_size,) * _NUM_TOKENS, dtype=torch.float64)
+    counts = torch.zeros((target.vocab_size,) * NUM_TOKENS, dtype=torch.float64)
     for begin in range(0, _NUM_SAMPLES, _BATCH):
         keys = [stream_key(seed, str(number), 0, 0) for number in range(begin, begin + _BATCH)]
         requests = [Request(prompt=prompt, key=key) for key in keys]
@@ -81,9 +55,9 @@ def sample(
     return counts
 
 
-def chi_square_p(counts: Tensor, law: Tensor) -> float:
-    """p-value of `counts` under `law` (both [N]); cells expected fewer than five times are merged."""
-    expected = law.double() * counts.sum()
+def chi_square_p(counts: Tensor, probs: Tensor) -> float:
+    """p-value of `counts` [N] under `probs` [N]; cells expected fewer than five times are merged."""
+    expected = probs.double() * counts.sum()
     rare = expected < _FEWEST
     if bool((counts[expected == 0] > 0).any()):
         return 0.0

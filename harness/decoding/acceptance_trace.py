@@ -9,14 +9,14 @@ from pathlib import Path
 from harness.config import ConfigError
 
 _RECORDS = "records.jsonl"
-"""What a finished run's folder holds beside its manifest: one JSON object per generation."""
+"""The records in the folder of a finished run: one JSON object per generation."""
 
 
 def read_trace(path: str, arm: str | None = None) -> list[int]:
     """Accepted lengths of rounds, in order; see `Forced.trace`.
 
     Raises:
-        ConfigError: what cannot be read, and where.
+        ConfigError: the file is missing or malformed; the text says where.
     """
     place = Path(path).expanduser()
     file = place / _RECORDS if place.is_dir() else place
@@ -39,7 +39,7 @@ def read_trace(path: str, arm: str | None = None) -> list[int]:
 
 
 def _entries(file: Path) -> Iterator[tuple[str | None, list[int]]]:
-    """The arm, where it is told, and the accepted lengths of every list or object of a file."""
+    """The arm, where a file names it, and the accepted lengths, for every list or object in the file."""
     text = file.read_text(encoding="utf-8")
     parts: Iterable[tuple[int, str]] = (
         [(1, text)] if file.suffix == ".json" else enumerate(text.splitlines(), start=1)

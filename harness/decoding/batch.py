@@ -1,4 +1,4 @@
-"""A batch of the loop: which sequences run and wait, what came out of each, and what each is charged.
+"""A batch of the loop: the running and the waiting sequences, their outputs, and the time each is charged.
 
 Shapes: B sequences that run, n drafted nodes.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from harness.decoding.acceptance import Accepted
-from harness.decoding.sampling import Chooser, DecodingParams
+from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, Outcome
 from harness.target.model import Target
@@ -33,8 +33,9 @@ class Request:
 
 @dataclass(kw_only=True)
 class Generation:
-    """What a loop made of one request; the fields are those of `records.GenerationRecord`.
+    """The output and the ledger of one request; the fields are those of `records.GenerationRecord`.
 
+    riders: per round, tokens that shared the forward without being drafted nodes (see `Riders`).
     drafts: per round, the batch's draft and this sequence's row in it; paths: the drafted tokens that were
     kept, before trimming. Both for the verdict and for those who want to look at the trees.
     """
@@ -45,6 +46,7 @@ class Generation:
     depth: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     emitted: list[int] = field(default_factory=list)
+    riders: list[int] = field(default_factory=list)
     draft_ns: list[int] = field(default_factory=list)
     verify_ns: list[int] = field(default_factory=list)
     accept_ns: list[int] = field(default_factory=list)
@@ -68,7 +70,7 @@ class Decision:
 
 
 def read(accepted: Accepted, draft: Draft) -> Decision:
-    """The round's one look of the host at the device."""
+    """The one read of the round from the device to the host."""
     columns = [accepted.length[:, None], accepted.token[:, None], draft.size[:, None]]
     if draft.width:
         # A chain's deepest level is its size.
@@ -97,7 +99,7 @@ def trim(tokens: Sequence[int], end_token_ids: Collection[int], limit: int) -> t
 
 
 class Batch:
-    """The sequences of one call: what runs, what waits, what came out."""
+    """The sequences of one call: the running ones, the waiting ones and their outputs."""
 
     def __init__(
         self,
@@ -110,18 +112,16 @@ class Batch:
         max_context: int,
         most: int | None = None,
     ) -> None:
-        """most: sequences that run at the same time; None is all.
-
-        running: per row of the batch, the number of its request.
-        """
+        """`most`: sequences that run at the same time; None is all."""
         self.target, self.drafter, self.params = target, drafter, params
         self.requests = requests
         self.generations = [Generation() for _ in requests]
-        # Prompts of like length side by side: they are fed together.
+        # Prompts of similar length are neighbours, because these are fed together. Per row of the batch, the
+        # number of its request.
         first = range(len(requests))[:most]
         self.running = sorted(first, key=lambda number: len(requests[number].prompt))
         self._waiting = deque(range(len(first), len(requests)))
-        self.chooser = self._chooser(self.running)
+        self.sampler = self._sampler(self.running)
         self.pending = torch.empty(0)
         self._last: list[int] = []
         self._end = frozenset[int]() if params.ignore_end_token else frozenset(end_token_ids)
@@ -139,13 +139,13 @@ class Batch:
         more = self._any_left()
         if more:
             self.drafter.observe(outcome)
-        if self.turn_over(more):
+        if self.refill(more):
             self._entered[0] += self._entered.pop()
 
-    def turn_over(self, more: bool) -> bool:
-        """Finished sequences leave, waiting ones take their rows; whether any was taken in.
+    def refill(self, more: bool) -> bool:
+        """Replace finished sequences by waiting ones; returns whether any has entered.
 
-        more: whether there is anything to go on with.
+        more: whether any sequence is left to decode.
         """
         if not more:
             self.running = []
@@ -165,12 +165,13 @@ class Batch:
         return bool(taken)
 
     def _take_in(self, places: list[int]) -> list[int]:
-        """Begin waiting requests in these rows; their numbers."""
+        """Begin waiting requests in these rows; returns their numbers."""
         numbers = [self._waiting.popleft() for _ in places]
         for b, number in zip(places, numbers, strict=True):
             self.running[b] = number
-            self.chooser.replace(b, self.requests[number].key)
-        # Which places fall free at once is the method's doing: fed alone, prompts round as in other arms.
+            self.sampler.replace(b, self.requests[number].key)
+        # Which rows become free together depends on the method; prefilling one prompt at a time keeps its
+        # rounding identical across arms.
         first, outcome = self._read_prompts(places, together=False)
         self.pending = self.pending.clone()
         self.pending[places] = first
@@ -180,21 +181,22 @@ class Batch:
         return numbers
 
     def _read_prompts(self, places: Sequence[int], together: bool) -> tuple[Tensor, Outcome]:
-        """Feed the prompts of these rows: the first tokens of their outputs, and what the drafter sees."""
+        """Feed the prompts of these rows; returns the first tokens of their outputs and the drafter's
+        outcome."""
         numbers = [self.running[b] for b in places]
         prompts = [list(self.requests[number].prompt) for number in numbers]
         logits, taps = self.target.prefill(places, prompts, together)
         position = torch.zeros(len(numbers), 1, dtype=torch.int64, device=self.target.device)
-        first = self._chooser(numbers).choose(logits[:, None], position)[:, 0]
+        first = self._sampler(numbers).choose(logits[:, None], position)[:, 0]
         tokens: list[int] = first.tolist()
         for number, token in zip(numbers, tokens, strict=True):
             self._emit(number, [token])
         states = [pad_sequence(list(tapped), batch_first=True) for tapped in zip(*taps, strict=True)]
         return first, Outcome(committed=prompts, pending=tokens, taps=states)
 
-    def _chooser(self, numbers: Sequence[int]) -> Chooser:
+    def _sampler(self, numbers: Sequence[int]) -> TokenSampler:
         keys = [self.requests[number].key for number in numbers]
-        return Chooser(self.params, keys, self.target.vocab_size, self.target.device)
+        return TokenSampler(self.params, keys, self.target.vocab_size, self.target.device)
 
     def _finished(self) -> list[int]:
         return [b for b, number in enumerate(self.running) if self.generations[number].stop is not None]
@@ -203,18 +205,19 @@ class Batch:
         return bool(self._waiting) or len(self._finished()) < len(self.running)
 
     def _keep(self, rows: list[int]) -> None:
-        """Go on with these rows only."""
+        """Continue with these rows only."""
         self.running = [self.running[b] for b in rows]
         if not rows:
             return
         self.pending = self.pending[rows]
         self._last = [self._last[b] for b in rows]
         self.target.keep(rows)
-        self.chooser.keep(rows)
+        self.sampler.keep(rows)
         self.drafter.keep(rows)
 
     def room(self) -> list[int]:
-        """Per running sequence, drafted tokens that could still be emitted; the bonus takes a place too."""
+        """Per running sequence, the drafted tokens that could still be emitted, one less for the bonus
+        token."""
         return [max(self._left(row) - 1, 0) for row in self.running]
 
     def positions(self) -> Tensor:
@@ -223,7 +226,7 @@ class Batch:
         return torch.tensor(lengths).to(self.target.device, non_blocking=True)
 
     def record(self, draft: Draft, decision: Decision) -> bool:
-        """Write the round down; whether there is anything to go on with."""
+        """Record the round; returns whether any sequence is left to decode."""
         self._rounds.append(list(self.running))
         for b, row in enumerate(self.running):
             generation = self.generations[row]
@@ -232,12 +235,20 @@ class Batch:
             generation.depth.append(decision.depth[b])
             generation.accepted.append(decision.length[b])
             generation.emitted.append(emitted)
+            generation.riders.append(draft.num_riders)
             generation.drafts.append((draft, b))
             generation.paths.append(decision.path_tokens[b])
         return self._any_left()
 
-    def outcome(self, draft: Draft, logits: Tensor, accepted: Accepted, decision: Decision) -> Outcome:
-        """What the drafter sees of the round; moves the pending token on."""
+    def outcome(
+        self,
+        draft: Draft,
+        logits: Tensor,
+        rider_logits: Tensor | None,
+        accepted: Accepted,
+        decision: Decision,
+    ) -> Outcome:
+        """The round as the drafter sees it. The round's last token becomes the pending one."""
         last, self._last = self._last, decision.token
         self.pending = accepted.token
         return Outcome(
@@ -246,10 +257,11 @@ class Batch:
             taps=self.target.taken(accepted.path, decision.length),
             draft=draft,
             logits=logits,
+            rider_logits=rider_logits,
         )
 
     def charge(self, spans: list[tuple[str, int]], total_ns: int) -> None:
-        """Share the measured time out among generations and rounds."""
+        """Divide the measured time among generations and rounds."""
         for generation in self.generations:
             for stage in ("draft", "verify", "accept", "commit"):
                 getattr(generation, f"{stage}_ns").extend([0] * len(generation.emitted))
@@ -276,12 +288,12 @@ class Batch:
                 if name == "prefill":
                     generation.prefill_ns += share
                 elif name in ("draft", "observe"):
-                    # Seeing the outcome is the method's work as well.
+                    # Learning from the outcome is the method's work as well.
                     generation.draft_ns[seen[number]] += share
                 elif name != "other":
                     getattr(generation, f"{name}_ns")[seen[number]] += share
                 if name in ("prefill", "other"):
-                    # What the drafter learns from a last round keeps no reader waiting.
+                    # Drafter updates after the last round do not count towards latency.
                     generation.latency_ns = clock - begun[number]
         rest = total_ns - sum(generation.total_ns for generation in self.generations)
         for generation in self.generations:

@@ -12,7 +12,9 @@ import torch
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.batch import Batch, Generation, Request, read
 from harness.decoding.sampling import DecodingParams
-from harness.drafting.drafter import Drafter
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import Drafter, keeps_memory
+from harness.drafting.policy import shorten
 from harness.system.clock import Stopwatch
 from harness.target.model import Target
 
@@ -44,36 +46,37 @@ class LocalEngine:
 
     @torch.no_grad()
     def generate(
-        self, requests: Sequence[Request], drafter: Drafter, params: DecodingParams, acceptor: Acceptor
+        self,
+        requests: Sequence[Request],
+        drafter: Drafter,
+        params: DecodingParams,
+        acceptor: Acceptor,
+        same_question: bool = False,
     ) -> list[Generation]:
         """Decode requests together, `batch_size` at a time: one generation per request, in order.
 
         `drafter` is bound to the target (`Drafter.bind`). A sequence that ends gives its row to the next
         request. Each generation is charged its own prefill and, for each round, an equal share among the
         sequences that ran, so that the sum of tokens over the sum of seconds is the throughput.
+
+        same_question: all requests of this call and of the drafter's last one belong to one question, so that
+        a drafter of that scope may use its memory of the earlier call.
         """
-        self.target.watch(drafter.taps)
-        batch = Batch(
-            self.target,
-            requests,
-            drafter,
-            params,
-            end_token_ids=self.end_token_ids,
-            max_context=self.max_context,
-            most=self.batch_size,
-        )
+        self.target.set_taps(drafter.taps)
+        batch = self._batch(requests, drafter, params)
         watch = Stopwatch(self.target.device, self.timed)
+        exact = acceptor.coupled or not acceptor.lossless
         watch.start()
+        drafter.new_call(keeps_memory(drafter.scope, same_question))
         batch.prefill()
         watch.lap("prefill")
         while batch.running:
-            draft = drafter.propose(batch.room())
+            draft = shorten(drafter.propose(batch.room()), drafter.policy, exact)
             watch.lap("draft")
-            if draft.width < len(self._widths):
-                draft = draft.padded(self._widths[draft.width])
-            logits = self.target.verify(batch.pending, draft)
+            draft = self._padded(draft)
+            logits, rider_logits = draft.split(self.target.verify(batch.pending, draft))
             watch.lap("verify")
-            accepted = acceptor.accept(logits, draft, batch.chooser, batch.positions())
+            accepted = acceptor.accept(logits, draft, batch.sampler, batch.positions())
             decision = read(accepted, draft)
             watch.lap("accept")
             path = None if draft.is_chain else accepted.path[:, : draft.num_levels]
@@ -82,10 +85,26 @@ class LocalEngine:
             more = batch.record(draft, decision)
             watch.lap("other")
             if more:
-                drafter.observe(batch.outcome(draft, logits, accepted, decision))
+                drafter.observe(batch.outcome(draft, logits, rider_logits, accepted, decision))
             watch.lap("observe")
-            if batch.turn_over(more):
+            if batch.refill(more):
                 watch.lap("prefill")
         total = watch.stop()
         batch.charge(watch.spans(), total)
         return batch.generations
+
+    def _batch(self, requests: Sequence[Request], drafter: Drafter, params: DecodingParams) -> Batch:
+        return Batch(
+            self.target,
+            requests,
+            drafter,
+            params,
+            end_token_ids=self.end_token_ids,
+            max_context=self.max_context,
+            most=self.batch_size,
+        )
+
+    def _padded(self, draft: Draft) -> Draft:
+        """The draft padded to the width at which nodes and riders together are cheapest."""
+        width = draft.width + draft.num_riders
+        return draft.padded(self._widths[width] - draft.num_riders) if width < len(self._widths) else draft

@@ -1,11 +1,11 @@
-"""How the next token is drawn: filters, temperature and counter-based noise (coupled sampling).
+"""How the next token is drawn: temperature, filters and counter-based noise (coupled sampling).
 
 One rule serves every temperature: the token after a row of logits is `argmax(processed logits + g)`,
 g = 0 at temperature 0 and standard Gumbel noise above (Gumbel-max: Gumbel 1954; Maddison et al. 2014,
 "A* Sampling"). The noise is a hash of (seed, conversation, turn, sample, output index, token id), so
 whoever computes the same logits for the same place draws the same token, whatever was drafted.
 
-Shapes: B sequences, R rows of logits a sequence, V vocabulary.
+Shapes: B sequences, R rows of logits per sequence, V vocabulary.
 """
 
 from __future__ import annotations
@@ -26,21 +26,24 @@ _MASK32 = 0xFFFFFFFF
 
 @configurable
 class DecodingParams:
-    """What is drawn, how often, and when it ends.
-
-    temperature 0 is greedy. top_k 0 and top_p 1 switch their filters off. filter_order: `hf` applies
-    top-k and then top-p, `eagle` top-p and then top-k (the order of the EAGLE code). seeds: one
-    independent sample a seed. ignore_end_token forces full length, which every table marks.
-    """
+    """How tokens are drawn, how many samples there are, and when an output ends."""
 
     name: str
+    """The name used in tables."""
     temperature: float = Field(default=0.0, ge=0.0, le=100.0)
+    """0 is greedy."""
     top_k: int = Field(default=0, ge=0)
+    """The number of likeliest tokens that are kept; 0 switches the filter off."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """The probability mass that is kept; 1 switches the filter off."""
     filter_order: Literal["hf", "eagle"] = "hf"
+    """`hf` applies top-k and then top-p, `eagle` top-p and then top-k (the order of the EAGLE code)."""
     max_new_tokens: int = Field(default=1024, ge=1)
+    """The cap on an output, in tokens."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """One independent sample per seed."""
     ignore_end_token: bool = False
+    """Whether outputs are forced to full length, which every table marks."""
 
     @property
     def greedy(self) -> bool:
@@ -60,7 +63,7 @@ class DecodingParams:
         return scores
 
     def probs(self, logits: Tensor) -> Tensor:
-        """The law [..., V] that the next token is drawn from; a point mass at temperature 0."""
+        """The distribution [..., V] of the next token; a point mass at temperature 0."""
         scores = self.process(logits)
         if self.greedy:
             return torch.nn.functional.one_hot(scores.argmax(-1), scores.shape[-1]).float()
@@ -83,39 +86,39 @@ class DecodingParams:
 
 
 def stream_key(seed: int, conversation: str, turn: int, sample: int) -> int:
-    """A 64-bit key of one generation's random stream; every arm and every rung uses the same."""
+    """The 64-bit key of one generation's random stream, which every arm and every rung uses."""
     text = f"{seed}\x00{conversation}\x00{turn}\x00{sample}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
 
 
-class Chooser:
+class TokenSampler:
     """Draws tokens for B sequences, each from its own random stream."""
 
     def __init__(self, params: DecodingParams, keys: Sequence[int], vocab_size: int, device: torch.device):
-        """`keys`: one `stream_key` a sequence."""
+        """`keys`: one `stream_key` per sequence."""
         self.params = params
         self._keys = torch.tensor(list(keys), dtype=torch.int64, device=device)
         self._ids = _mix32(torch.arange(vocab_size, dtype=torch.int32, device=device))
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Only these sequences go on, in this order."""
+        """Continue with these sequences only, in this order."""
         self._keys = self._keys[torch.tensor(rows, device=self._keys.device)]
 
     def replace(self, row: int, key: int) -> None:
-        """Another sequence takes the place of one."""
+        """A new sequence, with this key, replaces the one in `row`."""
         self._keys = self._keys.clone()
         self._keys[row] = key
 
     def phase(self, seed: int) -> Tensor:
-        """[B] float64 in [0, 1): a number that is each sequence's own, whatever is drawn."""
+        """[B] float64 in [0, 1): a number that depends on the sequence and `seed` alone."""
         mixed = _mix64(self._keys ^ _mix64(torch.full_like(self._keys, seed)))
         return (mixed & ((1 << 52) - 1)).double() * 2.0**-52
 
     def generator(self, row: int, position: int) -> np.random.Generator:
-        """A counter-based generator of its own for one sequence and output position (p/q acceptance)."""
+        """A counter-based generator for one sequence and output position (p/q acceptance)."""
         key = int(self._keys[row]) & ((1 << 64) - 1)
-        # In the counter's upper half: it goes up by one every four numbers, and the streams of positions that
-        # follow each other must not meet.
+        # The position fills the counter's upper half: the counter increases by one every four numbers, and
+        # the streams of consecutive positions must not overlap.
         return np.random.Generator(np.random.Philox(key=key, counter=position << 128))
 
     def gumbel(self, index: Tensor) -> Tensor:

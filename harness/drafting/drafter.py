@@ -1,6 +1,6 @@
-"""Drafter: how a method guesses. It proposes trees and sees what became of them; it never emits a token.
+"""Drafter: the interface of a method. It proposes trees and sees what became of them; it never emits a token.
 
-Shapes: B sequences still running, n drafted nodes, V vocabulary.
+Shapes: B sequences still running, n drafted nodes, r riders, V vocabulary, H hidden size.
 """
 
 from __future__ import annotations
@@ -8,20 +8,29 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from harness.config import configurable
 from harness.drafting.draft import Draft
+from harness.drafting.policy import DraftPolicy, KeepAll
 from harness.runtime.cache import SlotCache
 from harness.runtime.compiled_step import SIZES, Program
 from harness.runtime.cuda_graphs import Captured
 
+Scope = Literal["round", "call", "question", "process"]
+"""How long a drafter remembers what it has seen. `round`: not at all; `call`: while sequences are decoded
+together; `question`: over all calls that answer one question (samples of best-of-N, rounds of thinking);
+`process`: for as long as the process lives."""
+SCOPES: tuple[Scope, ...] = get_args(Scope)
+"""All scopes, the narrowest first."""
+
 
 class Tap(Protocol):
-    """Names a point of the target whose hidden states a drafter wants to see."""
+    """A point of the target whose hidden states a drafter wants to see."""
 
     @property
     def layer(self) -> int:
@@ -29,8 +38,8 @@ class Tap(Protocol):
 
     @property
     def point(self) -> str:
-        """`input` or `output` of the block, as the raw residual stream (before any final norm); `normed`:
-        what the LM head reads, after the final norm, whatever `layer` is."""
+        """`input` or `output` of the block: the raw residual stream, before any final norm. `normed`: the
+        input of the LM head, after the final norm, whatever `layer` is."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +51,15 @@ class HiddenTap:
 
 
 class TargetView(Protocol):
-    """What a drafter may ask of the target. It cannot reach the cache, the acceptor or the clock."""
+    """The part of the target that a drafter may use. It cannot reach the cache, the acceptor or the clock."""
 
     @property
     def device(self) -> torch.device:
-        """Where tensors of a draft must lie."""
+        """The device of a draft's tensors."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the target's weights."""
+        """The type of the target's weights."""
 
     @property
     def vocab_size(self) -> int:
@@ -58,7 +67,7 @@ class TargetView(Protocol):
 
     @property
     def config(self) -> Any:
-        """The target's transformers configuration (text part), read only."""
+        """The target's transformers configuration (text part); read only."""
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings [..., H] of token ids [...]."""
@@ -67,129 +76,177 @@ class TargetView(Protocol):
         """Logits [..., V] of final hidden states [..., H] (after the target's final norm)."""
 
     def prepare(self, module: torch.nn.Module) -> None:
-        """Have a module of the drafter's own multiply in the way that the target does (inference only)."""
+        """Make the linear layers of the drafter's own module multiply as the target's do (inference only)."""
 
     def program(self, step: Callable[..., Any], sizes: Sequence[int] = SIZES) -> Program | None:
-        """A step of the drafter's own as one compiled program, where the target's are; see `Program`.
+        """A step of the drafter's own model as one compiled program; see `Program`.
 
-        None where they are not. What it does not serve goes through the step itself.
+        None where the target's steps are not compiled. Call the step itself for sizes that it does not serve.
         """
 
     def captured(self, function: Callable[..., Any]) -> Captured | None:
-        """A part of the drafter's round as CUDA graphs (see `Captured`); None where nothing is captured."""
+        """Part of the drafter's round as CUDA graphs (see `Captured`); None where nothing is captured."""
 
     def new_cache(self) -> SlotCache:
-        """A cache of the drafter's own, with as much room as the target's."""
+        """A cache for the drafter's own model, with as much room as the target's."""
 
     def trace(self, ids: Tensor, taps: Sequence[Tap]) -> tuple[Tensor, list[Tensor]]:
-        """A plain causal forward over token ids [B, n], outside of any timed region and of the loop's cache.
+        """A plain causal forward over token ids [B, n], outside any timed region and without the loop's
+        cache.
 
-        Logits [B, n, V] and per tap the states [B, n, H]. For checks and training.
+        Returns logits [B, n, V] and, per tap, the states [B, n, H]. For checks and training.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of a round, or of a prefill, for the B sequences that it is about.
-
-    committed: tokens that entered the target's cache, per sequence: the prompt at prefill, else the
-        old pending token and then the accepted path, in order.
-    pending: the token after them, per sequence: known to be right, not in the cache, without features.
-    taps: per tap the hidden states [B, m, H] of those tokens, in that order; m is the longest of `committed`,
-        and rows past a sequence's own length hold anything. There is none for the pending token.
-    draft: what was verified (None at prefill). logits [B, 1+n, V]: the target's raw logits after the
-        old pending token and after every drafted node, rejected ones included (None at prefill). The next
-        forward may overwrite them: copy what shall stay.
-    rows: which of the running sequences it is about; None is all of them, in order. Only a prefill has rows:
-        new sequences have taken the places of finished ones, of which nothing may be left.
-    """
+    """The result of a round, or of a prefill, for the B sequences that took part."""
 
     committed: list[list[int]]
+    """Tokens that entered the target's cache, per sequence: at a prefill the prompt, otherwise the old
+    pending token and then the accepted path, in order."""
     pending: list[int]
+    """The token after them, per sequence: known to be right, not in the cache, without hidden states."""
     taps: list[Tensor] = field(default_factory=list)
+    """Per tap, the hidden states [B, m, H] of the committed tokens, in order; m is the longest of
+    `committed`, and entries past a sequence's own length are arbitrary. The pending token has none."""
     draft: Draft | None = None
+    """The draft as it was verified (after the policy), None at a prefill."""
     logits: Tensor | None = None
+    """[B, 1+n, V]: the target's raw logits after the old pending token and after every drafted node, rejected
+    ones included; None at a prefill. The next forward may overwrite them: copy what you need to keep."""
+    rider_logits: Tensor | None = None
+    """[B, r, V]: the target's raw logits after every rider of the draft; None without riders. The next
+    forward may overwrite them, too."""
     rows: Sequence[int] | None = None
+    """The running sequences that took part, by index; None stands for all of them, in order. Only a prefill
+    has rows: new sequences have replaced finished ones, of which nothing may be left."""
 
 
 @configurable
 class Drafter(ABC):
     """Base of all methods.
 
-    The loop calls `bind` once, then per batch of prompts `reset`, `observe` (prefill), and in turns
-    `propose` and `observe`; `keep` when sequences finish, and `observe` with `Outcome.rows` where
-    new ones take the places of finished ones. Everything here is charged to the method.
+    The loop calls `bind` once. A call that decodes sequences together begins with `new_call`, `reset` and the
+    `observe` of the prefill; then `propose` and `observe` take turns. `keep` follows when sequences finish,
+    and `observe` with `Outcome.rows` when new ones replace finished ones. The method is charged for all of
+    it.
     """
 
     samples: ClassVar[bool] = True
     """False for a method that is only defined at temperature 0."""
+    policy: DraftPolicy = Field(default_factory=KeepAll)
+    """Decides which nodes of a proposed draft are verified; see `harness.drafting.policy`."""
 
     @property
-    def scope(self) -> str:
-        """How far what it knows reaches: `conversation`, or a wider scope, which every table names."""
-        return "conversation"
+    def scope(self) -> Scope:
+        """How long the drafter remembers; tables name every scope that is wider than a call.
+
+        The loop calls `new_call` accordingly, so a drafter need not know what a question is.
+        """
+        return "call"
+
+    @property
+    def corpus(self) -> str | None:
+        """The name of the text from outside the run that it drafts from, for the tables; None: there is
+        none."""
+        return None
+
+    @property
+    def knowledge(self) -> str:
+        """The scope, or the corpus where there is one: the source of its drafts, for the manifest."""
+        if self.corpus is None:
+            return self.scope
+        wider = "" if self.scope in ("round", "call") else f"{self.scope}, "
+        return f"{wider}corpus {self.corpus}"
 
     @property
     def taps(self) -> tuple[Tap, ...]:
-        """The target's hidden states that `observe` shall receive."""
+        """The target's hidden states that `observe` receives."""
         return ()
 
     def bind(self, target: TargetView) -> None:
-        """Meet the target: load weights, check shapes. Called before anything is timed.
+        """Load weights for this target and check their shapes. Called before anything is timed.
 
         Raises:
-            ConfigError: what does not fit; the text begins with the field's name, as the caller puts the
-            method's before it.
+            ConfigError: something does not fit; the text begins with the name of the field, because the
+            caller
+                puts the method's name before it.
         """
         self._target = target
 
     def check(self, prompts: Sequence[Sequence[int]]) -> None:  # noqa: B027 - a hook
-        """Look at a few prompts before anything is timed; nothing of them may be kept.
+        """Try a few prompts before anything is timed; the drafter must not keep anything of them.
 
         Raises:
-            ConfigError: weights that do not fit the target, or are read by the wrong convention.
+            ConfigError: the weights do not fit the target, or are read by the wrong convention.
         """
 
     def rehearse(self, num_rows: int, context: int) -> Callable[[int], None] | None:
-        """Of a drafter with a model of its own: what runs one forward of it, to be timed for a cost table.
+        """A callable that runs one forward of the drafter's own model, to be timed for a cost table.
 
-        The callable takes the number of new tokens of each of `num_rows` sequences, behind `context` cached
-        ones; calling it again does the same again. None: it has no model. Forgets every sequence.
+        It takes the number of new tokens of each of `num_rows` sequences, behind `context` cached ones; every
+        call does the same work. None: the drafter has no model. Forgets every sequence.
         """
         return None
 
     def warm_up(self, num_rows: int) -> None:  # noqa: B027 - a hook
-        """Have every program compiled that rounds of `num_rows` sequences may take; nothing is timed yet."""
+        """Compile every program that rounds of `num_rows` sequences may take; nothing is timed yet."""
 
     @property
     def num_drafted(self) -> int | None:
-        """Nodes of every draft; None: it varies."""
+        """The number of nodes of every draft; None: it varies."""
         return None
 
     @property
+    def num_verified(self) -> int | None:
+        """The number of nodes of every draft that reaches the target; None: it varies."""
+        return None if self.policy.shortens else self.num_drafted
+
+    @property
     def num_bytes(self) -> int:
-        """Memory of its own model, after `bind`; what it shares with the target counts nothing."""
+        """Memory of the drafter's own model after `bind`, without what it shares with the target."""
         return 0
 
     def card(self) -> dict[str, Any]:
-        """What was loaded, after `bind`: source, hash, origin, conventions; JSON types, for the manifest."""
+        """Facts about the loaded weights, in JSON types: source, hash, origin, conventions."""
         return {}
+
+    def new_call(self, keep_memory: bool) -> None:  # noqa: B027 - a hook
+        """A call of the loop begins; `reset` follows.
+
+        keep_memory: whether the drafter may use what it learned in earlier calls. If not, it must forget it.
+        The loop decides this by `scope`: a `question` drafter keeps its memory while calls belong to the same
+        question, a `process` drafter always, any other never. A drafter whose whole state belongs to its
+        sequences has nothing to do here.
+        """
 
     @abstractmethod
     def reset(self, num_rows: int) -> None:
-        """Forget everything within `scope`; `num_rows` new sequences follow."""
+        """Forget the sequences; `num_rows` new ones follow.
+
+        Memory that outlives sequences is not touched: `new_call` has kept or dropped it.
+        """
 
     @abstractmethod
     def propose(self, room: Sequence[int]) -> Draft:
-        """Draft for every running sequence.
+        """A draft for every running sequence.
 
-        room: levels deeper than `room[b]` could not be emitted; a drafter may save that work or ignore it.
+        room: levels deeper than `room[b]` cannot be emitted; a drafter may save that work or ignore it.
         """
 
     @abstractmethod
     def observe(self, outcome: Outcome) -> None:
-        """See what entered the cache and which token is pending."""
+        """Receive the tokens that entered the cache and the pending ones."""
 
     @abstractmethod
     def keep(self, rows: Sequence[int]) -> None:
-        """Only the sequences with these indices go on, in this order."""
+        """Continue with the sequences of these indices only, in this order."""
+
+
+def keeps_memory(scope: Scope, same_question: bool) -> bool:
+    """Whether a drafter of this scope may use what it learned before the call that begins now.
+
+    same_question: the call before, of the same drafter, was about the same question.
+    """
+    return scope == "process" or (scope == "question" and same_question)

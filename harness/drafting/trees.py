@@ -1,4 +1,4 @@
-"""Tree policies: which tokens a drafter's guesses are grown into, and which of them are worth verifying.
+"""Tree policies: how a drafter's guesses grow into a tree, and which of its nodes are worth verifying.
 
 Shapes: B sequences, k nodes of a level, c children of a node, N candidates in the pool, n nodes of the draft,
 V vocabulary.
@@ -14,9 +14,11 @@ from typing import ClassVar, NamedTuple, Protocol
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import override
 
 from harness.config import configurable
 from harness.drafting.draft import Draft
+from harness.runtime.torch_internals import assert_on_device
 
 
 class Proposals(NamedTuple):
@@ -30,7 +32,7 @@ class Proposals(NamedTuple):
 
 
 class Grower(Protocol):
-    """What a drafter offers a policy: guesses after the pending token, and after any node given to it."""
+    """The drafter as a policy sees it: it guesses after the pending token, and after any node given to it."""
 
     def start(self, num_children: int) -> Proposals:
         """Children [B, c] of the pending token."""
@@ -38,8 +40,8 @@ class Grower(Protocol):
     def expand(self, tokens: Tensor, parents: Tensor, num_children: int) -> Proposals:
         """Children [B, k, c] of the nodes `tokens` [B, k].
 
-        parents [B, k] int64: which earlier expanded node each of them hangs from, counted over all calls in
-        order, -1 for the pending token.
+        parents [B, k] int64: the earlier expanded node that each of them hangs from, counted over all calls
+        in order, -1 for the pending token.
         """
 
 
@@ -48,57 +50,56 @@ class TreePolicy(ABC):
     """Base of all policies."""
 
     device_only: ClassVar[bool] = False
-    """Whether `grow` never asks the device what is in a tensor, nor copies anything to it: then a whole round
-    of a drafter can be captured as a CUDA graph."""
+    """Whether `grow` neither reads a tensor's values on the host nor copies anything to the device, so that a
+    whole round of a drafter can be captured as a CUDA graph."""
 
     @property
     @abstractmethod
     def num_nodes(self) -> int:
-        """Most nodes of a draft."""
+        """The largest number of nodes of a draft."""
 
     @property
     @abstractmethod
     def num_children(self) -> int:
-        """Most children of a node; no vocabulary of a drafter may be smaller."""
+        """The largest number of children of a node; no drafter's vocabulary may be smaller."""
 
     @property
     @abstractmethod
     def num_expanded(self) -> int:
-        """Most nodes that `grow` expands: rows of a drafter's cache."""
+        """The largest number of nodes that `grow` expands, each of which takes a row of the drafter's
+        cache."""
 
     @abstractmethod
     def grow(self, grower: Grower) -> Draft:
-        """A draft for every sequence; what one gets must not depend on the others of its batch."""
+        """A draft for every sequence, which must not depend on the other sequences of the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Candidates in the order of their expansion: level by level, parents in order, best child first.
-
-    tokens [B, N] int64. scores [B, N] float32: sum of log-probabilities from the pending token on. parents
-    [B, N] int64: pool index of the parent, -1 for the pending token.
-    """
+    """Candidates in the order of their expansion: level by level, parents in order, best child first."""
 
     tokens: Tensor
+    """[B, N] int64."""
     scores: Tensor
+    """[B, N] float32: sum of log-probabilities from the pending token on."""
     parents: Tensor
+    """[B, N] int64: pool index of the parent, -1 for the pending token."""
 
 
 @configurable
 class DynamicTree(TreePolicy):
     """EAGLE-2's tree (Li et al. 2024, arXiv 2406.16858): expand the best beam, then rerank all candidates.
 
-    The names and the counting are those of the official code. total_token: nodes verified, the pending token
-    among them, so total_token - 1 are drafted. depth: levels after the first, so a path has up to depth + 1
-    tokens. top_k: children of a node, and nodes of a level that are expanded; 1 makes a chain.
-
-    Where it departs: scores are float32 and ties go to the candidate expanded first, so that no node is ever
-    drafted without its parent.
+    Names and counts are those of the official code. Where this departs from it: scores are float32 and ties
+    go to the candidate expanded first, so that no node is ever drafted without its parent.
     """
 
     total_token: int = Field(default=60, ge=2)
+    """Nodes verified, including the pending token, so total_token - 1 nodes are drafted."""
     depth: int = Field(default=7, ge=0)
+    """Levels after the first, so a path has up to depth + 1 tokens."""
     top_k: int = Field(default=10, ge=1)
+    """Children per node, and nodes per level that are expanded; 1 makes a chain."""
     device_only: ClassVar[bool] = True
 
     @model_validator(mode="after")
@@ -112,22 +113,22 @@ class DynamicTree(TreePolicy):
         return self
 
     @property
+    @override
     def num_nodes(self) -> int:
-        """See `TreePolicy`."""
         return self.total_token - 1
 
     @property
+    @override
     def num_children(self) -> int:
-        """See `TreePolicy`."""
         return self.top_k
 
     @property
+    @override
     def num_expanded(self) -> int:
-        """See `TreePolicy`."""
         return self.depth * self.top_k
 
+    @override
     def grow(self, grower: Grower) -> Draft:
-        """See `TreePolicy`."""
         return self.rerank(self.expand(grower))
 
     def expand(self, grower: Grower) -> Pool:
@@ -165,7 +166,7 @@ class DynamicTree(TreePolicy):
         parents = torch.where(above < 0, above, rank.gather(1, above.clamp(min=0)))
         # A child never outscores its parent and comes after it in the pool, so a parent is missing only where
         # scores are not numbers. Asserted on the device: the host need not wait.
-        torch._assert_async((parents >= -1).all(), "a drafted node without its parent")
+        assert_on_device((parents >= -1).all(), "a drafted node without its parent")
         return Draft(
             tokens=pool.tokens.gather(1, chosen),
             parents=parents,
@@ -180,9 +181,8 @@ class DynamicTree(TreePolicy):
 class StaticTree(TreePolicy):
     """A tree of fixed shape, made of ranks of children, as EAGLE-1's (Li et al. 2024, arXiv 2401.15077).
 
-    paths: every node as the ranks on its way from the pending token, 0 the likeliest child; all its prefixes
-    must be there. The default is the official `mc_sim_7b_63`, 25 nodes. The official code draws children at
-    temperature > 0; here they are the likeliest at any temperature, and verification is exact for both.
+    The default is the official `mc_sim_7b_63` with 25 nodes. The official code draws children at temperature
+    > 0; here they are the likeliest at any temperature, and verification is exact for both.
     """
 
     paths: tuple[tuple[int, ...], ...] = tuple(
@@ -194,6 +194,8 @@ class StaticTree(TreePolicy):
             *("0000", "0001", "0002", "00000", "00001"),
         )
     )
+    """Every node as the ranks of the children on its path from the pending token, 0 for the likeliest child.
+    All prefixes of a path must be listed, too."""
 
     @model_validator(mode="after")
     def _closed(self) -> StaticTree:
@@ -201,26 +203,26 @@ class StaticTree(TreePolicy):
             raise ValueError("paths: needs at least one node, as in [[0], [0, 0]]")
         for path in self.paths:
             if not path or min(path) < 0:
-                raise ValueError(f"paths: {list(path)} is no list of ranks from 0")
+                raise ValueError(f"paths: {list(path)} is not a list of ranks from 0")
             if len(path) > 1 and path[:-1] not in self.paths:
-                raise ValueError(f"paths: {list(path)} is there, but not its parent {list(path[:-1])}")
+                raise ValueError(f"paths: {list(path)} is listed, but not its parent {list(path[:-1])}")
         if len(set(self.paths)) < len(self.paths):
-            raise ValueError("paths: a node is there twice")
+            raise ValueError("paths: a node is listed twice")
         return self
 
     @property
+    @override
     def num_nodes(self) -> int:
-        """See `TreePolicy`."""
         return len(self.paths)
 
     @property
+    @override
     def num_children(self) -> int:
-        """See `TreePolicy`."""
         return 1 + max(max(path) for path in self.paths)
 
     @property
+    @override
     def num_expanded(self) -> int:
-        """See `TreePolicy`."""
         return len({path[:-1] for path in self.paths} - {()})
 
     @cached_property
@@ -228,8 +230,8 @@ class StaticTree(TreePolicy):
         deepest = max(map(len, self.paths))
         return [sorted(path for path in self.paths if len(path) == depth) for depth in range(1, deepest + 1)]
 
+    @override
     def grow(self, grower: Grower) -> Draft:
-        """See `TreePolicy`."""
         widest, levels = self.num_children, self._levels
         found = grower.start(widest)
         (num_rows, _), device = found.tokens.shape, found.tokens.device

@@ -26,8 +26,8 @@ class Method(Protocol):
         """False for a method that is only defined at temperature 0."""
 
     @property
-    def scope(self) -> str:
-        """How far its memory reaches: `conversation`, or a wider scope, which every table names."""
+    def knowledge(self) -> str:
+        """The source of its drafts, for the tables: how long it remembers, or a corpus; see `Drafter`."""
 
     def card(self) -> dict[str, Any]:
         """What was loaded, after `Engine.load`; JSON types, for the manifest."""
@@ -151,13 +151,21 @@ class Engine(ABC):
 
     @abstractmethod
     def generate(
-        self, requests: Sequence[Request], method: Method, params: DecodingParams, acceptor: Acceptor
+        self,
+        requests: Sequence[Request],
+        method: Method,
+        params: DecodingParams,
+        acceptor: Acceptor,
+        same_question: bool = False,
     ) -> list[Generation]:
         """Decode the requests with `method`, one of the arms or rungs: one generation per request, in order.
 
         `Workload.batch_size` requests run at the same time. The `total_ns` of the generations add up to the
         time of the call; `latency_ns` is what one request waited. An engine that tells no rounds leaves all
         lists of the rounds empty.
+
+        same_question: all requests of this call and of the method's last one belong to one question, so that
+        the method may use its memory of the earlier call if its scope reaches that far.
         """
 
     def probe(self, bandwidth_gib: float | None) -> MachineProbe | None:

@@ -18,7 +18,7 @@ from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Drafter
 from harness.engines.engine import Engine, MachineProbe, Method, Note, ServedModel, Workload
 from harness.engines.transformers_generate import Rung
-from harness.profiling.step_timing import Paces, cheapest_widths, paces, widths_to_time
+from harness.profiling.step_timing import StepTimings, cheapest_widths, time_steps, widths_to_time
 from harness.system import probes, provenance
 from harness.system.clock import lap_cost_ns
 from harness.system.machine_lock import units_of
@@ -71,7 +71,7 @@ class Local(Engine):
             with _naming(name):
                 drafter.bind(self.target)
         # One program serves all arms: it records the hidden states that any of them asks for.
-        self.target.watch([tap for drafter in self._drafters.values() for tap in drafter.taps])
+        self.target.set_taps([tap for drafter in self._drafters.values() for tap in drafter.taps])
         return ServedModel(
             tokenizer=self.weights.tokenizer,
             end_token_ids=self.weights.end_token_ids,
@@ -87,15 +87,15 @@ class Local(Engine):
         Captured steps hold the addresses of the caches, so these are allocated first; and drafters compile
         for the widths that the chosen steps make worth while.
         """
-        self._paces: Paces | None = None
+        self._step_timings: StepTimings | None = None
         if self.target.steps.by_shape:
             self.target.reserve(min(workload.longest_sequence(), self.weights.max_context))
         if workload.timed:
             note(f"timing the target's forward by width: {', '.join(self.target.steps.kinds)}")
             # All processes of a run must choose the same steps and pad drafts alike.
             widths = widths_to_time(self.target, self._drafters.values())
-            self._paces = agreed(paces(self.target, workload.batch_size, widths))
-            self.target.steps.choose(self._paces.steps, workload.batch_size)
+            self._step_timings = agreed(time_steps(self.target, workload.batch_size, widths))
+            self.target.steps.choose(self._step_timings.steps, workload.batch_size)
             for drafter in self._drafters.values():
                 drafter.warm_up(workload.batch_size)
         self._loop = LocalEngine(
@@ -103,7 +103,7 @@ class Local(Engine):
             self.weights.end_token_ids,
             self.weights.max_context,
             timed=workload.timed,
-            widths=cheapest_widths(self._paces.verify_ns) if self._paces else (),
+            widths=cheapest_widths(self._step_timings.verify_ns) if self._step_timings else (),
             batch_size=workload.batch_size,
         )
 
@@ -115,24 +115,29 @@ class Local(Engine):
 
     @override
     def generate(
-        self, requests: Sequence[Request], method: Method, params: DecodingParams, acceptor: Acceptor
+        self,
+        requests: Sequence[Request],
+        method: Method,
+        params: DecodingParams,
+        acceptor: Acceptor,
+        same_question: bool = False,
     ) -> list[Generation]:
         if isinstance(method, Rung):
             return [method.generate(self._loop, request, params) for request in requests]
         assert isinstance(method, Drafter), "`refuse` lets nothing else through"
-        return self._loop.generate(requests, method, params, acceptor)
+        return self._loop.generate(requests, method, params, acceptor, same_question)
 
     @override
     def probe(self, bandwidth_gib: float | None) -> MachineProbe | None:
-        if self._paces is None:
+        if self._step_timings is None:
             return None
         device = self.target.device
         own = {name: drafter.num_bytes for name, drafter in self._drafters.items() if drafter.num_bytes}
         return MachineProbe(
             read_bandwidth=probes.read_bandwidth(device, bandwidth_gib),
             lap_ns=lap_cost_ns(device),
-            verify_ns=[round(spent) if isfinite(spent) else None for spent in self._paces.verify_ns],
-            steps=self._paces.steps,
+            verify_ns=[round(spent) if isfinite(spent) else None for spent in self._step_timings.verify_ns],
+            steps=self._step_timings.steps,
             memory={**self.target.memory(), **own},
         )
 

@@ -16,7 +16,7 @@ from harness.config import configurable
 from harness.decoding.acceptance import Coupled
 from harness.decoding.batch import Generation, Request
 from harness.decoding.loop import LocalEngine
-from harness.decoding.sampling import Chooser, DecodingParams
+from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.drafter import Drafter
 from harness.system.clock import synchronize
 
@@ -24,13 +24,13 @@ from harness.system.clock import synchronize
 class CoupledNoise(LogitsProcessor):  # type: ignore[misc]
     """Has `generate` draw what our loop draws: the arg max of the returned scores is our loop's token."""
 
-    def __init__(self, chooser: Chooser, num_prompt_tokens: int) -> None:
-        self._chooser, self._start = chooser, num_prompt_tokens
+    def __init__(self, sampler: TokenSampler, num_prompt_tokens: int) -> None:
+        self._sampler, self._start = sampler, num_prompt_tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Processed and perturbed scores [1, V] for the token after `input_ids` [1, L]."""
         index = torch.tensor([[input_ids.shape[1] - self._start]], device=scores.device)
-        return self._chooser.params.process(scores) + self._chooser.gumbel(index)[:, 0]
+        return self._sampler.params.process(scores) + self._sampler.gumbel(index)[:, 0]
 
 
 @configurable
@@ -41,9 +41,9 @@ class Rung(ABC):
     samples: ClassVar[bool] = True
 
     @property
-    def scope(self) -> str:
-        """A rung remembers nothing from one request to the next."""
-        return "conversation"
+    def knowledge(self) -> str:
+        """A rung remembers nothing from one call to the next."""
+        return "call"
 
     def card(self) -> dict[str, Any]:
         """A rung loads nothing of its own."""
@@ -86,9 +86,9 @@ class _TransformersRung(Rung):
         if not params.greedy:
             # Redundant beside do_sample=False, but explicit: generate itself must filter nothing.
             config.top_k, config.top_p, config.temperature = 0, 1.0, 1.0
-            chooser = Chooser(params, [request.key], target.vocab_size, target.device)
-            noise.append(CoupledNoise(chooser, num_prompt))
-        target.watch(())
+            sampler = TokenSampler(params, [request.key], target.vocab_size, target.device)
+            noise.append(CoupledNoise(sampler, num_prompt))
+        target.set_taps(())
         target.use_kernel("sdpa")
         try:
             synchronize(target.device)

@@ -1,1 +1,1 @@
-"""How long steps and drafters take on this machine."""
+"""Timing of the target's steps and of drafters on this machine."""

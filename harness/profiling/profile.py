@@ -1,4 +1,4 @@
-"""Profiling: how long forwards and drafters take on this machine.
+"""The profile behind a cost table: how long forwards and drafters take on this machine.
 
 Shapes: B sequences, n drafted nodes.
 """
@@ -22,10 +22,10 @@ from harness.config import ConfigError, configurable
 from harness.decoding.batch import Request, read
 from harness.decoding.forced_acceptance import Forced
 from harness.decoding.loop import LocalEngine
-from harness.decoding.sampling import Chooser, DecodingParams
+from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter
-from harness.profiling.step_timing import paces
+from harness.profiling.step_timing import time_steps
 from harness.system.clock import synchronize
 from harness.target.model import Target
 
@@ -36,44 +36,46 @@ Seconds = NDArray[np.float64]
 
 
 class TargetTimings(NamedTuple):
-    """Median seconds [batch, context, tokens] of a forward and of settling it, as measured.
-
-    forward: of `Target.verify`. settle: of acceptance, the host's look at it and the commit. spread: median
-    over cells of the interquartile range of a cell's repeats over its median.
-    """
+    """Median seconds of the target's rounds, as measured."""
 
     forward: Seconds
+    """Seconds [batch, context, tokens] of `Target.verify`."""
     settle: Seconds
+    """Seconds [batch, context, tokens] of acceptance, of reading it on the host, and of the commit."""
     spread: float
+    """Interquartile range of a point's repeats over their median; the median over all points."""
 
 
 class DrafterTimings(NamedTuple):
-    """Median seconds of a drafter, as measured.
-
-    round: of propose and observe together [batch, context]. call: of one forward of its own model
-    [batch, context, tokens]; None where it has no model.
-    """
+    """Median seconds of a drafter, as measured."""
 
     round: Seconds
+    """Seconds [batch, context] of `propose` and `observe` together."""
     call: Seconds | None
+    """Seconds [batch, context, tokens] of one forward of the drafter's own model; None if it has none."""
 
 
 @configurable
 class Profile:
-    """What is profiled: every batch at every context (tokens in the cache) with every number of tokens.
+    """The points that are profiled: every batch at every context with every number of tokens.
 
-    num_warmup, num_repeats: forwards of a cell; the median of the repeats counts, and the cells of one batch
-    and context take turns in random order, as interference comes in spells. tau: tokens a round that drafters
-    are made to reach.
+    The points of one batch and context take turns in random order, because interference comes in bursts.
     """
 
     batches: tuple[int, ...] = (1, 2, 4, 8)
+    """Numbers of sequences."""
     contexts: tuple[int, ...] = (128, 512, 1024)
+    """Numbers of tokens in the cache of a sequence."""
     tokens: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    """Numbers of tokens of a sequence in one forward, the pending one included."""
     num_warmup: int = Field(default=5, ge=0)
+    """Forwards per point that do not count."""
     num_repeats: int = Field(default=20, ge=1)
+    """Forwards per point whose median counts."""
     tau: float = Field(default=3.0, ge=1)
+    """Tokens per round that drafters are made to reach."""
     seed: int = Field(default=0, ge=0)
+    """Seed of token ids and of the order of points."""
 
     @field_validator("batches", "contexts", "tokens")
     @classmethod
@@ -83,7 +85,7 @@ class Profile:
         return points
 
     def check(self, max_context: int) -> None:
-        """Raise ConfigError where the target has no room for the longest context and what follows it."""
+        """Raise ConfigError if the target has no room for the longest context and the tokens behind it."""
         most = self.most_tokens
         if most > max_context:
             raise ConfigError(
@@ -93,11 +95,12 @@ class Profile:
 
     @property
     def most_tokens(self) -> int:
-        """Of a sequence, with what is written behind its longest context."""
-        return self.contexts[-1] + max(self.tokens[-1], self._num_new_tokens)
+        """Tokens of a sequence at its longest context, with those that are written behind it."""
+        return self.contexts[-1] + max(self.tokens[-1], self.num_new_tokens)
 
     @property
-    def _num_new_tokens(self) -> int:
+    def num_new_tokens(self) -> int:
+        """Tokens that `num_warmup` and `num_repeats` rounds of `tau` tokens emit, and one round more."""
         return math.ceil((self.num_repeats + self.num_warmup + 1) * self.tau)
 
     def ids(self, count: int, vocab_size: int, key: str) -> list[int]:
@@ -107,50 +110,50 @@ class Profile:
 
     @torch.no_grad()
     def target(self, target: Target, note: Callable[[str], None]) -> TargetTimings:
-        """Time the target's forwards and what settles a round.
+        """Time the target's forwards, and the acceptance and commit that end a round.
 
         Drafts are binary trees, so that masks are built and cache rows are moved as for any tree.
         """
-        target.watch(())
+        target.set_taps(())
         shape = (len(self.batches), len(self.contexts), len(self.tokens))
         forward, settle, spreads = np.zeros(shape), np.zeros(shape), []
         for i, batch in enumerate(self.batches):
-            self._choose(target, batch)
+            self.choose_steps(target, batch)
             target.begin(batch)
             prompts = [
                 self.ids(self.contexts[-1], target.vocab_size, f"prompt {row}") for row in range(batch)
             ]
             target.prefill(range(batch), prompts)
             for j, context in reversed(list(enumerate(self.contexts))):
-                # One prompt serves all contexts: from the longest on, rows are only given up.
+                # One prompt serves all contexts: from the longest down, rows are only dropped.
                 target.cache.advance([context - length for length in target.cache.lengths])
-                spent = self._cells(target, batch)
+                spent = self._points(target, batch)
                 forward[i, j], settle[i, j] = np.median(spent, axis=1).T * _NANO
                 low, high = np.quantile(spent[..., 0], (0.25, 0.75), axis=1)
                 spreads += list((high - low) / np.median(spent[..., 0], axis=1))
                 note(f"batch {batch}, context {context}: one token {forward[i, j, 0] * 1000:.2f} ms")
-        # Padded, a draft costs no more than a wider one.
+        # A draft can be padded, so it costs no more than a wider one.
         forward = np.minimum.accumulate(forward[..., ::-1], axis=-1)[..., ::-1]
         return TargetTimings(forward, settle, float(np.median(spreads)))
 
-    def _choose(self, target: Target, batch: int) -> None:
-        """Have the target take the steps that a run of this batch would take."""
+    def choose_steps(self, target: Target, batch: int) -> None:
+        """Have the target take the steps that a run with this batch size would take."""
         if len(target.steps.kinds) > 1:
-            target.steps.choose(paces(target, batch, [count - 1 for count in self.tokens]).steps, batch)
+            target.steps.choose(time_steps(target, batch, [count - 1 for count in self.tokens]).steps, batch)
 
-    def _cells(self, target: Target, batch: int) -> NDArray[np.int64]:
-        """Nanoseconds [tokens, repeats, 2] of forwards and of settling them, behind the cache as it is."""
+    def _points(self, target: Target, batch: int) -> NDArray[np.int64]:
+        """Nanoseconds [tokens, repeats, 2] of forwards and of settling them, at the present context."""
         params = DecodingParams(name="greedy")
-        chooser = Chooser(params, range(batch), target.vocab_size, target.device)
+        sampler = TokenSampler(params, range(batch), target.vocab_size, target.device)
         pending = torch.ones(batch, dtype=torch.int64, device=target.device)
         drafts = [self._tree(batch, count - 1, target) for count in self.tokens]
         spent = np.zeros((len(self.tokens), self.num_warmup + self.num_repeats, 2), dtype=np.int64)
         order = random.Random(self.seed)
         for repeat in range(spent.shape[1]):
             for place in order.sample(range(len(drafts)), len(drafts)):
-                # A copy has no masks yet: the loop gets a new draft every round as well.
+                # A copy has no masks yet, like the new draft that the loop gets every round.
                 draft = replace(drafts[place])
-                spent[place, repeat] = _round_ns(target, pending, draft, Forced(tau=self.tau), chooser)
+                spent[place, repeat] = _round_ns(target, pending, draft, Forced(tau=self.tau), sampler)
         return spent[:, self.num_warmup :]
 
     def _tree(self, batch: int, size: int, target: Target) -> Draft:
@@ -163,14 +166,14 @@ class Profile:
         return Draft(tokens=tokens, parents=parents.expand_as(tokens), size=sizes)
 
     def drafter(self, engine: LocalEngine, drafter: Drafter) -> DrafterTimings:
-        """Time a drafter's rounds in the loop, and the calls of its own model, where it has one.
+        """Time a drafter's rounds in the loop, and the forwards of its own model if it has one.
 
-        engine: timed. Rounds are forced to `tau`, so that it sees outcomes as it would.
+        engine: with `timed=True`. Rounds are forced to `tau`, so that the drafter sees realistic outcomes.
         """
         shape = (len(self.batches), len(self.contexts))
         rounds = np.zeros(shape)
         for i, batch in enumerate(self.batches):
-            self._choose(engine.target, batch)
+            self.choose_steps(engine.target, batch)
             for j, context in enumerate(self.contexts):
                 rounds[i, j] = self._round_seconds(engine, drafter, batch, context)
         return DrafterTimings(rounds, self._calls(engine.target, drafter))
@@ -180,16 +183,16 @@ class Profile:
         requests = [
             Request(prompt=self.ids(context, vocab_size, f"prompt {row}"), key=row) for row in range(batch)
         ]
-        params = DecodingParams(name="full", max_new_tokens=self._num_new_tokens, ignore_end_token=True)
+        params = DecodingParams(name="full", max_new_tokens=self.num_new_tokens, ignore_end_token=True)
         made = engine.generate(requests, drafter, params, Forced(tau=self.tau))
-        # A share of each sequence; the first round may feed the prompt to the drafter's own model.
+        # Every sequence has its share of a round. The first round may feed the prompt to the drafter's model.
         num_rounds = min(len(one.draft_ns) for one in made)
         whole = [sum(one.draft_ns[number] for one in made) for number in range(num_rounds)]
         return float(np.median(whole[1:])) * _NANO
 
     @torch.no_grad()
     def _calls(self, target: Target, drafter: Drafter) -> Seconds | None:
-        """Seconds of one forward of the drafter's own model."""
+        """Seconds [batch, context, tokens] of one forward of the drafter's own model, or None."""
         values = np.zeros((len(self.batches), len(self.contexts), len(self.tokens)))
         for i, batch in enumerate(self.batches):
             for j, context in enumerate(self.contexts):
@@ -214,15 +217,15 @@ class Profile:
 
 
 def _round_ns(
-    target: Target, pending: Tensor, draft: Draft, acceptor: Forced, chooser: Chooser
+    target: Target, pending: Tensor, draft: Draft, acceptor: Forced, sampler: TokenSampler
 ) -> tuple[int, int]:
-    """Nanoseconds of the forward, and of acceptance, the host's look and the commit, which is undone."""
+    """Nanoseconds of the forward, and of acceptance, reading it on the host and the commit (then undone)."""
     synchronize(target.device)
     begin = time.perf_counter_ns()
     logits = target.verify(pending, draft)
     synchronize(target.device)
     middle = time.perf_counter_ns()
-    accepted = acceptor.accept(logits, draft, chooser, torch.ones_like(pending))
+    accepted = acceptor.accept(logits, draft, sampler, torch.ones_like(pending))
     decision = read(accepted, draft)
     target.commit(None if draft.is_chain else accepted.path, decision.length)
     synchronize(target.device)

@@ -1,7 +1,7 @@
 """Timing of verify steps: which kind of step is fastest for each width, and which widths to pad to.
 
-Matrix libraries are not monotone: on some CPUs three tokens cost more than five. A draft may be padded up to
-a cheaper width, as its rectangle has a `size` of its own.
+Matrix libraries are not monotone: on some CPUs three tokens cost more than five. A draft may then be padded
+to a cheaper width; its `size` says how many of its nodes are real.
 """
 
 from __future__ import annotations
@@ -20,35 +20,34 @@ from harness.system.clock import synchronize
 from harness.target.model import Target
 
 _MIN_GAIN = 0.05
-"""Padding has to save this share of a forward: less is noise."""
-
+"""Padding has to save this share of a forward; smaller gains are noise."""
 
 _NUM_WIDTHS = 33
-"""Where a program serves any width: no drafted tokens up to 32."""
+"""Widths that are timed if one program serves any width: 0 to 32 drafted tokens."""
 
 
-class Paces(NamedTuple):
-    """How a target verifies chains of n = 0, 1, ... tokens: the step to take and its nanoseconds.
-
-    by_step: nanoseconds of every step there was to choose among; inf for widths that were not tried.
-    """
+class StepTimings(NamedTuple):
+    """How a target verifies chains of n = 0, 1, ... tokens."""
 
     steps: list[str]
+    """The kind of step to take, by n."""
     verify_ns: list[float]
+    """Nanoseconds of that step, by n."""
     by_step: dict[str, list[float]]
+    """Nanoseconds of every kind of step, by n; inf for widths that were not tried."""
 
 
 @torch.no_grad()
-def paces(
+def time_steps(
     target: Target,
     num_rows: int,
     widths: Sequence[int],
     num_context: int = 128,
     num_repeats: int = 3,
-) -> Paces:
-    """Time every step of the target over chains of some widths (rising), the least of several.
+) -> StepTimings:
+    """Time every kind of step over chains of the given widths (rising); the fastest of the repeats counts.
 
-    A width that was not tried takes the step of the next, and drafts are padded to it (see
+    A width that was not tried takes the step of the next wider one, and drafts are padded to that width (see
     `cheapest_widths`). Overwrites the target's cache.
     """
     by_step = {step: [math.inf] * (widths[-1] + 1) for step in target.steps.kinds}
@@ -58,7 +57,7 @@ def paces(
         Draft.chain(pending[:, None].expand(num_rows, width), torch.full_like(pending, width))
         for width in widths
     ]
-    # A first time unheeded: it may compile.
+    # The first pass is a warm-up: it may compile.
     for repeat in range(num_repeats + 1):
         for step, least in by_step.items():
             with target.steps.only(step):
@@ -72,42 +71,42 @@ def paces(
                     spent = time.perf_counter_ns() - begin
                     if repeat:
                         least[draft.width] = min(least[draft.width], spent)
-    steps = [_cheapest(by_step, widths[bisect_left(widths, width)]) for width in range(widths[-1] + 1)]
-    return Paces(steps, [by_step[step][width] for width, step in enumerate(steps)], by_step)
+    steps = [cheapest_step(by_step, widths[bisect_left(widths, width)]) for width in range(widths[-1] + 1)]
+    return StepTimings(steps, [by_step[step][width] for width, step in enumerate(steps)], by_step)
 
 
 def widths_to_time(target: Target, drafters: Iterable[Drafter]) -> list[int]:
-    """Widths of drafts that a run's arms need timed: rising, vanilla's 0 first.
+    """Widths of drafts that must be timed for a run's arms: rising, vanilla's 0 first.
 
-    Where every width is a program of its own: what is always drafted, and powers of two (with the pending
-    token) for drafts that vary.
+    If every width is a program of its own, these are the fixed draft sizes, and powers of two (with the
+    pending token) for drafts whose size varies.
     """
     if not target.steps.by_shape:
         return list(range(_NUM_WIDTHS))
-    drafted = {drafter.num_drafted for drafter in drafters}
+    drafted = {drafter.num_verified for drafter in drafters}
     varying = {2**power - 1 for power in range(6)} if None in drafted else set()
     return sorted({0} | varying | {number for number in drafted if number is not None})
 
 
 def feed_prompts(target: Target, num_rows: int, num_context: int) -> None:
-    """Begin sequences with prompts of `num_context` tokens; after it every program for prompts is there."""
+    """Begin sequences with prompts of `num_context` tokens; this compiles all programs for prompts."""
     target.begin(num_rows)
     prompt = [1 + i % (target.vocab_size - 1) for i in range(num_context)]
     target.prefill(range(num_rows), [prompt] * num_rows)
-    # One alone, too, as those come that take a place: where prompts are compiled that is another program. The
-    # first of all allocates and compiles nothing, so two come together after it.
+    # One prompt alone as well, as when it takes the row of a finished sequence: that is another program where
+    # prompts are compiled. The first prefill allocates and compiles nothing, so two prompts follow together.
     target.prefill([0], [prompt])
     target.prefill(range(min(num_rows, 2)), [prompt] * min(num_rows, 2))
 
 
-def _cheapest(by_step: Mapping[str, Sequence[float]], width: int) -> str:
-    """The simplest step that no other one beats by more than noise."""
+def cheapest_step(by_step: Mapping[str, Sequence[float]], width: int) -> str:
+    """The simplest kind of step that no other one beats by more than noise."""
     least = min(costs[width] for costs in by_step.values())
     return next(step for step, costs in by_step.items() if costs[width] * (1 - _MIN_GAIN) <= least)
 
 
 def cheapest_widths(costs: Sequence[float]) -> list[int]:
-    """For a draft of n nodes, the width at which its forward is cheapest; vanilla's 0 stays 0."""
+    """For drafts of n = 0, 1, ... nodes, the width at which the forward is cheapest; vanilla's 0 stays 0."""
     widths = [0][: len(costs)]
     for width in range(1, len(costs)):
         best = min(range(width, len(costs)), key=lambda other: costs[other])

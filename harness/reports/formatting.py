@@ -103,6 +103,10 @@ def method(row: Row) -> str:
     return f"{row.method} [{row.variant}]" if row.variant else row.method
 
 
+NARROW_SCOPES = ("round", "call", "conversation")
+"""Scopes of memory that tables need not mention; stores written before these words say `conversation`."""
+
+
 def marks(row: Row) -> str:
     """Everything that a reader must know before believing the numbers."""
     if row.failed:
@@ -112,7 +116,7 @@ def marks(row: Row) -> str:
         ("quick", row.profile == "quick"),
         ("indicative", row.indicative),
         ("forced length", row.forced_length),
-        (f"scope: {row.scope}", row.scope != "conversation"),
+        (f"scope: {row.scope}", row.scope not in NARROW_SCOPES),
         ("lossy", row.verdict == "lossy"),
         ("forced", row.verdict == "forced"),
         ("unexplained differences", row.verdict == "unexplained"),

@@ -245,7 +245,8 @@ def _footnotes(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
     ]
     present = {mark for row in rows for mark in formatting.marks(row).split(", ")}
     lines += [text for text, mark in marks if mark in present]
-    scopes = dict.fromkeys(f"{row.method}: {row.scope}" for row in rows if row.scope != "conversation")
+    wide = [row for row in rows if row.scope not in formatting.NARROW_SCOPES]
+    scopes = dict.fromkeys(f"{row.method}: {row.scope}" for row in wide)
     lines += [f"State is kept beyond a conversation: {escape('; '.join(scopes))}."] if scopes else []
     lines += [escape(note) for note in notes]
     # A paragraph per line, small, as wide as the text.

@@ -14,14 +14,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 GROUPED = "harness_grouped"
-"""Its name in transformers' table. It has no mask function there, so masks are passed on as they are."""
+"""The kernel's name in transformers' table. It has no mask function there, so masks are passed unchanged."""
 
 _FEW = 64
-"""Tokens whose attention is products on CUDA, where it is compiled."""
+"""Up to this many new tokens, compiled attention on CUDA is computed as matrix products."""
 
 
 def register() -> None:
-    """Make the kernel known to transformers; may be called again."""
+    """Make the kernel known to transformers; further calls do nothing new."""
     AttentionInterface.register(GROUPED, grouped)
 
 
@@ -43,7 +43,7 @@ def grouped(
     assert dropout == 0.0, "inference only"
     num_new = query.shape[2]
     groups = query.shape[1] // key.shape[1]
-    # A plain bool, also where the compiler knows the number of tokens by name only.
+    # A plain bool even where the compiler has a symbol for the number of tokens.
     causal = True if attention_mask is None and num_new > 1 else False  # noqa: SIM210
     assert not causal or num_new == key.shape[2], "several tokens behind a prefix need a mask"
     if attention_mask is None or query.device.type != "cuda":
@@ -66,7 +66,8 @@ def grouped(
 def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
     """Attention [B, Hq, n, D] as products and a softmax, which the compiler fuses.
 
-    For few tokens: CUDA's masked kernels walk all slots in one block a head, and take three times as long.
+    For few tokens: CUDA's masked kernels walk all slots with one thread block per head, and take three times
+    as long.
     """
     rows, query_heads, num_new, head_dim = query.shape
     num_heads, num_slots = key.shape[1:3]
@@ -80,7 +81,7 @@ def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: f
 
 
 def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
-    """With a mask, CUDA's grouped kernels fall back to plain arithmetic; groups fit into the query axis."""
+    """Attention with the groups folded into the query axis, as CUDA's grouped kernels take no mask."""
     rows, query_heads, num_new, head_dim = query.shape
     groups = query_heads // key.shape[1]
     folded = query.reshape(rows, key.shape[1], groups * num_new, head_dim)
@@ -90,12 +91,12 @@ def _folded(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: fl
 
 
 def tree_mask(lengths: Sequence[int] | Tensor, tree: Tensor, num_slots: int | None = None) -> Tensor:
-    """Which cache slots n new tokens may look at: bool [B, 1, n, C].
+    """The cache slots that n new tokens may look at: bool [B, 1, n, C].
 
-    C is num_slots, or the longest length + E. lengths: of each sequence in committed tokens, all seen; a
-    tensor [B] where the host does not know them (num_slots is needed then).
-    tree [B, n, E] bool: which of the E tokens behind them (the new ones last) each new token sees; they lie
-    right behind the committed ones.
+    C is num_slots, or the longest length + E. lengths: the committed tokens of each sequence, which all are
+    seen; a tensor [B] where the host does not know them (num_slots is needed then).
+    tree [B, n, E] bool: which of the E tokens right behind the committed ones (the new ones last) each new
+    token sees.
     """
     num_rows, num_new, num_behind = tree.shape
     device = tree.device

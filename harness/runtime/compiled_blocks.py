@@ -1,7 +1,7 @@
-"""Blocks of a decoder that are compiled one by one: all of them are one program.
+"""Decoder blocks that are compiled one by one and share their programs.
 
-A step that is captured as a graph costs the host nothing however many programs it is made of, and one block
-compiles in seconds where the whole of a large model takes minutes.
+A step that is captured as a graph costs the host nothing, however many programs it consists of, and one block
+compiles in seconds where a large model as a whole takes minutes.
 
 Shapes: B sequences, H key/value heads, C cache slots, n new tokens, D head dimension.
 """
@@ -9,22 +9,21 @@ Shapes: B sequences, H key/value heads, C cache slots, n new tokens, D head dime
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental import _config
 
 from harness.runtime.cache import SlotCache
-from harness.runtime.compiled_step import outside, own_code
+from harness.runtime.torch_internals import outside, own_code
 
 
 class Region(nn.Module):
-    """A block; compiled in forwards that write to a `SlotCache` at places that are tensors, else as it is.
+    """A decoder block that stands in the place of the original, `block`.
 
-    Fresh prompts are one program whatever their length, and are not captured; every other number of tokens is
-    one of its own.
+    In a forward whose `WritePlan` is made for programs (`in_program`), the block runs compiled; in any other
+    forward it runs as it is. Fresh prompts share one program whatever their length, and are not captured;
+    every other number of tokens has a program of its own.
     """
 
     def __init__(
@@ -35,37 +34,45 @@ class Region(nn.Module):
         self._number, self._run, self._run_prompt = number, run, run_prompt
 
     def __getattr__(self, name: str) -> Any:
-        """What the model asks its blocks for."""
+        """Attributes that the model reads from its blocks (such as `attention_type`), from the original.
+
+        Only called for names that `nn.Module` does not find in the region itself.
+        """
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("block"), name)
 
     def forward(self, states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the block."""
+        """Same as the original block."""
         cache = kwargs.get("past_key_values")
-        if not (isinstance(cache, SlotCache) and cache.places is not None):
+        if not isinstance(cache, SlotCache):
             return self.block(states, *args, **kwargs)
-        rows = _Rows(*cache.buffers(self._number), *cache.places, cache.fresh)
-        run = self._run_prompt if cache.fresh else self._run
+        plan = cache.plan
+        if plan is None or plan.slots is None or not plan.in_program:
+            return self.block(states, *args, **kwargs)
+        (keys, values), (row, slot) = cache.buffers(self._number), plan.slots
+        rows = _BlockCache(keys, values, row, slot, plan.fresh)
+        run = self._run_prompt if plan.fresh else self._run
         return run(self.block, states, *args, **{**kwargs, "past_key_values": rows})
 
 
-class _Rows:
-    """One block's part of a cache."""
+class _BlockCache:
+    """The part of a cache that one block needs, as tensors alone, so that a program serves every block."""
 
     def __init__(self, keys: Tensor, values: Tensor, row: Tensor, slot: Tensor, fresh: bool) -> None:
         self.keys, self.values, self.row, self.slot, self.fresh = keys, values, row, slot, fresh
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write [B, H, n, D]; all that attention may read, [B, H, C, D], or of a fresh prompt the same."""
+        """Write [B, H, n, D]; returns all slots [B, H, C, D] to read, or for a fresh prompt its own
+        states."""
         self.keys[self.row, :, self.slot] = keys.transpose(1, 2)
         self.values[self.row, :, self.slot] = values.transpose(1, 2)
         return (keys, values) if self.fresh else (self.keys, self.values)
 
 
 def divide(decoder: Any) -> None:
-    """Put regions in the place of a decoder's blocks; of one program those that differ in weights alone."""
+    """Replace a decoder's blocks by regions; blocks that differ only in weights share their programs."""
     programs: dict[str, tuple[Any, Any]] = {}
     for number, block in enumerate(decoder.layers):
         kind = _kind(block)
@@ -74,29 +81,21 @@ def divide(decoder: Any) -> None:
         decoder.layers[number] = Region(block, number, *programs[kind])
 
 
-def any_sizes() -> AbstractContextManager[Any]:
-    """Within it, programs that are made for any size tell sizes apart that happen to be equal.
-
-    Else a prompt as long as a head is wide, or as many prompts as rows, would make a program for that alone.
-    """
-    made: AbstractContextManager[Any] = _config.patch(use_duck_shape=False)  # type: ignore[attr-defined]
-    return made
-
-
 def _run(block: nn.Module, states: Tensor, *args: Any, **kwargs: Any) -> Any:
     return block(states, *args, **kwargs)
 
 
 def _compiled(dynamic: bool) -> Any:
-    # What differs from block to block is looked up in the block or its part of the cache, so that the program
-    # of the first serves them all.
+    # Everything that differs from block to block is read from the arguments, so that the program of the first
+    # block serves them all.
     options: dict[str, Any] = {"guard_filter_fn": outside}
     return torch.compile(own_code(_run), fullgraph=True, dynamic=dynamic, options=options)
 
 
 def _kind(block: nn.Module) -> str:
-    """Everything of a block that a program may count on: modules, shapes, settings other than its number."""
-    told: list[Any] = []
+    """Everything that a program may take for granted: modules, shapes, settings other than the block's
+    number."""
+    facts: list[Any] = []
     for name, module in block.named_modules():
         settings = {
             key: value
@@ -104,5 +103,5 @@ def _kind(block: nn.Module) -> str:
             if key != "layer_idx" and isinstance(value, (bool, int, float, str, type(None)))
         }
         shapes = [(key, tuple(weight.shape)) for key, weight in module.named_parameters(recurse=False)]
-        told.append((name, type(module).__qualname__, sorted(settings.items()), shapes))
-    return repr(told)
+        facts.append((name, type(module).__qualname__, sorted(settings.items()), shapes))
+    return repr(facts)

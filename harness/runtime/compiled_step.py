@@ -1,19 +1,19 @@
-"""A step over new tokens as a compiled program: torch.compile, the whole of it or nothing.
+"""A step over new tokens as a compiled program: torch.compile over the whole step, or an error.
 
-Where it breaks into pieces, the recompile limit is met silently and the other layers stay as they are; so the
-graph is whole, and meeting the limit fails. Compiling takes minutes the first time; inductor keeps what it
-made on disk, so that the next process needs a fraction. On CUDA a target is compiled block by block
-(`harness.runtime.compiled_blocks`), which takes seconds.
-Every number of new tokens is a program of its own, by batch. On a CPU there are few: only where the number
-is known is a product of a few rows compiled to a loop over the weights; shorter drafts are padded. On CUDA
-every number that is asked for has its own, to be captured as part of a graph (`harness.runtime.cuda_graphs`).
+If the graph were allowed to break into pieces, torch would reach its recompile limit silently and run the
+remaining layers eagerly. So the graph must be whole, and reaching the limit fails. Compiling takes minutes
+the first time; inductor keeps its results on disk, so that the next process needs a fraction. On CUDA a
+target is compiled block by block (`harness.runtime.compiled_blocks`), which takes seconds.
+Every number of new tokens is a program of its own, per batch size. On a CPU there are few of them and shorter
+drafts are padded, because a product of a few rows becomes a loop over the weights only if their number is a
+constant. On CUDA every number that occurs has a program, to be captured as part of a graph
+(`harness.runtime.cuda_graphs`).
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -22,21 +22,22 @@ from torch import Tensor
 from harness.config import ConfigError
 from harness.runtime.cache import SlotCache
 from harness.runtime.cuda_graphs import can_capture
+from harness.runtime.torch_internals import fail_at_recompile_limit, mark_dynamic, outside, own_code
 
 _MOST_PROGRAMS = 64
-"""Of one step: widths times batch sizes times slots of the cache."""
+"""Programs per step: widths times batch sizes times slots of the cache."""
 SIZES = (1, 8)
 """Numbers of new tokens that are compiled for on a CPU: eight cost little more than four, and a whole model
 takes minutes for each."""
 _SIZES_BY_SHAPE = (1, 2, 4, 8, 16, 32, 64)
-"""And on CUDA, where others may be asked for; a prompt brings more."""
+"""The same on CUDA, where other numbers are compiled on demand; a prompt brings more."""
 
 
 class Program:
-    """A step that is compiled when it is called with another number of new tokens or of sequences.
+    """A step that is compiled anew for every number of new tokens and of sequences.
 
-    num_rows: how many sequences it serves; None is any number. sizes: numbers of new tokens that drafts
-    should have. by_shape: every number of slots is a program of its own, too.
+    num_rows: the number of sequences that it serves; None is any. sizes: the numbers of new tokens that
+    drafts should be padded to. by_shape: whether every number of slots is a program of its own, too.
     """
 
     def __init__(
@@ -47,10 +48,10 @@ class Program:
         divided: bool = False,
     ) -> None:
         """
-        step: a method that takes tensors [B, n, ...], then perhaps a mask [B, 1, n, C] and a cache, aimed at
-        all its C slots, then strings or numbers, and gives a tensor or several. Its modules must not change:
-        they are not looked at again. sizes: see the class; on a CPU. divided: parts of the step are compiled
-        by themselves (see `harness.runtime.compiled_blocks`).
+        step: a method that takes tensors [B, n, ...], then perhaps a mask [B, 1, n, C] and a cache that was
+        aimed by `WritePlan.program`, then strings or numbers, and returns one tensor or several. Its modules
+        must not change, because they are not checked again. sizes: see the class; for CPUs. divided: parts of
+        the step are compiled by themselves (see `harness.runtime.compiled_blocks`).
 
         Raises:
             ConfigError: there is nothing to compile with.
@@ -59,25 +60,21 @@ class Program:
             raise ConfigError(
                 "target.compile=true: on a CPU needs a C++ compiler (g++, clang++); type target.compile=false"
             )
-        torch._dynamo.config.fail_on_recompile_limit_hit = True
-        torch._dynamo.config.recompile_limit = _MOST_PROGRAMS
+        fail_at_recompile_limit(_MOST_PROGRAMS)
         self.by_shape = can_capture(device)
         self.sizes = _SIZES_BY_SHAPE if self.by_shape else tuple(sizes)
         self.num_rows: int | None = None
-        self._compiled = step
-        if not divided:
-            self._compiled = torch.compile(
-                own_code(step), fullgraph=True, dynamic=False, options={"guard_filter_fn": outside}
-            )
+        self._step, self._divided = step, divided
+        self._compiled: dict[str, Callable[..., Any]] = {}
 
     def size_for(self, num_rows: int, num_new: int) -> int | None:
-        """The number of new tokens to pad to, so that it is one that is compiled for; None: there is none."""
+        """The number of new tokens to pad to in order to use a program; None: no program serves them."""
         if self.num_rows not in (None, num_rows):
             return None
         return next((size for size in self.sizes if size >= num_new), None)
 
     def serves(self, num_rows: int, num_new: int) -> bool:
-        """Whether it is compiled for so many sequences and new tokens."""
+        """Whether there is a program for this many sequences and new tokens."""
         size = self.size_for(num_rows, num_new)
         return size == num_new or (self.by_shape and size is not None)
 
@@ -88,36 +85,27 @@ class Program:
         mask: Tensor | None = None,
         cache: SlotCache | None = None,
         constants: Sequence[str | int] = (),
+        variant: str = "",
     ) -> Any:
-        """What the step gives."""
+        """Run the step and return its output.
+
+        variant: names what else the step's output depends on (hooks in the model): every variant has programs
+        of its own.
+        """
         past: list[Any] = []
         if mask is not None and cache is not None:
             past = [mask, cache]
             if not self.by_shape:
                 cache.mark()
-                torch._dynamo.mark_dynamic(mask, 3)
-        return self._compiled(*tensors, *past, *constants)
+                mark_dynamic(mask, 3)
+        return self._compiled_as(variant)(*tensors, *past, *constants)
 
-
-def num_programs() -> int:
-    """That torch.compile has made in this process."""
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-
-
-def own_code(function: Callable[..., Any]) -> Any:
-    """The same function or method with code of its own.
-
-    Programs are kept by code, and those of another object must not be taken for this one's.
-    """
-    inner: Any = getattr(function, "__func__", function)
-    copy = FunctionType(
-        inner.__code__.replace(), inner.__globals__, inner.__name__, inner.__defaults__, inner.__closure__
-    )
-    copy.__kwdefaults__ = inner.__kwdefaults__
-    return MethodType(copy, function.__self__) if isinstance(function, MethodType) else copy
-
-
-def outside(guards: Sequence[Any]) -> list[bool]:
-    """Which conditions are looked at before every call: not the thousands on the insides of modules, which
-    take longer than some layers."""
-    return ["_modules" not in guard.name for guard in guards]
+    def _compiled_as(self, variant: str) -> Callable[..., Any]:
+        if variant not in self._compiled:
+            step: Callable[..., Any] = self._step
+            if not self._divided:
+                step = torch.compile(
+                    own_code(step), fullgraph=True, dynamic=False, options={"guard_filter_fn": outside}
+                )
+            self._compiled[variant] = step
+        return self._compiled[variant]

@@ -1,7 +1,7 @@
-"""A function of tensors as CUDA graphs: a part of a round is one launch, and the host can run ahead.
+"""A function of tensors as CUDA graphs: part of a round becomes one launch, and the host can run ahead.
 
-Eager, a forward is hundreds of launches of a few microseconds, and a compiled one still looks at its
-conditions before every call; a graph does neither.
+An eager forward consists of hundreds of launches of a few microseconds each, and a compiled one still checks
+its guards before every call; a graph does neither.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _NUM_WARMUP = 2
-"""Runs before a capture: what is compiled or tuned the first time cannot be captured."""
+"""Runs before a capture, because the compilation and tuning of a first call cannot be captured."""
 
 
 def can_capture(device: torch.device) -> bool:
@@ -22,13 +22,13 @@ def can_capture(device: torch.device) -> bool:
 
 
 class Captured:
-    """Captures anew for every set of shapes and constants.
+    """A function that is captured anew for every set of shapes and constants.
 
-    The function takes tensors, then constants, and must not ask the host for anything. It is run a few times
-    before it is captured; `tame` makes inputs for that out of the first ones, where what it writes to memory
-    (caches) must not be written twice.
-    What it gives lies where the next call with the same shapes and constants will write: use it before, or
-    copy it.
+    The function takes tensors, then constants, and must not wait for the device. It is run a few times before
+    it is captured. Where those runs must not change memory (caches), `tame` turns the first inputs into
+    harmless ones.
+    The outputs lie where the next call with the same shapes and constants will write: use them before, or
+    copy them.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Captured:
         self._graphs: dict[Hashable, Graph] = {}
 
     def __call__(self, *tensors: Tensor, constants: Sequence[Hashable] = (), where: Hashable = None) -> Any:
-        """What the function gives. where: of what else it reads; elsewhere it is another graph."""
+        """The function's output. where: names the other memory that it reads; other memory, another graph."""
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in tensors)
         key = (shapes, tuple(constants), where)
         if key not in self._graphs:
@@ -48,12 +48,12 @@ class Captured:
 
     @property
     def num_graphs(self) -> int:
-        """Captured so far."""
+        """The number of graphs captured so far."""
         return len(self._graphs)
 
 
 class Graph:
-    """One capture: inputs are copied to where it reads."""
+    """One capture with its own input buffers, to which inputs are copied."""
 
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> None:
         self._inputs = [tensor.clone() for tensor in inputs]
@@ -70,7 +70,7 @@ class Graph:
                 self._outputs = function(*self._inputs)
 
     def replay(self, inputs: Sequence[Tensor]) -> Any:
-        """What the function gave."""
+        """Run the graph on these inputs and return the function's output."""
         for place, tensor in zip(self._inputs, inputs, strict=True):
             if place.numel():
                 place.copy_(tensor, non_blocking=True)

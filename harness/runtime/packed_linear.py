@@ -1,12 +1,12 @@
-"""Linear layers that read the same input, as one product; on a CPU laid out for oneDNN.
+"""Linear layers that read the same input, as one product; on a CPU in oneDNN's weight layout.
 
 torch's own float32 product of a few rows with a large matrix goes through MKL; on some CPUs two rows take
-twice as long as one, and eight as long as thirty-two. Layers that read the same input become one product:
-a small matrix streams from memory more slowly than a large one. In a compiled step a few rows are not
+twice as long as one, and eight as long as thirty-two. Layers that read the same input become one product,
+because a small matrix streams from memory more slowly than a large one. In a compiled step a few rows are not
 multiplied by oneDNN: a plain loop over the weights takes hardly longer than reading them.
 
-On CUDA the weights of one product lie one behind the other (`joined`): a small product takes several times as
-long as reading its weights.
+On CUDA the weights of one product are concatenated in memory (`joined`), because a small product takes
+several times as long as reading its weights.
 
 Shapes: I inputs, O outputs, N outputs of all layers of one product.
 """
@@ -26,16 +26,29 @@ from harness.runtime.cuda_graphs import can_capture
 from harness.system.processes import is_shared
 
 _ROWS_HINT = 16
-"""Rows that the layout is chosen for; from one to hundreds of rows no other was faster."""
+"""The number of rows that oneDNN chooses its layout for; no other was faster for one to hundreds of rows."""
 _STREAMED = 8
-"""Rows that a compiled step multiplies in a loop over the weights; for more oneDNN is faster."""
+"""Up to this many rows a compiled step multiplies in a loop over the weights; for more oneDNN is faster."""
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Siblings that read the same input, as transformers and the EAGLE heads name them. Where they turn out to
-read different ones, the results are right all the same."""
+read different inputs, the results are right all the same."""
 
 
 class Product(nn.Module):
-    """Rows times the weights of one or several layers: a copy that is packed, or joined, the layers' own."""
+    """Rows times the weights of one or several sibling layers, computed once for all of them.
+
+    The siblings are called one after the other with the same tensor, as the model's own code does; the first
+    call computes the product, every call takes its layer's part, and the last one drops it:
+
+        q_proj(x) -> part(x, 0)   x is new: multiply, split into q, k, v; return q     given {0}
+        k_proj(x) -> part(x, 1)   x is the same object: return k                       given {0, 1}
+        v_proj(x) -> part(x, 2)   return v; all were given: forget x and the parts     given {}
+
+    Any other order is correct too, only slower: another tensor, or a layer that asks twice, multiplies anew.
+    Tensors are compared by identity, which is safe because the product holds `x` until its parts are dropped,
+    and no model changes a linear layer's input in place between siblings.
+    The weights are a packed copy, or, joined, the layers' own memory.
+    """
 
     def __init__(self, layers: Sequence[nn.Linear], packed: bool = True) -> None:
         super().__init__()
@@ -58,16 +71,16 @@ class Product(nn.Module):
 
     @property
     def is_packed(self) -> bool:
-        """Laid out for oneDNN."""
+        """Whether the weights are a copy in oneDNN's layout."""
         return self._joined is None
 
     @property
     def num_bytes(self) -> int:
-        """Of the packed copy, as many as of the weights; none of its own where they are joined."""
+        """Bytes of the packed copy; 0 where the weights are joined, which needs no copy."""
         return self._num_bytes
 
     def multiply(self, rows: Tensor) -> Tensor:
-        """[..., N] of rows [..., I]."""
+        """Outputs [..., N] of all layers for rows [..., I]."""
         product: Tensor
         if self._joined is not None:
             return nn.functional.linear(rows, self._joined, self._bias)
@@ -78,7 +91,7 @@ class Product(nn.Module):
         return product
 
     def part(self, rows: Tensor, index: int) -> Tensor:
-        """Outputs [..., O] of layer `index`; the first layer that asks has all of them computed."""
+        """Outputs [..., O] of layer `index` for rows [..., I]; see the class for the order of calls."""
         if rows is not self._rows or index in self._given:
             self._rows, self._parts = rows, torch.split(self.multiply(rows), self._sizes, -1)
             self._given = set()
@@ -111,9 +124,9 @@ def _shape(rows: Tensor, number: int, num_outputs: int) -> Tensor:
 
 
 class PackedLinear(nn.Linear):
-    """An `nn.Linear` that shares its weight [O, I] with the one it stands for, and multiplies by a `Product`.
+    """An `nn.Linear` that shares its weight [O, I] with the original layer and multiplies by a `Product`.
 
-    plain: multiply as torch does, as somebody else's loop would have it.
+    plain: multiply as torch does, for loops other than ours.
     """
 
     def __init__(self, linear: nn.Linear, product: Product, index: int) -> None:
@@ -121,16 +134,16 @@ class PackedLinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self.plain = False
-        # In a tuple, so that it is no submodule: several layers have it.
+        # In a tuple, so that it is no submodule: several layers share it.
         self._products, self._index = (product,), index
 
     @property
     def product(self) -> Product:
-        """What it takes its outputs from."""
+        """The product that computes this layer's outputs."""
         return self._products[0]
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Outputs [..., O] of rows [..., I]; as torch does where a gradient is asked for."""
+        """Outputs [..., O] of rows [..., I]; multiplied as torch does where a gradient is needed."""
         if self.plain or (torch.is_grad_enabled() and rows.requires_grad):
             return nn.functional.linear(rows, self.weight, self.bias)
         streams = self.product.is_packed and torch.compiler.is_compiling()
@@ -140,7 +153,7 @@ class PackedLinear(nn.Linear):
         return self.product.part(rows, self._index)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
-        """A copy is made to be changed: a plain layer."""
+        """A plain layer, because copies are made to be changed."""
         copy = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         copy.weight, copy.bias = deepcopy(self.weight, memo), deepcopy(self.bias, memo)
         return copy
@@ -156,9 +169,9 @@ def streamed(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 def layout(module: nn.Module) -> Literal["packed", "joined", "plain"]:
-    """What can be done: packed where oneDNN is and the weights are float32 on a CPU; joined on CUDA.
+    """The layout that is possible: packed for float32 weights on a CPU with oneDNN, joined on CUDA.
 
-    All weights must be in one place and of this process alone.
+    All weights must be on one device and belong to this process alone; otherwise plain.
     """
     parameters = list(module.parameters())
     devices = {parameter.device for parameter in parameters}
@@ -174,9 +187,9 @@ def layout(module: nn.Module) -> Literal["packed", "joined", "plain"]:
 
 
 def pack(module: nn.Module) -> list[PackedLinear]:
-    """Put such layers in the place of the linear ones below `module`, as its `layout` says.
+    """Replace the linear layers below `module` by packed or joined ones, as its `layout` says.
 
-    Packed, all of them, which needs their memory once more; joined, those that share a product.
+    Packed: all of them, which takes their memory once more. Joined: those that share a product.
     """
     packs = layout(module) == "packed"
     packed = [layer for layer in module.modules() if isinstance(layer, PackedLinear)]
@@ -194,7 +207,7 @@ def pack(module: nn.Module) -> list[PackedLinear]:
 
 
 def _groups(children: dict[str, nn.Linear]) -> list[tuple[str, ...]]:
-    """Names of layers that share a product; each name is in one of them."""
+    """Groups of layer names that share a product; every name is in exactly one group."""
     groups = []
     for names in _TOGETHER:
         found = [children[name] for name in names if name in children]

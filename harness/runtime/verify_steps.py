@@ -1,7 +1,7 @@
-"""Steps: the kinds of forward that can verify a draft, which of them is taken, and the programs there are.
+"""Steps: the kinds of forward that can verify a draft, the choice among them, and their programs.
 
-`dynamic` reads the cache slots in use; `static` all that are allocated, so that every step is the same
-program; `compiled` is the static one as a `Program`, on CUDA within a graph.
+`dynamic` reads the cache slots in use; `static` reads all allocated slots, so that every step is the same
+program; `compiled` is the static step as a `Program`, on CUDA within a graph.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from harness.config import ConfigError
-from harness.runtime.compiled_step import SIZES, Program, num_programs
+from harness.runtime.compiled_step import SIZES, Program
 from harness.runtime.cuda_graphs import Captured, can_capture
+from harness.runtime.torch_internals import num_programs
 
 _KINDS = {
     ("dynamic", False): ("dynamic",),
@@ -28,13 +29,13 @@ _KINDS = {
 
 
 class Steps:
-    """Of a target, and of the drafters' own models.
+    """The steps of a target and of the drafters' own models.
 
-    kinds: to choose among. forward: the target's own program, if it may be compiled.
+    kinds: the kinds to choose among. forward: the target's own program, if it may be compiled.
     """
 
     def __init__(self, cache: str, compiled: bool, forward: Callable[..., Any], device: torch.device) -> None:
-        """`forward`: what a program is made of; see `Program`.
+        """`forward`: the target's step, of which programs are made; see `Program`.
 
         Raises:
             ConfigError: there is no static step to compile, or nothing to compile with.
@@ -51,11 +52,11 @@ class Steps:
     def program(
         self, step: Callable[..., Any], sizes: Sequence[int], divided: bool = False
     ) -> Program | None:
-        """A step as a program; None where nothing is compiled. divided: see `Program`."""
+        """Make a program of a step; None where nothing is compiled. divided: see `Program`."""
         if "compiled" not in self.kinds:
             return None
         program = Program(step, self._device, sizes, divided)
-        # Where there is a choice, nothing is compiled before it was made.
+        # Where there is a choice, nothing is compiled before the choice was made.
         program.num_rows = None if len(self.kinds) == 1 else 0
         self._programs.append(program)
         return program
@@ -80,7 +81,7 @@ class Steps:
 
     @contextmanager
     def only(self, kind: str) -> Iterator[None]:
-        """Within it every step is of this kind, whatever was chosen, for any batch."""
+        """Within it every step is of this kind, whatever was chosen, for batches of any size."""
         chosen, self._by_width = self._by_width, (kind,)
         served = [program.num_rows for program in self._programs]
         for program in self._programs:
@@ -93,26 +94,27 @@ class Steps:
                 program.num_rows = num_rows
 
     def kind(self, num_rows: int, width: int) -> str:
-        """What verifies drafts of so many nodes for so many sequences."""
+        """The kind of step for `num_rows` sequences and `width` tokens behind each pending one."""
         kind = self._by_width[min(width, len(self._by_width) - 1)]
         return "dynamic" if kind == "compiled" and not self.compiles(num_rows, width) else kind
 
     def rows_for(self, num_rows: int) -> int:
-        """Rows of a compiled step for so many sequences: a batch that has shrunk keeps its program."""
+        """The rows of a compiled step for `num_rows` sequences: a batch that has shrunk keeps its program."""
         chosen = self.forward.num_rows if self.forward else None
         return max(num_rows, chosen or 0)
 
     def compiles(self, num_rows: int, width: int) -> bool:
-        """Whether a draft of so many nodes for so many sequences has a compiled step."""
+        """Whether there is a compiled step for `num_rows` sequences and `width` tokens behind each pending
+        one."""
         return self.forward is not None and self.forward.serves(num_rows, 1 + width)
 
     @property
     def by_shape(self) -> bool:
-        """Whether every number of tokens is a program of its own, which is captured as part of a graph."""
+        """Whether every number of tokens has a program of its own, captured as part of a graph."""
         return self.forward is not None and self.forward.by_shape
 
     @property
     def num_programs(self) -> int:
-        """Compiled so far, and captured."""
+        """The number of programs compiled and graphs captured so far."""
         captured = sum(part.num_graphs for part in self._captured)
         return num_programs() + captured if self._programs else 0

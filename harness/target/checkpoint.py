@@ -1,4 +1,4 @@
-"""Find a checkpoint and refuse, before its weights are fetched, what the loop cannot serve."""
+"""Find and read a checkpoint; refuse, before its weights are fetched, a model that the loop cannot serve."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import torch
 
 from harness.config import ConfigError
 from harness.system import hub
@@ -18,39 +19,125 @@ _WITHOUT_HUB = (
     "or target=tiny (random weights)."
 )
 _NUM_SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
-"""Of every weight file, for its fingerprint."""
+"""How much of every weight file goes into its fingerprint."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Where a model lies: what `from_pretrained` takes, and what is known before loading.
-
-    location: hub id or folder. revision: commit on the hub, None for a folder the user named.
-    files: names at its top level. config: its config.json.
-    """
+    """A model on the hub or on disk, and what is known of it before it is loaded."""
 
     location: str
+    """Hub id or folder, as `from_pretrained` takes it."""
     revision: str | None
+    """Commit on the hub; None for a folder that the user named."""
     files: frozenset[str]
+    """Names of the files at its top level."""
     config: dict[str, Any]
+    """Its config.json."""
     source: str
+    """`hub`, `hub (earlier download)` or `folder`, for the card."""
 
     @property
     def has_safetensors(self) -> bool:
-        """Whether weights lie there as safetensors."""
+        """Whether it has weights as safetensors."""
         return any(name.endswith(".safetensors") for name in self.files)
 
     @property
     def has_pickles(self) -> bool:
-        """Whether weights lie there as pickles, which can run code when they are read."""
+        """Whether it has weights as pickles, which can run code when they are read."""
         return any(name.endswith(".bin") and name.startswith("pytorch_model") for name in self.files)
 
 
-def fingerprint(folder: Path) -> str:
-    """Sixteen hex digits over the weights of a folder: names, sizes, and samples of what is in them.
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """The part of a `TargetSpec` that says which weights are loaded; its fields are documented there."""
 
-    Weights that were trained on differ everywhere, so a megabyte of each file tells them apart; the whole of
-    a large model takes minutes to read.
+    path: str | None
+    revision: str | None
+    weights: str
+    seed: int
+    trust_remote_code: bool
+    allow_pickle: bool
+
+    @property
+    def is_random(self) -> bool:
+        """Whether only the shape is the checkpoint's."""
+        return self.weights == "random"
+
+    def find(self) -> tuple[Checkpoint, Any]:
+        """The checkpoint and its transformers config; see `locate` and `readable_config` for the errors."""
+        if self.path is None:
+            raise ConfigError(
+                "target.path: not given. Type target.path=ORG/NAME (hub) or target.path=FOLDER."
+            )
+        checkpoint = locate(self.path, self.revision)
+        return checkpoint, readable_config(checkpoint, self.path, self.trust_remote_code)
+
+    def check_files(self, checkpoint: Checkpoint) -> None:
+        """Raise ConfigError if there are no weights to read, or only pickles that are not allowed."""
+        if self.is_random or checkpoint.has_safetensors:
+            return
+        if not checkpoint.has_pickles:
+            raise ConfigError(f"target.path={self.path}: has no weights (*.safetensors) to load.")
+        if not self.allow_pickle:
+            raise ConfigError(
+                f"target.path={self.path}: has only pickled weights (*.bin), which can run code when read. "
+                "If you trust where they come from, type target.allow_pickle=true."
+            )
+
+    def tokenizer(self, checkpoint: Checkpoint) -> Any:
+        """The checkpoint's tokenizer."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(**self._arguments(checkpoint))
+
+    def read(self, checkpoint: Checkpoint, **options: Any) -> Any:
+        """The model with the checkpoint's weights; `options` are those of transformers' `from_pretrained`.
+
+        Raises:
+            ConfigError: a tensor is missing, which transformers would initialise at random.
+        """
+        from transformers import AutoModelForCausalLM
+
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **self._arguments(checkpoint),
+            **options,
+            use_safetensors=checkpoint.has_safetensors,
+            output_loading_info=True,
+        )
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ConfigError(
+                f"target.path={self.path}: {len(missing)} tensors are missing from its weights, the first is "
+                f"{missing[0]!r}. It is another kind of model, or an incomplete copy."
+            )
+        return model
+
+    def random_model(self, config: Any, device: torch.device, **options: Any) -> Any:
+        """A model of this shape that transformers initialises from `seed`; torch's own random state is kept.
+
+        options: those of transformers' `from_config`.
+        """
+        from transformers import AutoModelForCausalLM
+
+        remote = {"trust_remote_code": True} if self.trust_remote_code else {}
+        with torch.random.fork_rng(), device:
+            torch.manual_seed(self.seed)
+            return AutoModelForCausalLM.from_config(config, **options, **remote)
+
+    def _arguments(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        return {
+            "pretrained_model_name_or_path": checkpoint.location,
+            "revision": checkpoint.revision,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+
+def fingerprint(folder: Path) -> str:
+    """Sixteen hex digits over the weight files of a folder: their names, sizes and samples of their content.
+
+    Training changes weights everywhere, so a megabyte of each file is enough to tell two versions apart;
+    reading all of a large model takes minutes.
     """
     total = hashlib.sha256()
     for file in sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin")):
@@ -64,7 +151,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def locate(path: str, revision: str | None) -> Checkpoint:
-    """The checkpoint at a folder or hub id `path`; of the hub, its list of files and config.json are read.
+    """The checkpoint at `path`, a folder or hub id; only file list and config.json are fetched.
 
     Raises:
         ConfigError: there is none, it is gated, or the hub is out of reach and there is no earlier download.
@@ -197,7 +284,7 @@ def _model_class(config: Any) -> Any:
 
 
 def _architecture_problem(config: Any) -> str | None:
-    """What transformers' own classes say: a language-model head, no recurrent state."""
+    """Why transformers' classes rule a model out: no language-model head, or a recurrent state."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 

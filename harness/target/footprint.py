@@ -1,4 +1,4 @@
-"""Bytes of a model: what it holds, what a token reads of its weights and writes to the cache."""
+"""Bytes of a model: resident weights, weights that a step reads, and cache that a token takes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from harness.system.processes import own_part
 
 
 def step_bytes(model: Any, experts: tuple[int, int] | None = None) -> int:
-    """Bytes of weights that a single-token step reads in this process, whose part of them it holds.
+    """Bytes of weights that a single-token step reads, of those that this process holds.
 
-    A table that is only looked up (the input embedding, unless it is also the LM head) counts nothing.
-    experts: of a mixture, how many there are and how many a token uses.
+    An embedding that is only looked up (unless it is also the LM head) does not count.
+    experts: number of experts of a mixture, and how many of them one token uses.
     """
     head = model.get_output_embeddings().weight
     looked_up = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)} - {id(head)}
@@ -29,13 +29,13 @@ def step_bytes(model: Any, experts: tuple[int, int] | None = None) -> int:
 
 
 def resident_bytes(module: torch.nn.Module) -> int:
-    """Bytes of parameters and buffers, those that are shared once."""
+    """Bytes of parameters and buffers; shared tensors count once."""
     held = {tensor.data_ptr(): tensor.nbytes for tensor in (*module.parameters(), *module.buffers())}
     return sum(held.values())
 
 
 def expert_counts(config: Any) -> tuple[int, int] | None:
-    """Experts of a layer and of a token, where the model is a mixture."""
+    """Experts per layer and per token of a mixture; None for any other model."""
     names = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
     total = next((n for n in (getattr(config, name, None) for name in names) if n), None)
     chosen = getattr(config, "num_experts_per_tok", None)
@@ -44,7 +44,7 @@ def expert_counts(config: Any) -> tuple[int, int] | None:
 
 @torch.no_grad()
 def cache_bytes_per_token(model: Any) -> int:
-    """Keys and values of one token over all layers, as the model itself writes them."""
+    """Bytes of one token's keys and values over all layers, measured on a forward of one token."""
     ids = torch.zeros(1, 1, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
     layers = model(input_ids=ids, use_cache=True).past_key_values.layers
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)

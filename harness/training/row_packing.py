@@ -1,4 +1,5 @@
-"""Packing: dialogues laid one behind the other into rows, in an order that a step number alone decides."""
+"""Packing: dialogues are laid one after the other into rows, in an order that depends on the row number
+alone."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from harness.training.dialogues import Sample
 
 
 class Rows:
-    """Samples, none longer than a row, packed in an order that depends on the seed and the epoch alone."""
+    """Samples, none longer than a row, packed in an order that depends on seed and epoch alone."""
 
     def __init__(self, samples: Sequence[Sample], row_tokens: int, seed: int) -> None:
         self._samples = list(samples)
@@ -19,7 +20,7 @@ class Rows:
         self._num_rows: list[int] = []
 
     def row(self, number: int) -> list[Sample]:
-        """Row `number`, counted over all epochs."""
+        """The samples of row `number`, counted over all epochs."""
         for epoch in itertools.count():
             if epoch == len(self._num_rows):
                 self._num_rows.append(len(self._packed(epoch)))
@@ -38,7 +39,7 @@ class Rows:
 
 
 def pack(samples: Sequence[Sample], row_tokens: int) -> Iterator[list[Sample]]:
-    """Samples one behind the other; a new row where the next one does not fit."""
+    """Lay samples one after the other; a new row begins where the next sample does not fit."""
     row: list[Sample] = []
     size = 0
     for sample in samples:

@@ -1,93 +1,95 @@
-"""Training of draft heads: rows of dialogues, the target's features on the line, checkpoints, held-out tau.
+"""The loop that trains a drafter on one target: gradient steps, held-out evaluations, checkpoints.
 
 Shapes: L tokens of a packed row, V vocabulary.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from pydantic import Field
+from torch import Tensor
 
 from harness.config import ConfigError, configurable
-from harness.decoding.acceptance import Coupled
-from harness.decoding.batch import Generation, Request
 from harness.decoding.loop import LocalEngine
-from harness.decoding.sampling import DecodingParams
-from harness.drafting.trainable import TrainableDrafter
-from harness.system.naming import class_names, digest
+from harness.drafting.trainable import TrainableDrafter, TrainingStep
 from harness.training.dialogues import Sample, truncated
+from harness.training.evaluation import Averages, Evaluation, HeldOut, chunks
 from harness.training.features import Features
-from harness.training.row_packing import Rows, pack
+from harness.training.folder import HEAD, TrainingFolder
+from harness.training.row_packing import Rows
 
-CHECKPOINT, CURVES, HEAD = "checkpoint.pt", "curves.jsonl", "head"
-_NUM_SCALE_ROWS = 4
-"""Rows that a drafter sees before it begins, for the scale of the features."""
+_NUM_FIRST_ROWS = 4
+"""Rows that a drafter sees before the training begins."""
 
 
 @configurable
 class Training:
-    """How a head is trained.
-
-    num_steps: optimiser steps; num_tokens: stop after so many answer tokens seen (None: no such limit).
-    row_tokens: L; rows_per_step: of one optimiser step, over all processes. learning_rate: the peak, after
-    `warmup_steps` and before a cosine down to a tenth. precision: of accelerate; on CUDA any but `no` has the
-    target multiply in TF32, too. held_out: dialogues kept for evaluation. features: a folder in which the
-    target's features are kept, so that epochs and other heads find them there (about 2 bytes times hidden
-    size times tapped states a token); None computes them anew each time. eval_every, save_every: steps.
-    eval_prompts, eval_tokens: of the held-out tau, which the ordinary loop measures. patience: evaluations
-    without a better tau before it stops (None: never).
-    """
+    """How a drafter is trained."""
 
     num_steps: int = Field(ge=1)
+    """Optimiser steps."""
     num_tokens: int | None = Field(default=None, ge=1)
+    """Stop after this many answer tokens; None: no such limit."""
     row_tokens: int = Field(default=1024, ge=8)
+    """L, the length of the rows that dialogues are packed into."""
     rows_per_step: int = Field(default=2, ge=1)
+    """Rows per optimiser step, over all processes."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    """The peak, reached after `warmup_steps`; from there a cosine leads down to a tenth of it."""
     warmup_steps: int = Field(default=50, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.95, ge=0, lt=1)
     clip_norm: float = Field(default=0.5, gt=0)
     precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision of accelerate; on CUDA any but `no` also lets the target multiply in TF32."""
     seed: int = 0
     held_out: int = Field(default=64, ge=1)
+    """Dialogues that are kept for evaluation."""
     features: str | None = None
+    """A folder that keeps the target's features for later epochs and other heads, at about 2 bytes times
+    hidden size times tapped states per token; None computes them anew each time."""
     eval_every: int = Field(default=200, ge=1)
+    """Steps between evaluations."""
     save_every: int = Field(default=200, ge=1)
+    """Steps between checkpoints."""
     eval_prompts: int = Field(default=16, ge=1)
+    """Prompts that the ordinary loop decodes to measure the held-out tau."""
     eval_tokens: int = Field(default=96, ge=2)
+    """Length of their outputs."""
     patience: int | None = Field(default=None, ge=1)
+    """Stop after this many evaluations in a row without improvement; None: never."""
 
 
 class Progress(NamedTuple):
-    """Where a training stands: steps, answer tokens seen, the best held-out tau, evaluations since."""
+    """Where a training stands."""
 
     step: int = 0
     num_tokens: int = 0
+    """Answer tokens seen."""
     best_tau: float = 0.0
     num_worse: int = 0
+    """Evaluations since the last improvement."""
+    best_loss: float = math.inf
+    """Held-out loss of the evaluation with the best tau."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Of the held-out dialogues: mean loss, accuracy by position, tau and its ledger."""
-
-    numbers: dict[str, float]
-    tau: float
+    def after(self, found: Evaluation) -> Progress:
+        """The progress after an evaluation: a higher tau is better, and at equal tau a lower loss."""
+        if (found.tau, -found.loss) > (self.best_tau, -self.best_loss):
+            return self._replace(best_tau=found.tau, best_loss=found.loss, num_worse=0)
+        return self._replace(num_worse=self.num_worse + 1)
 
 
 class Trainer:
-    """Trains one drafter's head on one target; the folder holds all that a later process needs to go on."""
+    """Trains one drafter on one target. All that a later process needs to resume lies in the folder."""
 
     def __init__(
         self,
@@ -99,126 +101,101 @@ class Trainer:
         identity: dict[str, Any],
         features: Features,
     ) -> None:
-        """identity: what must be the same for a checkpoint to be gone on from.
+        """identity: settings that must match to resume from a checkpoint; JSON types.
 
         Raises:
-            ConfigError: too few dialogues, or the folder belongs to another training.
+            ConfigError: there are too few dialogues, the drafter cannot divide the rows of a step, or the
+            folder belongs to another training.
         """
-        fitting = [truncated(sample, training.row_tokens) for sample in samples]
-        fitting = [sample for sample in fitting if any(sample.answer)]
-        if len(fitting) <= training.held_out:
-            raise ConfigError(
-                f"training.held_out={training.held_out}: there are {len(fitting)} dialogues in all"
-                f" (whose answer begins within the {training.row_tokens} training.row_tokens)"
-            )
         torch.manual_seed(training.seed)
-        self.engine, self.drafter, self.training, self.folder = engine, drafter, training, folder
+        self.engine, self.drafter, self.training, self.features = engine, drafter, training, features
         on_cpu = engine.target.device.type == "cpu"
-        self._accelerator = Accelerator(mixed_precision=training.precision, cpu=on_cpu)
+        self._accelerator = accelerator = Accelerator(mixed_precision=training.precision, cpu=on_cpu)
         if training.precision != "no" and not on_cpu:
             # The target's features stay float32, but their products need no more digits than the head's.
             torch.set_float32_matmul_precision("high")
-        self.features = features
-        accelerator = self._accelerator
+        _refuse_indivisible(drafter, training, accelerator.num_processes)
+        fitting = _fitting(samples, training)
         features.prepare(fitting, training.row_tokens, accelerator.process_index, accelerator.num_processes)
         accelerator.wait_for_everyone()
-        order = list(fitting)
-        random.Random(f"{training.seed}:held out").shuffle(order)
-        self.held_out, self.samples = order[: training.held_out], order[training.held_out :]
-        self._rows = Rows(self.samples, training.row_tokens, training.seed)
-        self._identity = digest(identity)
-        counts = torch.zeros(engine.target.vocab_size, dtype=torch.int64)
-        for sample in self.samples:
-            ids = [token for token, said in zip(sample.ids, sample.answer, strict=True) if said]
-            counts += torch.bincount(torch.tensor(ids, dtype=torch.int64), minlength=len(counts))
-        first = [self.features.row(self._rows.row(number)) for number in range(_NUM_SCALE_ROWS)]
-        self.student = drafter.begin_training(counts, first, training.seed)
-        trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
-        betas = (training.beta1, training.beta2)
-        optimiser = torch.optim.AdamW(
-            trained, lr=training.learning_rate, betas=betas, weight_decay=training.weight_decay
+        random.Random(f"{training.seed}:held out").shuffle(fitting)
+        self.held_out = HeldOut(
+            samples=fitting[: training.held_out],
+            row_tokens=training.row_tokens,
+            num_prompts=training.eval_prompts,
+            num_tokens=training.eval_tokens,
         )
-        self._optimiser: Any = self._accelerator.prepare(optimiser)
-        self._trained = trained
+        self.samples = fitting[training.held_out :]
+        self._rows = Rows(self.samples, training.row_tokens, training.seed)
+        first = [features.row(self._rows.row(number)) for number in range(_NUM_FIRST_ROWS)]
+        counts = _answer_counts(self.samples, engine.target.vocab_size)
+        self.student = drafter.begin_training(counts, first, training.seed)
+        self._trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        self._optimiser: Any = accelerator.prepare(_optimiser(self._trained, training))
         self.progress = Progress()
-        self._load()
+        self.folder = TrainingFolder(folder, identity)
+        self._resume()
 
-    def run(self, note: Any, log: Any) -> Progress:
-        """Train to the end, or to where a limit of `Training` stops it.
+    def run(self, note: Callable[[str], None], log: Callable[[dict[str, float], int], None]) -> Progress:
+        """Train to the end, or up to a limit of `Training`.
 
-        note: takes a line for people. log: takes a dict of numbers and the step.
+        note: takes a line for people. log: takes a point of the curves and its step.
         """
         training, begin = self.training, time.monotonic()
         first = self.progress.step
         while not self._is_over():
             numbers = self._step()
             step = self.progress.step
-            if self._accelerator.is_main_process:
-                self._write_curve({"step": step, "num_tokens": self.progress.num_tokens, **numbers})
-                log(numbers, step)
+            self._write_curves(numbers, log)
             if step % training.eval_every == 0 or self._is_over():
-                self._evaluated(note, log)
+                self._evaluate(note, log)
                 rate = (time.monotonic() - begin) / max(step - first, 1)
-                note(f"step {step} of {training.num_steps}, {rate:.2f} s a step, loss {numbers['loss']:.3f}")
+                note(
+                    f"step {step} of {training.num_steps}, {rate:.2f} s per step, loss {numbers['loss']:.3f}"
+                )
             if step % training.save_every == 0 or self._is_over():
                 self._save()
         return self.progress
 
     def evaluate(self) -> Evaluation:
-        """Loss and accuracy on held-out rows, and tau of the loop on held-out prompts, at temperature 0."""
-        training = self.training
-        sums: dict[str, list[float]] = {}
-        for samples in pack(self.held_out, training.row_tokens):
-            with torch.no_grad(), self._accelerator.autocast():
-                loss, numbers = self.drafter.loss(self.features.row(samples))
-            for name, value in {"loss": float(loss), **numbers}.items():
-                sums.setdefault(name, []).append(value)
-        emitted = [count for one in self._decode() for count in one.emitted]
-        tau = sum(emitted) / max(len(emitted), 1)
-        numbers = {f"held_out/{name}": sum(values) / len(values) for name, values in sums.items()}
-        return Evaluation(numbers={**numbers, "held_out/tau": tau}, tau=tau)
+        """Loss and tau on the held-out dialogues as things stand."""
+        return self.held_out.evaluate(
+            self.drafter, self.engine, self.features, self._accelerator, self._place
+        )
+
+    @property
+    def _place(self) -> TrainingStep:
+        return TrainingStep(number=self.progress.step, num_steps=self.training.num_steps)
 
     def _step(self) -> dict[str, float]:
-        """One optimiser step; its mean numbers."""
+        """Take one optimiser step; its mean numbers."""
         training, accelerator = self.training, self._accelerator
-        self._set_learning_rate()
+        rate = _learning_rate(training, self.progress.step)
+        for group in self._optimiser.param_groups:
+            group["lr"] = rate
         first = self.progress.step * training.rows_per_step
-        mine = range(
-            first + accelerator.process_index, first + training.rows_per_step, accelerator.num_processes
-        )
-        sums: dict[str, float] = {}
-        num_tokens = 0
+        numbers = range(first, first + training.rows_per_step)
+        calls = list(chunks(numbers, self.drafter.rows_per_loss))
+        averages, num_tokens = Averages(), 0
         self._optimiser.zero_grad()
-        for number in mine:
-            samples = self._rows.row(number)
-            row = self.features.row(samples)
+        for call in calls[accelerator.process_index :: accelerator.num_processes]:
+            rows = [self.features.row(self._rows.row(number)) for number in call]
             with accelerator.autocast():
-                loss, numbers = self.drafter.loss(row)
-            accelerator.backward(loss / training.rows_per_step)
-            for name, value in {"loss": float(loss.detach()), **numbers}.items():
-                sums[name] = sums.get(name, 0.0) + value / len(mine)
-            num_tokens += int(row.answer.sum())
+                loss = self.drafter.loss(rows, self._place)
+            accelerator.backward(loss.total / len(calls))
+            averages.add(loss, len(rows))
+            num_tokens += sum(int(row.answer.sum()) for row in rows)
         if accelerator.num_processes > 1:
             for parameter in self._trained:
                 if parameter.grad is not None:
                     parameter.grad = accelerator.reduce(parameter.grad, "sum")
-            seen = accelerator.reduce(torch.tensor(num_tokens, device=accelerator.device), "sum")
-            num_tokens = int(seen)
+            num_tokens = int(accelerator.reduce(torch.tensor(num_tokens, device=accelerator.device), "sum"))
         norm = accelerator.clip_grad_norm_(self._trained, training.clip_norm)
         self._optimiser.step()
         self.progress = self.progress._replace(
             step=self.progress.step + 1, num_tokens=self.progress.num_tokens + num_tokens
         )
-        return {**sums, "grad_norm": float(norm), "learning_rate": self._optimiser.param_groups[0]["lr"]}
-
-    def _set_learning_rate(self) -> None:
-        training, step = self.training, self.progress.step
-        share = min(1.0, (step + 1) / max(training.warmup_steps, 1))
-        if step >= training.warmup_steps:
-            done = (step - training.warmup_steps) / max(training.num_steps - training.warmup_steps, 1)
-            share = 0.1 + 0.9 * (1 + math.cos(math.pi * min(done, 1.0))) / 2
-        for group in self._optimiser.param_groups:
-            group["lr"] = share * training.learning_rate
+        return {**averages.means(), "grad_norm": float(norm), "learning_rate": rate}
 
     def _is_over(self) -> bool:
         training, progress = self.training, self.progress
@@ -228,86 +205,94 @@ class Trainer:
             or (training.patience is not None and progress.num_worse >= training.patience)
         )
 
-    def _evaluated(self, note: Any, log: Any) -> None:
-        """Evaluate, and keep the head where its tau is the best so far."""
+    def _evaluate(self, note: Callable[[str], None], log: Callable[[dict[str, float], int], None]) -> None:
+        """Evaluate, and export the head if it is the best so far."""
         found = self.evaluate()
-        better = found.tau > self.progress.best_tau
-        self.progress = self.progress._replace(
-            best_tau=max(found.tau, self.progress.best_tau),
-            num_worse=0 if better else self.progress.num_worse + 1,
-        )
-        if not self._accelerator.is_main_process:
-            return
-        self._write_curve(
-            {"step": self.progress.step, "num_tokens": self.progress.num_tokens, **found.numbers}
-        )
-        log(found.numbers, self.progress.step)
-        loss, right = (found.numbers[f"held_out/{name}"] for name in ("loss", "accuracy_0"))
-        note(f"held out: tau {found.tau:.3f}, accuracy {right:.1%}, loss {loss:.3f}")
-        if better:
-            self.drafter.export(
-                self.folder / HEAD,
-                {
-                    "training": {
-                        "step": self.progress.step,
-                        "num_answer_tokens": self.progress.num_tokens,
-                        **{name.removeprefix("held_out/"): value for name, value in found.numbers.items()},
-                    }
-                },
-            )
+        self.progress = self.progress.after(found)
+        self._write_curves(found.numbers, log)
+        note(f"held out: tau {found.tau:.3f}, loss {found.loss:.3f}")
+        if self._accelerator.is_main_process and self.progress.num_worse == 0:
+            own = {name.removeprefix("held_out/"): value for name, value in found.numbers.items()}
+            progress = {"step": self.progress.step, "num_answer_tokens": self.progress.num_tokens}
+            self.drafter.export(self.folder.path / HEAD, {"training": {**progress, **own}})
 
-    def _decode(self) -> list[Generation]:
-        training = self.training
-        self.drafter.deploy()
-        prompts = [prompt_of(sample) for sample in self.held_out[: training.eval_prompts]]
-        params = DecodingParams(name="held out", max_new_tokens=training.eval_tokens)
-        requests = [Request(prompt=prompt, key=number) for number, prompt in enumerate(prompts)]
-        return self.engine.generate(requests, self.drafter, params, Coupled())
-
-    def _write_curve(self, line: dict[str, Any]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / CURVES).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+    def _write_curves(self, numbers: dict[str, float], log: Callable[[dict[str, float], int], None]) -> None:
+        if self._accelerator.is_main_process:
+            step = self.progress.step
+            self.folder.add_to_curves(step, {"num_tokens": self.progress.num_tokens, **numbers})
+            log(numbers, step)
 
     def _save(self) -> None:
-        """Everything that going on needs, in one file that is there whole or not at all."""
-        if not self._accelerator.is_main_process:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            "identity": self._identity,
-            "student": self.student.state_dict(),
-            "optimiser": self._optimiser.state_dict(),
-            "progress": tuple(self.progress),
-            "random": torch.get_rng_state(),
-        }
-        part = self.folder / f"{CHECKPOINT}.part"
-        torch.save(state, part)
-        part.replace(self.folder / CHECKPOINT)
-
-    def _load(self) -> None:
-        file = self.folder / CHECKPOINT
-        if not file.is_file():
-            return
-        state = torch.load(file, map_location=self.engine.target.device, weights_only=True)
-        if class_names(state["identity"]) != self._identity:
-            raise ConfigError(
-                f"out={self.folder}: holds a training with other settings; type another out=, or delete it"
+        if self._accelerator.is_main_process:
+            self.folder.save(
+                {
+                    "student": self.student.state_dict(),
+                    "optimiser": self._optimiser.state_dict(),
+                    "progress": tuple(self.progress),
+                    "random": torch.get_rng_state(),
+                }
             )
+
+    def _resume(self) -> None:
+        state = self.folder.load(self.engine.target.device)
+        if state is None:
+            return
         self.student.load_state_dict(state["student"])
         self._optimiser.load_state_dict(state["optimiser"])
         self.progress = Progress(*state["progress"])
         torch.set_rng_state(state["random"].cpu())
-        _cut(self.folder / CURVES, self.progress.step)
+        self.folder.cut_curves(self.progress.step)
 
 
-def prompt_of(sample: Sample) -> list[int]:
-    """Ids up to the first answer."""
-    return list(sample.ids[: sample.answer.index(True)])
+def _refuse_indivisible(drafter: TrainableDrafter, training: Training, num_processes: int) -> None:
+    if training.rows_per_step % drafter.rows_per_loss:
+        raise ConfigError(
+            f"training.rows_per_step={training.rows_per_step}: give a multiple of {drafter.rows_per_loss},"
+            " the rows that one loss of this method compares"
+        )
+    if num_processes * drafter.rows_per_loss > training.rows_per_step:
+        raise ConfigError(
+            f"training.rows_per_step={training.rows_per_step}: {num_processes} processes need at least"
+            f" {num_processes * drafter.rows_per_loss}, {drafter.rows_per_loss} each"
+        )
 
 
-def _cut(file: Path, step: int) -> None:
-    """Drop the lines of a curve that were written after `step`: they will be written again."""
-    if file.is_file():
-        kept = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
-        file.write_text("".join(f"{line}\n" for line in kept))
+def _fitting(samples: Sequence[Sample], training: Training) -> list[Sample]:
+    """The dialogues cut to the length of a row, without those whose answer begins later.
+
+    Raises:
+        ConfigError: none would be left to train on.
+    """
+    fitting = [truncated(sample, training.row_tokens) for sample in samples]
+    fitting = [sample for sample in fitting if any(sample.answer)]
+    if len(fitting) <= training.held_out:
+        raise ConfigError(
+            f"training.held_out={training.held_out}: there are {len(fitting)} dialogues in all"
+            f" (whose answer begins within the {training.row_tokens} training.row_tokens)"
+        )
+    return fitting
+
+
+def _answer_counts(samples: Sequence[Sample], vocab_size: int) -> Tensor:
+    """[V] int64: how often each token occurs in the answers."""
+    counts = torch.zeros(vocab_size, dtype=torch.int64)
+    for sample in samples:
+        ids = [token for token, is_answer in zip(sample.ids, sample.answer, strict=True) if is_answer]
+        counts += torch.bincount(torch.tensor(ids, dtype=torch.int64), minlength=vocab_size)
+    return counts
+
+
+def _optimiser(parameters: list[torch.nn.Parameter], training: Training) -> torch.optim.AdamW:
+    betas = (training.beta1, training.beta2)
+    return torch.optim.AdamW(
+        parameters, lr=training.learning_rate, betas=betas, weight_decay=training.weight_decay
+    )
+
+
+def _learning_rate(training: Training, step: int) -> float:
+    """The rate of step `step`: a linear warm-up, then a cosine down to a tenth."""
+    share = min(1.0, (step + 1) / max(training.warmup_steps, 1))
+    if step >= training.warmup_steps:
+        done = (step - training.warmup_steps) / max(training.num_steps - training.warmup_steps, 1)
+        share = 0.1 + 0.9 * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+    return share * training.learning_rate

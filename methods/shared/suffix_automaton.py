@@ -1,7 +1,7 @@
 """Suffix automaton: every substring of a growing token sequence, in linear space (Blumer et al. 1985).
 
-A state stands for the substrings that end at the same places. Its longest one has `length` tokens; the link
-leads to the state of the longest suffix that also ends elsewhere.
+A state stands for all substrings that end at the same positions. The longest of them has `length` tokens; the
+suffix link leads to the state of its longest suffix that also ends at other positions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ ROOT = 0
 
 
 class Match(NamedTuple):
-    """A suffix of `length` tokens was found before; its first occurrence ends before token number `end`."""
+    """A suffix of `length` tokens occurred before, first as `tokens[end - length : end]`."""
 
     length: int
     end: int
@@ -23,38 +23,33 @@ NO_MATCH = Match(0, 0)
 
 
 class SuffixAutomaton:
-    """Grows by one token in amortised constant time.
+    """An automaton that grows by one token in amortised constant time, and finds first occurrences.
 
-    Of several places the first is told: the end of a state then never changes, while the latest would have to
-    be carried up all suffix links with every token.
+    Finding latest ones would cost more: with every token, the new end would have to be written to all states
+    along the suffix links.
     """
 
     def __init__(self, tokens: Iterable[int] = (), max_match: int | None = None) -> None:
-        """max_match: longest suffix that `repeated` looks at, in tokens (None: any)."""
+        """max_match: longest suffix that `repeated` considers, in tokens (None: any)."""
         self.tokens: list[int] = []
         self._max_match = max_match
         self._place = (ROOT, 0)
-        """Where the longest suffix of at most `max_match` tokens stood before; idle without that limit."""
+        """State and length of the longest repeated suffix, up to `max_match`; unused without a limit."""
         self._next: list[dict[int, int]] = [{}]
         self._link = [-1]
         self._length = [0]
         self._end = [0]
-        """Tokens up to the end of the first occurrence."""
+        """Per state, the number of tokens up to the end of its first occurrence."""
         self._last = ROOT
         for token in tokens:
             self.extend(token)
 
-    @property
-    def num_states(self) -> int:
-        """At most 2n for n tokens."""
-        return len(self._next)
-
     def extend(self, token: int) -> None:
         """Append a token."""
         if self._max_match is not None:
-            # Before the token enters, so that no suffix is found at its own place.
-            # If the token then splits the state found, no repair is due: its clone has the same end
-            # and, until the next token, the same successors.
+            # The step comes before the token is added, so that no suffix matches itself. If adding the token
+            # splits the state that was found, nothing needs repair: the clone has the same end and, until the
+            # next token, the same successors.
             self._place = self.step(*self._place, token, self._max_match)
         self.tokens.append(token)
         new = self._add({}, len(self.tokens), len(self.tokens))
@@ -66,9 +61,9 @@ class SuffixAutomaton:
         self._last = new
 
     def repeated(self) -> Match:
-        """The longest suffix (of at most `max_match` tokens) of all tokens that occurred before.
+        """The longest suffix of all tokens (of at most `max_match` tokens) that occurred before.
 
-        Without a limit that is the link of the whole sequence's state: its longest suffix with another end.
+        Without a limit, the suffix link of the whole sequence's state leads to it.
         """
         if self._max_match is not None:
             return self.found(*self._place)
@@ -76,10 +71,11 @@ class SuffixAutomaton:
         return self.found(state, self._length[state])
 
     def step(self, state: int, length: int, token: int, max_length: int | None = None) -> tuple[int, int]:
-        """Follow another sequence: from the state and length of its matched suffix to those one token later.
+        """Match another sequence: from the state and length of its matched suffix to those one token later.
 
-        Begin with (ROOT, 0). Valid only while nothing is appended here. `max_length` is cut to at every step:
-        cutting a long match anew each time would climb all its suffix links.
+        Matching begins with (ROOT, 0), and is valid only as long as nothing is appended here. A match is
+        shortened to `max_length` at every step, because shortening a long one later would climb all its
+        suffix links.
         """
         while state != ROOT and token not in self._next[state]:
             state = self._link[state]
@@ -90,7 +86,7 @@ class SuffixAutomaton:
         return (following, length + 1) if max_length is None else self._cut(following, length + 1, max_length)
 
     def found(self, state: int, length: int) -> Match:
-        """The match that `step` arrived at."""
+        """The match for a state and length that `step` returned."""
         return NO_MATCH if state <= ROOT else Match(length, self._end[state])
 
     def after(self, match: Match, count: int) -> Sequence[int]:
@@ -98,14 +94,14 @@ class SuffixAutomaton:
         return self.tokens[match.end : match.end + count]
 
     def _cut(self, state: int, length: int, max_length: int) -> tuple[int, int]:
-        """The suffix of at most `max_length` tokens of a matched one, with the state that holds it."""
+        """State and length of a matched suffix that is shortened to `max_length` tokens."""
         length = min(length, max_length)
         while state != ROOT and self._length[self._link[state]] >= length:
             state = self._link[state]
         return state, length
 
     def _target_of(self, state: int, token: int) -> int:
-        """Where `token` leads from `state`, split off if that state also holds longer substrings."""
+        """The state that `token` leads to from `state`, cloned if it also stands for longer substrings."""
         old = self._next[state][token]
         length = self._length[state] + 1
         if self._length[old] == length:

@@ -123,8 +123,8 @@ def test_a_wrong_acceptor_comes_out_broken_in_the_records(
 ) -> None:
     right = Coupled.accept
 
-    def wrong(self, logits, draft, chooser, start):  # type: ignore[no-untyped-def]
-        accepted = right(self, logits, draft, chooser, start)
+    def wrong(self, logits, draft, sampler, start):  # type: ignore[no-untyped-def]
+        accepted = right(self, logits, draft, sampler, start)
         if not draft.width:
             return accepted
         return Accepted(accepted.length, accepted.path, (accepted.token + 1) % logits.shape[-1])

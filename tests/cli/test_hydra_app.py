@@ -323,8 +323,8 @@ def test_a_malformed_task_file_is_told_by_line(type_in: Type, prompts: Path) -> 
 def test_a_broken_verdict_fails_the_process(type_in: Type, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Coupled.accept
 
-    def wrong(self: Coupled, logits: Any, draft: Any, chooser: Any, start: Any) -> Accepted:
-        accepted = right(self, logits, draft, chooser, start)
+    def wrong(self: Coupled, logits: Any, draft: Any, sampler: Any, start: Any) -> Accepted:
+        accepted = right(self, logits, draft, sampler, start)
         if not draft.width:
             return accepted
         return Accepted(accepted.length, accepted.path, (accepted.token + 1) % logits.shape[-1])

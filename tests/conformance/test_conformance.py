@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from harness.benchmark.experiment import Experiment
 from harness.benchmark.plan import make_plan
 from harness.benchmark.session import Session
-from harness.conformance.case import Case, Pairs
+from harness.conformance.case import Case, Targets
+from harness.conformance.eagle import family
 from harness.conformance.eagle.greedy import official_rounds
-from harness.conformance.suite import find, main, run
+from harness.conformance.suite import families, find, main, run
 from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console
 from methods.shared.eagle.checkpoint import save_head
@@ -27,15 +28,16 @@ CASES = find(RECORDED) if RECORDED.is_dir() else []
 
 
 @pytest.fixture(scope="module")
-def pairs() -> Pairs:
+def targets() -> Targets:
     torch.set_num_threads(1)
-    return Pairs()
+    return Targets()
 
 
 @pytest.mark.skipif(not CASES, reason=f"the recorded cases of the official code are not at {RECORDED}")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_recorded_case_of_the_official_code_matches(case: Case, pairs: Pairs) -> None:
-    checks = run(case, pairs)
+def test_a_recorded_case_of_the_official_code_matches(case: Case, targets: Targets) -> None:
+    assert family.claims(case)
+    checks = run(case, family, targets)
     assert len(checks) >= 3
     assert [check for check in checks if not check.passed] == []
 
@@ -138,6 +140,29 @@ def test_no_case_at_all_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert main([str(tmp_path)]) == 1
     assert json.loads(capsys.readouterr().out) == {"found": 0, "matched": 0, "failed": []}
     assert main([str(tmp_path / "none")]) == 2
+
+
+def test_cases_of_other_families_are_counted_by_family_and_never_match(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = recorded_folder(tmp_path, "eagle3", "llama", 20, 2, 6)
+    others = {
+        "a/one.json": {"family": "dflash"},
+        "a/two.json": {"family": "dflash"},
+        "b/x.json": {"method": "sam"},
+    }
+    for name, data in {**others, "gto/y.json": {"settings": 1}, "index.json": {}}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(data))
+    assert main([str(folder)]) == 1
+    said = capsys.readouterr()
+    unknown = {"dflash": 2, "sam": 1, "gto": 1}
+    assert json.loads(said.out) == {"found": 1, "matched": 1, "failed": [], "unknown": unknown}
+    assert "2 of the family dflash" in said.err
+
+
+def test_every_folder_of_the_package_is_a_family() -> None:
+    assert list(families()) == ["eagle"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from harness.decoding.acceptance import Coupled
 from harness.decoding.acceptance_trace import read_trace
 from harness.decoding.batch import Generation
 from harness.decoding.forced_acceptance import Forced
-from harness.decoding.sampling import Chooser, DecodingParams
+from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.draft import Draft
 from harness.drafting.trees import DynamicTree
 from harness.reports import formatting
@@ -77,7 +77,7 @@ def test_vanilla_stays_as_it_is() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_the_path_is_a_path_and_the_token_after_it_the_targets_own(temperature: float) -> None:
     params = DecodingParams(name="any", temperature=temperature)
-    chooser = Chooser(params, [5, 9], 11, torch.device("cpu"))
+    sampler = TokenSampler(params, [5, 9], 11, torch.device("cpu"))
     logits = torch.randn(2, 6, 11, generator=torch.Generator().manual_seed(2))
     draft = Draft(
         tokens=torch.tensor([[1, 2, 3, 4, 5], [1, 2, 3, 4, 5]]),
@@ -85,14 +85,14 @@ def test_the_path_is_a_path_and_the_token_after_it_the_targets_own(temperature: 
         size=torch.tensor([5, 4]),
     )
     start = torch.tensor([1, 4])
-    found = Forced(tau=4).accept(logits, draft, chooser, start)
-    assert found.length.tolist() == (Forced(tau=4)._planned(start, chooser) - 1).clamp(max=3).tolist()
+    found = Forced(tau=4).accept(logits, draft, sampler, start)
+    assert found.length.tolist() == (Forced(tau=4)._planned(start, sampler) - 1).clamp(max=3).tolist()
     for row, length in enumerate(found.length.tolist()):
         path = found.path[row, :length].tolist()
         assert [draft.parents[row, node].item() for node in path] == [-1, *path][:length]
         last = 1 + path[-1] if path else 0
         index = torch.full((2, 1), int(start[row]) + length)
-        assert found.token[row] == chooser.choose(logits[:, last : last + 1], index)[row, 0]
+        assert found.token[row] == sampler.choose(logits[:, last : last + 1], index)[row, 0]
 
 
 def test_a_trace_is_replayed_in_order_where_the_draft_is_deep_enough(tmp_path: Path) -> None:

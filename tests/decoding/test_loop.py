@@ -14,7 +14,7 @@ from harness.config import ConfigError, configurable
 from harness.decoding.acceptance import Accepted, Coupled, sweep, walk
 from harness.decoding.batch import Request, read, trim
 from harness.decoding.loop import LocalEngine
-from harness.decoding.sampling import Chooser, DecodingParams
+from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import HiddenTap, Outcome
 from harness.engines.transformers_generate import EagerLoop, Generate, PromptLookup
@@ -123,9 +123,9 @@ def test_vanilla_and_rungs_emit_what_transformers_emits(params: DecodingParams) 
 @BOTH
 def test_both_forms_of_the_coupled_acceptor_decide_alike(params: DecodingParams) -> None:
     logits = torch.randn(2, 6, 9, generator=torch.Generator().manual_seed(1))
-    chooser = Chooser(params, [1, 2], 9, torch.device("cpu"))
+    sampler = TokenSampler(params, [1, 2], 9, torch.device("cpu"))
     start = torch.tensor([4, 0])
-    choice = chooser.choose(logits, start[:, None] + torch.tensor([0, 1, 1, 2, 2, 3]))
+    choice = sampler.choose(logits, start[:, None] + torch.tensor([0, 1, 1, 2, 2, 3]))
     parents = torch.tensor([[-1, -1, 1, 1, 3], [-1, -1, 0, 2, 2]])
     tokens = torch.tensor([[8, 7, 1, 2, 0], [3, 2, 1, 0, 4]])
     tokens[0, 1] = choice[0, 0]
@@ -133,7 +133,7 @@ def test_both_forms_of_the_coupled_acceptor_decide_alike(params: DecodingParams)
     tokens[0, 3] = choice[0, 2]
     tokens[0, 2] = (choice[0, 2] + 1) % 9
     draft = Draft(tokens=tokens, parents=parents, size=torch.tensor([4, 2]))
-    one, other = walk(logits, draft, chooser, start), sweep(logits, draft, chooser, start)
+    one, other = walk(logits, draft, sampler, start), sweep(logits, draft, sampler, start)
     assert one.length.tolist() == other.length.tolist()
     assert one.length[0] >= 2
     assert one.token.tolist() == other.token.tolist()
@@ -224,8 +224,8 @@ def test_untimed_generations_have_no_times() -> None:
 class LateAcceptor(Coupled):
     """Wrong on purpose: takes the noise and the arg max of the row before."""
 
-    def accept(self, logits, draft, chooser, start):  # type: ignore[no-untyped-def]
-        accepted = super().accept(logits, draft, chooser, start)
+    def accept(self, logits, draft, sampler, start):  # type: ignore[no-untyped-def]
+        accepted = super().accept(logits, draft, sampler, start)
         wrong = (accepted.token + 1) % logits.shape[-1]
         return Accepted(
             accepted.length, accepted.path, torch.where(accepted.length > 0, wrong, accepted.token)
@@ -374,7 +374,7 @@ def test_a_compiled_step_emits_what_the_plain_one_emits_and_serves_all_arms() ->
     loop = LocalEngine(Target(model, cache="static", compiled=True), {END}, 512)
     drafter = RandomTrees(oracle=oracle(requests(), expected))
     drafter.bind(loop.target)
-    loop.target.watch(drafter.taps)
+    loop.target.set_taps(drafter.taps)
     assert vanilla(loop, GREEDY) == expected
     made = loop.generate(requests(), drafter, GREEDY, Coupled())
     assert [one.output_ids for one in made] == expected
@@ -386,7 +386,7 @@ def test_a_place_that_is_tapped_after_compiling_is_recorded_and_another_model_ha
     None
 ):
     def states(target: Target, tap: HiddenTap) -> torch.Tensor:
-        target.watch([tap])
+        target.set_taps([tap])
         target.begin(1)
         target.prefill([0], [[5, 6, 7]])
         logits = target.verify(torch.tensor([3]), Draft.empty(1, target.device))
@@ -404,7 +404,7 @@ def test_a_place_that_is_tapped_after_compiling_is_recorded_and_another_model_ha
 
 def test_tracing_leaves_no_hook_that_would_make_a_compiled_step_another_program() -> None:
     target = Target(copy.deepcopy(tiny_model("llama")))
-    target.watch([HiddenTap(0)])
+    target.set_taps([HiddenTap(0)])
     hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in target.model.modules()]
     _, (state,) = target.trace(torch.tensor([[5, 6, 7]]), [HiddenTap(1, "input")])
     assert state.shape[:2] == (1, 3)
@@ -463,8 +463,8 @@ def test_a_batch_that_has_shrunk_keeps_its_compiled_step(
     target.steps.choose(["compiled"], 3)
     program = target.steps.forward
     assert program is not None
-    plain, seen = program._compiled, []
-    program._compiled = lambda ids, *rest: (seen.append(len(ids)), plain(ids, *rest))[1]
+    plain, seen = program._step, []
+    program._step = lambda ids, *rest: (seen.append(len(ids)), plain(ids, *rest))[1]
     end = ending_apart(vanilla(LocalEngine(Target(tiny_model("llama")), (), 512), params))
     loop = LocalEngine(target, {end}, 512, widths=[0, *[7] * 7])
     expected = vanilla(LocalEngine(Target(tiny_model("llama")), {end}, 512), params)
@@ -481,7 +481,7 @@ def test_a_batch_that_has_shrunk_keeps_its_compiled_step(
 def test_a_batch_that_has_shrunk_grows_in_steps_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain steps and compiled ones in turns, over more slots than there were: all see the same rows."""
     monkeypatch.setattr("harness.runtime.compiled_step.torch.compile", lambda step, **_: step)
-    monkeypatch.setattr("harness.runtime.cache._STEP", 16)
+    monkeypatch.setattr("harness.runtime.cache_memory._STEP", 16)
     mixed = Target(copy.deepcopy(tiny_model("llama")), cache="auto", compiled=True)
     mixed.steps.choose(["dynamic", *["compiled"] * 7], 3)
     plain = Target(tiny_model("llama"))
@@ -498,4 +498,4 @@ def test_a_batch_that_has_shrunk_grows_in_steps_of_any_kind(monkeypatch: pytest.
         torch.testing.assert_close(*logits)
         for target in (mixed, plain):
             target.commit(None, [width, width // 2])
-    assert mixed.cache.allocated_rows == 3
+    assert mixed.cache.memory.allocated_rows == 3

@@ -16,7 +16,7 @@ from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import HiddenTap
 from harness.profiling import step_timing
 from harness.target.model import Target
-from harness.target.prefill_groups import groups
+from harness.target.prefill import groups
 from methods.vanilla import Vanilla
 from tests.support.targets import VOCAB, RandomTrees, oracle, tiny_model
 
@@ -33,7 +33,7 @@ def prompts(lengths: list[int]) -> list[list[int]]:
 
 def fed(target: Target, at_once: bool, lengths: list[int], rows: list[int]) -> list[Any]:
     """Logits, states and cache rows of prompts in their order."""
-    target.watch(TAPS)
+    target.set_taps(TAPS)
     target.begin(len(rows))
     given = prompts(lengths)
     if at_once:
@@ -65,8 +65,7 @@ def test_logits_states_and_cache_rows_are_those_of_each_prompt_alone(
 def test_a_prompt_that_is_fed_in_pieces_is_the_same_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
     target = Target(tiny_model("llama"))
     whole = fed(target, False, LENGTHS, ROWS)
-    for module in ("model", "prefill_groups"):
-        monkeypatch.setattr(f"harness.target.{module}.CHUNK", 20)
+    monkeypatch.setattr("harness.target.prefill.CHUNK", 20)
     torch.testing.assert_close(fed(target, True, LENGTHS, ROWS), whole)
 
 
@@ -95,13 +94,13 @@ def test_a_batch_feeds_its_first_prompts_together_and_later_ones_alone(
     requests = [Request(prompt=prompt, key=0) for prompt in prompts([8, 30, 8, 30, 8, 30, 8, 8, 8])]
     loop = LocalEngine(target, (), 512, batch_size=6)
     alone = [loop.generate([one], drafter, params, Coupled())[0].output_ids for one in requests]
-    original = target._prefill
+    original = target._feeder._feed
 
     def counted(row: int, given: Any) -> Any:
         seen.append(len(given))
         return original(row, given)
 
-    monkeypatch.setattr(target, "_prefill", counted)
+    monkeypatch.setattr(target._feeder, "_feed", counted)
     made = loop.generate(requests, drafter, params, Coupled())
     assert [one.output_ids for one in made] == alone
     assert seen == [3, 3, 1, 1, 1]

@@ -27,7 +27,7 @@ class MadeUp:
         self.paths: list[list[Path]] = [[] for _ in seeds]
         self.num_calls = 0
 
-    def law(self, row: int, path: Path) -> Tensor:
+    def distribution(self, row: int, path: Path) -> Tensor:
         generator = torch.Generator().manual_seed(hash((self.seeds[row], path)) % (1 << 31))
         logits = torch.randn(VOCAB, generator=generator) * self.sharp
         if self.levels:
@@ -35,9 +35,9 @@ class MadeUp:
         return logits.log_softmax(-1)
 
     def best(self, row: int, path: Path, count: int) -> Proposals:
-        law = self.law(row, path)
-        order = law.sort(descending=True, stable=True).indices[:count]
-        return Proposals(order, law[order])
+        distribution = self.distribution(row, path)
+        order = distribution.sort(descending=True, stable=True).indices[:count]
+        return Proposals(order, distribution[order])
 
     def start(self, num_children: int) -> Proposals:
         self.num_calls += 1
@@ -166,6 +166,6 @@ def test_confidence_is_the_probability_of_the_path() -> None:
         draft = tree.grow(grower)
         assert draft.confidence is not None
         for path, confidence in zip(paths_of(draft, 0), draft.confidence[0].tolist(), strict=True):
-            steps = [grower.law(0, path[:i])[token] for i, token in enumerate(path)]
+            steps = [grower.distribution(0, path[:i])[token] for i, token in enumerate(path)]
             assert confidence == pytest.approx(float(torch.stack(steps).sum().exp()), rel=1e-4)
         grower = MadeUp([3])

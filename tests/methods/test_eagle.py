@@ -38,7 +38,8 @@ from harness.drafting.trees import DynamicTree, StaticTree, TreePolicy
 from harness.target.model import Target
 from methods.eagle import Eagle
 from methods.shared.eagle.checkpoint import save_head
-from methods.shared.eagle.head import Head, HeadShape
+from methods.shared.eagle.heads.architectures import new_head
+from methods.shared.eagle.heads.base import DraftHead, HeadShape
 from tests.support.reference_eagle import Reference
 
 VOCAB, NUM_LAYERS = 12, 8
@@ -122,9 +123,9 @@ HEADS = {
 }
 
 
-def random_weights(shape: HeadShape) -> Head:
+def random_weights(shape: HeadShape) -> DraftHead:
     torch.manual_seed(2)
-    head = Head(shape)
+    head = new_head(shape)
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.normal_(std=0.4) if parameter.ndim > 1 else parameter.uniform_(0.5, 1.5)
@@ -134,7 +135,7 @@ def random_weights(shape: HeadShape) -> Head:
     return head
 
 
-def folder_of(head: Head, tmp_path: Path) -> str:
+def folder_of(head: DraftHead, tmp_path: Path) -> str:
     save_head(head, tmp_path / "head", aux_layers=None, card={})
     return str(tmp_path / "head")
 
@@ -153,7 +154,7 @@ def request(prompt: list[int], number: int = 0) -> Request:
     return Request(prompt=prompt, key=stream_key(0, str(number), 0, 0))
 
 
-def reference(family: str, head: Head) -> Reference:
+def reference(family: str, head: DraftHead) -> Reference:
     shape = head.shape
     weights = {name: tensor for name, tensor in head.state_dict().items() if "rotary" not in name}
     return Reference(
@@ -180,7 +181,7 @@ Rounds = list[tuple[list[tuple[int, ...]], int]]
 """Per round the paths of the draft and how many tokens were accepted."""
 
 
-def rounds_of_both(family: str, head: Head, tmp_path: Path, tree: DynamicTree) -> tuple[Rounds, Rounds]:
+def rounds_of_both(family: str, head: DraftHead, tmp_path: Path, tree: DynamicTree) -> tuple[Rounds, Rounds]:
     """What the loop and the reference make of a few prompts; their output ids are equal."""
     num_rounds = 4
     loop = loop_on(family)
@@ -256,7 +257,7 @@ def test_compiled_steps_draft_what_the_plain_ones_draft(architecture: str, tmp_p
     ):
         loop = LocalEngine(target, (), 512, timed=False)
         drafter = bound(loop, folder_of(head, tmp_path), head.shape, tree)
-        target.watch(drafter.taps)
+        target.set_taps(drafter.taps)
         if "compiled" in target.steps.kinds:
             target.steps.choose(["dynamic"], 1)
             drafter.warm_up(1)

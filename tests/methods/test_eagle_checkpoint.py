@@ -18,7 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from harness.config import ConfigError
 from methods.shared.eagle.checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head
-from methods.shared.eagle.head import Architecture, Head, HeadShape
+from methods.shared.eagle.heads.architectures import new_head
+from methods.shared.eagle.heads.base import Architecture, DraftHead, HeadShape
 
 TARGET = TargetFacts(hidden_size=16, vocab_size=48, num_layers=8)
 LIKE = SimpleNamespace(
@@ -30,7 +31,7 @@ Tensors = dict[str, Tensor]
 Config = dict[str, Any]
 
 
-def made(architecture: Architecture, *, seed: int = 0, draft_vocab_size: int | None = 20) -> Head:
+def made(architecture: Architecture, *, seed: int = 0, draft_vocab_size: int | None = 20) -> DraftHead:
     return random_head(
         architecture=architecture,
         target=TARGET,
@@ -42,12 +43,12 @@ def made(architecture: Architecture, *, seed: int = 0, draft_vocab_size: int | N
     ).head
 
 
-def shaped(architecture: Architecture, **fields: Any) -> Head:
+def shaped(architecture: Architecture, **fields: Any) -> DraftHead:
     """A head with other fields than those of `made`, its norms not all ones."""
     shape = HeadShape(**{**vars(made(architecture).shape), **fields})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(1)
-        head = Head(shape)
+        head = new_head(shape)
         for parameter in head.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     if architecture == "eagle3" and shape.draft_vocab_size < shape.vocab_size:
@@ -72,7 +73,7 @@ def write(folder: Path, config: Config, tensors: Tensors) -> Path:
     return folder
 
 
-def saved(folder: Path, head: Head, edit: Callable[[Config, Tensors], object] | None = None) -> Path:
+def saved(folder: Path, head: DraftHead, edit: Callable[[Config, Tensors], object] | None = None) -> Path:
     """The head in the official layout, after `edit` of its config.json and tensors."""
     save_head(head, folder, aux_layers=None, card={})
     config: Config = json.loads((folder / "config.json").read_text())
@@ -82,7 +83,7 @@ def saved(folder: Path, head: Head, edit: Callable[[Config, Tensors], object] | 
     return write(folder, config, tensors)
 
 
-def output(head: Head) -> Tensor:
+def output(head: DraftHead) -> Tensor:
     """Of a causal forward over five rows, with all that comes before and after the layer."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ def output(head: Head) -> Tensor:
     return head.lm_head(normed) if head.shape.own_lm_head else normed
 
 
-def assert_same(one: Head, other: Head) -> None:
+def assert_same(one: DraftHead, other: DraftHead) -> None:
     assert one.shape == other.shape
     mine, theirs = one.state_dict(), other.state_dict()
     assert mine.keys() == theirs.keys()

@@ -12,14 +12,13 @@ from harness.decoding.acceptance import Coupled
 from harness.decoding.batch import Request
 from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams
-from harness.drafting.trainable import TrainingRow
+from harness.drafting.trainable import TrainingRow, TrainingStep
 from harness.drafting.trees import DynamicTree
 from harness.runtime.cache import SlotCache
 from harness.target.model import Target
 from methods.eagle import Eagle
-from methods.shared.eagle import training
 from methods.shared.eagle.growth import Growth
-from methods.shared.eagle.head import Head
+from methods.shared.eagle.heads.base import DraftHead
 from methods.shared.eagle.steps import HeadSteps
 from methods.shared.eagle.training import DraftVocabulary, EagleRecipe, counting_rows, unrolled_steps
 from methods.vanilla import Vanilla
@@ -51,7 +50,7 @@ def row_of(target: Target, taps: Any, documents: list[list[int]], num_prompt: in
     )
 
 
-def draft_ids(head: Head) -> torch.Tensor:
+def draft_ids(head: DraftHead) -> torch.Tensor:
     return head.d2t + torch.arange(len(head.d2t))
 
 
@@ -62,6 +61,7 @@ def drafter_for(target: Target, architecture: Any = "eagle3", **options: Any) ->
     return drafter
 
 
+STEP = TrainingStep(number=0, num_steps=1)
 DOCUMENTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [2, 7, 1, 8, 2, 8, 1, 8], [1, 6]]
 
 
@@ -74,14 +74,15 @@ def test_logits_of_every_unrolled_step_are_the_drafters(kind: str, monkeypatch: 
     row = row_of(target, taps, DOCUMENTS, 3)
     features = torch.cat(row.taps, dim=-1)
     logits: list[torch.Tensor] = []
-    original = training._logits
+    original = head.logits
     monkeypatch.setattr(
-        training,
-        "_logits",
+        head,
+        "logits",
         lambda *args: logits.append(original(*args)) or logits[-1],  # type: ignore[func-returns-value]
     )
     with torch.no_grad():
         unrolled_steps(head, features, row, target, EagleRecipe(ttt_length=4), DraftVocabulary(head, target))
+    monkeypatch.undo()
     begin = 0
     num_compared = 0
     for tokens in DOCUMENTS:
@@ -155,7 +156,7 @@ def test_a_head_overfitted_on_ten_conversations_drafts_them_to_nearly_its_full_d
 
     untrained = tau()
     for _ in range(180):
-        loss, _ = drafter.loss(row)
+        loss = drafter.loss([row], STEP).total
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -199,7 +200,9 @@ def test_a_head_that_is_trained_on_reads_scaled_features_too_and_begins_as_it_wa
     features = torch.cat(row.taps, dim=-1)
     assert again._scale is not None
     torch.testing.assert_close(student.project(features / again._scale), again.network.project(features))
-    torch.testing.assert_close(first.loss(row)[0], again.loss(row)[0], rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(
+        first.loss([row], STEP).total, again.loss([row], STEP).total, rtol=1e-2, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("architecture", ["eagle", "eagle3"])
@@ -214,7 +217,7 @@ def test_a_share_of_the_rows_has_the_mean_loss_of_all(architecture: Any) -> None
         drafter = drafter_for(target, architecture, recipe=recipe)
         drafter.begin_training(torch.ones(target.vocab_size), [row], 0)
         with torch.no_grad():
-            return sum(float(drafter.loss(row)[0]) for _ in range(num_draws)) / num_draws
+            return sum(float(drafter.loss([row], STEP).total) for _ in range(num_draws)) / num_draws
 
     whole = mean_loss(1.0, 1)
     assert mean_loss(0.5, 1) != whole
@@ -227,7 +230,7 @@ def test_a_row_in_which_nothing_counts_has_a_loss_of_nothing(architecture: Any) 
     drafter = drafter_for(target, architecture)
     row = row_of(target, drafter.taps, [[1, 2, 3, 4]], 4)
     drafter.begin_training(torch.ones(target.vocab_size), [row], 0)
-    loss, _ = drafter.loss(row)
+    loss = drafter.loss([row], STEP).total
     loss.backward()
     assert float(loss) == 0
 

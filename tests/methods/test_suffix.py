@@ -13,7 +13,8 @@ from harness.config import ConfigError
 from harness.decoding.acceptance import Coupled
 from harness.decoding.sampling import DecodingParams
 from methods.shared.suffix_automaton import ROOT, SuffixAutomaton
-from methods.suffix import Suffix, read_corpus
+from methods.suffix import Suffix
+from methods.suffix.drafter import read_corpus
 from tests.support.targets import engine, requests
 
 texts = st.lists(st.integers(0, 2), max_size=40)
@@ -56,7 +57,7 @@ def test_following_another_text_keeps_its_longest_suffix_that_occurs(
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=300))
 def test_the_automaton_stays_linear(text: list[int]) -> None:
-    assert SuffixAutomaton(text).num_states <= 2 * len(text)
+    assert len(SuffixAutomaton(text)._next) <= 2 * len(text)
 
 
 def drafted(text: list[int], room: int = 99, **settings: object) -> list[int]:
@@ -91,8 +92,8 @@ def test_the_longer_match_of_a_corpus_wins_and_ends_with_its_output(tmp_path: Pa
     file.write_text("\n".join(json.dumps({"output_ids": ids}) for ids in ([1, 2, 3, 4], [3, 4, 5])))
     assert drafted([2, 3, 9, 1, 2, 3], corpus_path=str(file)) == [4]
     assert drafted([1, 2, 3, 9, 1, 2, 3], corpus_path=str(file)) == [9, 1, 2, 3]
-    assert Suffix(corpus_path=str(file)).scope == "corpus records.jsonl"
-    assert Suffix().scope == "conversation"
+    assert Suffix(corpus_path=str(file)).knowledge == "corpus records.jsonl"
+    assert Suffix().knowledge == "call"
 
 
 def test_the_card_changes_with_what_the_corpus_holds(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import torch
 from hydra import compose, initialize_config_module
 
 from harness.analysis.summary import summarise
-from harness.benchmark.cost_job import run_costs
+from harness.benchmark.cost_job import drafting_cost, monotone_grid, run_costs
 from harness.config import ConfigError
 from harness.costs.table import load_tables
 from harness.drafting.draft import Draft
 from harness.drafting.trees import DynamicTree
 from harness.profiling.profile import Profile
-from harness.profiling.step_timing import _cheapest, cheapest_widths, paces
+from harness.profiling.step_timing import cheapest_step, cheapest_widths, time_steps
 from harness.store.run_store import load_run
 from harness.target.model import Target
 from methods.eagle import Eagle
@@ -44,7 +44,7 @@ def test_a_draft_is_padded_only_to_a_width_that_is_clearly_cheaper() -> None:
 
 def test_every_width_is_timed() -> None:
     target = Target(tiny_model("llama"), cache="auto")
-    found = paces(target, num_rows=2, widths=range(5), num_context=8, num_repeats=1)
+    found = time_steps(target, num_rows=2, widths=range(5), num_context=8, num_repeats=1)
     assert set(found.by_step) == set(target.steps.kinds) == {"dynamic", "static"}
     for width, (step, spent) in enumerate(zip(found.steps, found.verify_ns, strict=True)):
         assert 0 < spent == found.by_step[step][width] < 60e9
@@ -52,11 +52,13 @@ def test_every_width_is_timed() -> None:
 
 def test_a_step_is_chosen_over_a_simpler_one_only_where_it_is_clearly_faster() -> None:
     clock = {"dynamic": [1.00, 2.0, 3.0], "static": [0.97, 1.0, 3.5]}
-    assert [_cheapest(clock, width) for width in range(3)] == ["dynamic", "static", "dynamic"]
+    assert [cheapest_step(clock, width) for width in range(3)] == ["dynamic", "static", "dynamic"]
 
 
 def test_a_width_that_was_not_tried_takes_the_step_of_the_next_one() -> None:
-    found = paces(Target(tiny_model("llama"), cache="auto"), 1, widths=[0, 3], num_context=8, num_repeats=1)
+    found = time_steps(
+        Target(tiny_model("llama"), cache="auto"), 1, widths=[0, 3], num_context=8, num_repeats=1
+    )
     assert found.steps[1] == found.steps[2] == found.steps[3]
     assert [math.isinf(spent) for spent in found.verify_ns] == [False, True, True, False]
     assert cheapest_widths(found.verify_ns) == [0, 3, 3, 3]
@@ -78,12 +80,15 @@ def test_a_padded_draft_is_the_same_draft(chain: bool) -> None:
 
 def test_every_cell_of_a_target_is_measured_and_the_table_rises() -> None:
     target = Target(tiny_model("llama"))
-    forward, settle, spread = PROFILE.target(target, quiet)
-    for grid in (forward, settle):
-        assert grid.values.shape == (2, 2, 3)
-        assert (grid.values > 0).all()
+    timings = PROFILE.target(target, quiet)
+    for seconds in (timings.forward, timings.settle):
+        assert seconds.shape == (2, 2, 3)
+        assert (seconds > 0).all()
+        grid = monotone_grid(PROFILE, seconds)
+        assert list(grid.axes.values()) == [PROFILE.batches, PROFILE.contexts, PROFILE.tokens]
         assert (np.diff(grid.values, axis=2) > 0).all()
-    assert 0 <= spread < 100
+        assert all((np.diff(grid.values, axis=axis) >= 0).all() for axis in (0, 1))
+    assert 0 <= timings.spread < 100
     assert target.cache.lengths == [8, 8], "every round was undone"
 
 
@@ -93,13 +98,17 @@ def test_rounds_of_a_drafter_are_measured_and_calls_of_its_model_where_it_has_on
     drafter = Eagle(architecture="eagle3", head="random", tree=tree) if has_model else NGram()
     loop = engine()
     drafter.bind(loop.target)
-    cost = PROFILE.drafter(loop, drafter, {"any": 1})
-    assert (cost.round.values > 0).all()
+    timings = PROFILE.drafter(loop, drafter)
+    assert (timings.round > 0).all()
+    cost = drafting_cost(PROFILE, timings, {"any": 1})
+    assert cost.settings == {"any": 1}
+    assert (cost.round.values >= timings.round).all()
     assert cost.round.values.shape == (2, 2)
     assert (cost.call is not None) == has_model
     if cost.call is not None:
         assert cost.call.values.shape == (2, 2, 3)
         assert (cost.call.values > 0).all()
+        assert (np.diff(cost.call.values, axis=2) > 0).all()
 
 
 def test_a_context_without_room_is_refused_with_one_that_fits() -> None:

@@ -94,10 +94,10 @@ def tensors_of(value: Any) -> list[Tensor]:
 @pytest.fixture(autouse=True)
 def _graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything is captured, nothing compiled; within a capture the host's lengths are not there."""
-    real = cache_module.SlotCache.given
+    real = cache_module.SlotCache.lengths_on_device
 
     @contextmanager
-    def given(self: Any, lengths: Tensor) -> Iterator[None]:
+    def unknown(self: Any, lengths: Tensor) -> Iterator[None]:
         known, self.lengths = self.lengths, [None] * len(self.lengths)
         try:
             with real(self, lengths):
@@ -105,7 +105,7 @@ def _graphs(monkeypatch: pytest.MonkeyPatch) -> None:
         finally:
             self.lengths = known
 
-    monkeypatch.setattr(cache_module.SlotCache, "given", given)
+    monkeypatch.setattr(cache_module.SlotCache, "lengths_on_device", unknown)
     for module in ("compiled_step", "verify_steps", "packed_linear"):
         monkeypatch.setattr(f"harness.runtime.{module}.can_capture", lambda device: True)
     monkeypatch.setattr("harness.runtime.compiled_step.torch.compile", lambda step, **_: step)
@@ -136,7 +136,7 @@ def test_replayed_steps_emit_what_plain_ones_emit(params: DecodingParams, most: 
 def eagle(target: Target, architecture: Literal["eagle", "eagle3"], tree: DynamicTree) -> Eagle:
     drafter = Eagle(architecture=architecture, tree=tree, head="random")
     drafter.bind(target)
-    target.watch(drafter.taps)
+    target.set_taps(drafter.taps)
     return drafter
 
 

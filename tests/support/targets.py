@@ -40,7 +40,7 @@ def tiny_model(family: str) -> Any:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                # Sharper laws than initialisation gives, so that greedy outputs differ.
+                # Sharper distributions than initialisation gives, so that greedy outputs differ.
                 parameter.mul_(3)
     return model.eval()
 

@@ -126,7 +126,7 @@ def test_a_model_that_does_not_divide_is_refused_by_name(
     config.architectures = ["GPT2LMHeadModel" if named else "LlamaForCausalLM"]
     spec = TargetSpec(path="x", tensor_parallel=3)
     with pytest.raises(ConfigError, match=message):
-        spec._check_parallel(config)
+        spec.placement.check_parallel(config, spec.weights, spec.kernels)
 
 
 def test_more_processes_than_the_target_wants_are_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
 import torch
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
 
 from harness.config import ConfigError, build
 from harness.target import checkpoint, smollm2
@@ -19,7 +21,7 @@ from harness.target.smollm2 import WheelTarget
 from harness.target.spec import TargetSpec
 from harness.tasks.conversation import Message
 
-TARGETS = sorted((Path(__file__).parents[2] / "conf" / "target").glob("*.yaml"))
+TARGETS = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "target").glob("*.yaml"))
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "mixtral")
 QUESTION = [Message(role="user", content="Hi")]
 
@@ -100,7 +102,7 @@ def test_the_seed_alone_decides_tiny_weights(architecture: Any) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_output_of_a_tiny_target_does_not_loop(architecture: Any) -> None:
     loaded = TinyTarget(architecture=architecture).load(quiet)
-    prompt = render(loaded.tokenizer, QUESTION, TinyTarget())
+    prompt = render(loaded.tokenizer, QUESTION, TinyTarget().chat)
     ids = torch.tensor([prompt])
     with torch.no_grad():
         for _ in range(64):
@@ -154,11 +156,49 @@ def test_heads_that_do_not_group_are_refused() -> None:
 # --- configuration
 
 
-@pytest.mark.parametrize("file", TARGETS, ids=lambda file: file.stem)
-def test_every_target_file_builds_and_names_itself(file: Path) -> None:
-    spec = build(OmegaConf.load(file), "target")
+def test_the_parts_of_a_specification_have_all_its_fields() -> None:
+    changes: dict[str, Any] = {
+        "revision": "v1",
+        "dtype": "bfloat16",
+        "device": "cpu",
+        "device_map": "auto",
+        "tensor_parallel": 2,
+        "linear": "plain",
+        "cache": "static",
+        "compile": True,
+        "attention": "eager",
+        "template": "vicuna",
+        "system_prompt": "S",
+        "thinking": True,
+        "stop_tokens": ("x",),
+        "trust_remote_code": True,
+        "allow_pickle": True,
+        "weights": "random",
+        "seed": 3,
+    }
+    plain, changed = TargetSpec(path="a/b"), TargetSpec(path="a/b", **changes)
+    kept: dict[str, Any] = {}
+    for part in ("source", "placement", "kernels", "chat"):
+        before, after = asdict(getattr(plain, part)), asdict(getattr(changed, part))
+        assert not [name for name in after if name in kept and name != "name"], "in two parts"
+        kept |= {name: value for name, value in after.items() if value != before[name]}
+    assert kept == changes
+    others = {field.name for field in fields(TargetSpec)} - set(changes)
+    assert others == {"name", "path", "max_context", "heads"}
+
+
+def composed(target: str) -> DictConfig:
+    """The node `target` of a benchmark over this option of the group."""
+    with initialize_config_module("conf", version_base="1.3"):
+        node: DictConfig = compose("bench", overrides=["~experiment", f"target={target}"]).target
+    return node
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_target_builds_and_names_itself(name: str) -> None:
+    spec = build(composed(name), "target")
     assert isinstance(spec, TargetSpec)
-    assert spec.name == ("target" if file.stem == "hub" else file.stem)
+    assert spec.name == ("target" if name == "hub" else name)
 
 
 def test_there_is_a_file_for_every_model_of_the_papers() -> None:
@@ -167,22 +207,22 @@ def test_there_is_a_file_for_every_model_of_the_papers() -> None:
         *("r1_distill_llama_8b", "qwen2_7b", "qwen3_4b", "qwen3_8b", "qwen3_14b", "qwen3_32b"),
         *("mixtral_8x7b", "hub", "smollm2_135m", "tiny"),
     }
-    assert papers <= {file.stem for file in TARGETS}
+    assert papers <= set(TARGETS)
 
 
-def test_no_target_reads_pickles_or_runs_code_unless_the_user_says_so() -> None:
-    for file in TARGETS:
-        spec = build(OmegaConf.load(file), "target")
-        assert not spec.allow_pickle
-        assert not spec.trust_remote_code
+@pytest.mark.parametrize("name", TARGETS)
+def test_no_target_reads_pickles_or_runs_code_unless_the_user_says_so(name: str) -> None:
+    spec = build(composed(name), "target")
+    assert not spec.allow_pickle
+    assert not spec.trust_remote_code
 
 
-@pytest.mark.parametrize("file", TARGETS, ids=lambda file: file.stem)
-def test_every_target_file_lists_what_a_user_may_turn(file: Path) -> None:
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_target_lists_what_a_user_may_turn(name: str) -> None:
     spoken = {"template", "system_prompt", "thinking", "stop_tokens", "max_context"}
     stored = {"path", "revision", "device_map", "trust_remote_code", "allow_pickle", "weights"}
     wanted = {"name", "dtype", "device", "attention", "seed", *spoken}
-    node = OmegaConf.load(file)
+    node = composed(name)
     is_made = node["_target_"].endswith("TinyTarget")
     assert set(node) >= (wanted if is_made else wanted | stored)
 
@@ -426,7 +466,7 @@ VICUNA_SYSTEM = (
 def text_of(messages: list[Message], **fields: Any) -> str:
     tokenizer = byte_tokenizer(259)
     tokenizer.add_special_tokens({"bos_token": "<|endoftext|>"})
-    return str(tokenizer.decode(render(tokenizer, messages, TargetSpec(path="a/b", **fields))))
+    return str(tokenizer.decode(render(tokenizer, messages, TargetSpec(path="a/b", **fields).chat)))
 
 
 def test_vicuna_template_is_the_one_it_was_tuned_on() -> None:
@@ -458,7 +498,7 @@ def test_thinking_reaches_the_template_and_dates_do_not_move(tmp_path: Path) -> 
 
 def test_rendering_adds_no_token_of_its_own() -> None:
     tokenizer = byte_tokenizer(259)
-    ids = render(tokenizer, QUESTION, TargetSpec(path="a/b"))
+    ids = render(tokenizer, QUESTION, TargetSpec(path="a/b").chat)
     assert ids == tokenizer("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
     assert all(type(token) is int for token in ids)
 
@@ -487,7 +527,7 @@ def test_a_model_without_template_asks_for_one() -> None:
     tokenizer = byte_tokenizer(259)
     tokenizer.chat_template = None
     with pytest.raises(ConfigError, match=r"target\.template=NAME.*vicuna"):
-        render(tokenizer, QUESTION, TargetSpec(path="a/b"))
+        render(tokenizer, QUESTION, TargetSpec(path="a/b").chat)
 
 
 def test_the_template_hash_tells_prompts_apart() -> None:
@@ -498,9 +538,9 @@ def test_the_template_hash_tells_prompts_apart() -> None:
         TargetSpec(path="a/b", system_prompt="S"),
         TargetSpec(path="a/b", thinking=False),
     ]
-    hashes = [template_hash(tokenizer, spec) for spec in specs]
+    hashes = [template_hash(tokenizer, spec.chat) for spec in specs]
     assert len(set(hashes)) == len(specs)
-    assert hashes[0] == template_hash(byte_tokenizer(300), TargetSpec(path="other"))
+    assert hashes[0] == template_hash(byte_tokenizer(300), TargetSpec(path="other").chat)
 
 
 # --- the embedded target
@@ -629,7 +669,7 @@ def test_the_embedded_target_answers_a_question() -> None:
     spec = WheelTarget(name="smollm2_135m", device="cpu")
     loaded = spec.load(quiet)
     tokenizer = loaded.tokenizer
-    prompt = render(tokenizer, [Message(role="user", content="What is the capital of France?")], spec)
+    prompt = render(tokenizer, [Message(role="user", content="What is the capital of France?")], spec.chat)
     begin = (
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
     )

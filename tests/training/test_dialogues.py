@@ -19,8 +19,8 @@ from harness.training.dialogues import (
     GivenDialogues,
     SelfSynthesised,
     Writer,
-    without_overlap,
 )
+from harness.training.overlap import without_overlap
 from methods.vanilla import Vanilla
 
 
@@ -34,7 +34,7 @@ def writer() -> Writer:
     return Writer(
         engine=engine,
         drafter=vanilla,
-        render=lambda messages: render(loaded.tokenizer, messages, spec),
+        render=lambda messages: render(loaded.tokenizer, messages, spec.chat),
         decode=lambda ids: str(loaded.tokenizer.decode(list(ids), skip_special_tokens=True)),
         encode=lambda text: list(loaded.tokenizer.encode(text, add_special_tokens=False)),
         note=lambda _: None,

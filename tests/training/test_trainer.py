@@ -23,9 +23,10 @@ from harness.drafting.trees import DynamicTree
 from harness.target.model import Target
 from harness.training.dialogues import Sample
 from harness.training.features import CachedFeatures, Features
+from harness.training.folder import CHECKPOINT, CURVES, HEAD
 from harness.training.job import run_training
 from harness.training.row_packing import Rows, pack
-from harness.training.trainer import CHECKPOINT, CURVES, HEAD, Trainer, Training
+from harness.training.trainer import Trainer, Training
 from methods.eagle import Eagle
 from methods.shared.eagle.training import EagleRecipe
 from tests.methods.test_eagle import VOCAB, model_of
@@ -106,8 +107,8 @@ def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
 def test_training_stops_at_its_limits(tmp_path: Path) -> None:
     assert trainer(tmp_path / "tokens", num_tokens=60).run(quiet, quiet).step < 6
     assert trainer(tmp_path / "steps").run(quiet, quiet).step == 6
-    # A constant tau is no better one.
-    stubborn = trainer(tmp_path / "patience", num_steps=40, patience=2, learning_rate=1e-12)
+    # Neither tau nor loss changes.
+    stubborn = trainer(tmp_path / "patience", num_steps=40, patience=2, learning_rate=1e-30)
     assert stubborn.run(quiet, quiet).step < 40
 
 

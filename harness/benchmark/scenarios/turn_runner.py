@@ -173,13 +173,17 @@ class TurnRunner:
             )
 
     def ask(
-        self, one_pass: Pass, calls: Sequence[Call], max_new_tokens: int | None = None
+        self,
+        one_pass: Pass,
+        calls: Sequence[Call],
+        *,
+        same_question: bool = False,
+        max_new_tokens: int | None = None,
     ) -> list[TurnResult]:
         """Have the engine answer the calls together: one result per call, in order.
 
-        Every call of an arm goes through here, so this is where a scenario tells the engine what a method
-        may remember from the call before. Today that is the method's own `scope` alone.
-
+        same_question: whether these calls and the last ones of this pass belong to one question; see
+        `Engine.generate`. A later turn of a conversation is another question.
         max_new_tokens: a budget of these calls, below that of the decoding; None: the decoding's.
 
         Raises:
@@ -191,7 +195,9 @@ class TurnRunner:
         requests = [self._request(one_pass, call) for call in calls]
         self.engine.reset_peak()
         before = self.engine.energy_mj()
-        generations = self.engine.generate(requests, one_pass.player.method, params, self.acceptor)
+        generations = self.engine.generate(
+            requests, one_pass.player.method, params, self.acceptor, same_question
+        )
         after, peak = self.engine.energy_mj(), self.engine.peak_memory_bytes()
         energy = None if before is None or after is None else after - before
         total_ns = sum(made.total_ns for made in generations)

@@ -8,18 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from harness.config import build, configurable
-from harness.conformance.case import (
-    TOLERANCE,
-    Case,
-    Check,
+from harness.conformance.case import TOLERANCE, Case, Check, Targets, close, equal
+from harness.conformance.eagle.recording import (
     OfficialTree,
-    Pairs,
-    Witness,
-    close,
-    equal,
+    RecordingDrafter,
     official_tree,
+    recorded_drafter,
 )
 from harness.decoding.acceptance import Coupled
 from harness.decoding.batch import Generation, Request
@@ -34,31 +31,31 @@ _NO_LIMIT = 1 << 30
 
 @configurable
 class RecordedTree(DynamicTree):
-    """EAGLE-2's tree that keeps its candidates."""
+    """EAGLE-2's tree, which also keeps its candidates."""
 
+    @override
     def rerank(self, pool: Pool) -> Draft:
-        """See `DynamicTree`."""
         self.pools: list[Pool] = [*getattr(self, "pools", []), pool]
         return DynamicTree.rerank(self, pool)
 
 
-def checks(case: Case, pairs: Pairs) -> list[Check]:
+def checks(case: Case, targets: Targets) -> list[Check]:
     """Compare a case."""
-    data, target = case.data, pairs.target(case)
-    drafter = pairs.drafter(case, "harness.conformance.eagle.greedy.RecordedTree")
-    witness = Witness(drafter)
+    data, target = case.data, targets.of(case)
+    drafter = recorded_drafter(case, target, "harness.conformance.eagle.greedy.RecordedTree")
+    recorder = RecordingDrafter(drafter)
     request = Request(prompt=data["prompt_ids"], key=0)
     eos = {data["eos_token_id"]} if data.get("eos_token_id") is not None else set()
-    # Beyond the official end, so that its stop rule, and not ours, decides.
+    # Long enough for the official stop rule to decide, and not ours.
     enough = data["max_new_tokens"] + 3 * (data["depth"] + 2) + 1
     endless = DecodingParams(name="endless", max_new_tokens=enough, ignore_end_token=True)
     engine = LocalEngine(target, eos, _NO_LIMIT, timed=False)
-    made = engine.generate([request], witness, endless, Coupled())[0]
-    result = [*_vanilla(case, engine, request), *_emulated(case, made, witness, eos)]
+    made = engine.generate([request], recorder, endless, Coupled())[0]
+    result = [*_vanilla(case, engine, request), *_emulated(case, made, recorder, eos)]
     number = 0
     while f"r{number}.draft_tokens" in case.tensors:
-        if number < len(witness.drafts):
-            result += _round(case, number, witness, drafter)
+        if number < len(recorder.drafts):
+            result += _round(case, number, recorder, drafter)
         else:
             result.append(Check(f"round {number}", False, "was not reached"))
         number += 1
@@ -68,7 +65,7 @@ def checks(case: Case, pairs: Pairs) -> list[Check]:
 
 
 def _vanilla(case: Case, engine: LocalEngine, request: Request) -> list[Check]:
-    """Plain decoding, which the official code lets run to one token more than it was asked for."""
+    """Plain decoding, which the official code runs one token longer than asked."""
     data, vanilla = case.data, build({"_target_": "methods.vanilla.Vanilla"}, "vanilla")
     vanilla.bind(engine.target)
     expected = data["naive"]["output_ids"][len(data["prompt_ids"]) :]
@@ -85,10 +82,10 @@ def _vanilla(case: Case, engine: LocalEngine, request: Request) -> list[Check]:
 def official_rounds(
     data: dict[str, Any], output: Sequence[int], accepted: Sequence[int], eos: set[int]
 ) -> int:
-    """After how many rounds the official code would have stopped.
+    """The number of rounds after which the official code would have stopped.
 
-    It looks after each round: an end token among the new ids, more ids than asked for, or a sequence longer
-    than max_length - (total_token - 1) - 10 (EAGLE repository, `cb7e084`, `eagenerate`).
+    It checks after each round for an end token among the new ids, more ids than asked for, or a sequence
+    longer than max_length - (total_token - 1) - 10 (EAGLE repository, `cb7e084`, `eagenerate`).
     """
     limit = data["max_length"] - (data["total_token"] - 1) - 10
     num_new = 0
@@ -100,7 +97,7 @@ def official_rounds(
     return len(accepted)
 
 
-def _emulated(case: Case, made: Generation, witness: Witness, eos: set[int]) -> list[Check]:
+def _emulated(case: Case, made: Generation, recorder: RecordingDrafter, eos: set[int]) -> list[Check]:
     """The whole run under the official stop rule."""
     data, expected = case.data, case.data["eagle"]
     rounds = official_rounds(data, made.output_ids, made.accepted, eos)
@@ -109,7 +106,7 @@ def _emulated(case: Case, made: Generation, witness: Witness, eos: set[int]) -> 
     ends = [sum(accepted[:number]) + number for number in range(1, rounds + 1)]
     best = [
         best_row(official_tree(draft, 0), outcome)
-        for draft, outcome in zip(witness.drafts, witness.outcomes[1 : rounds + 1], strict=False)
+        for draft, outcome in zip(recorder.drafts, recorder.outcomes[1 : rounds + 1], strict=False)
     ]
     return [
         equal("ids", [*data["prompt_ids"], *made.output_ids[:num_new]], expected["output_ids"]),
@@ -133,17 +130,17 @@ def best_row(tree: OfficialTree, outcome: Outcome) -> int:
     return lengths.index(max(lengths))
 
 
-def _round(case: Case, number: int, witness: Witness, drafter: Any) -> list[Check]:
-    """One recorded draft: what the head read and said, its candidates, the tree, the target's view of it."""
+def _round(case: Case, number: int, recorder: RecordingDrafter, drafter: Any) -> list[Check]:
+    """One recorded draft: the head's input and output, the candidates, the tree, the target's logits."""
 
     def recorded(name: str) -> Tensor:
         return case.tensors[f"r{number}.{name}"]
 
-    outcome, draft = witness.outcomes[number], witness.drafts[number]
+    outcome, draft = recorder.outcomes[number], recorder.drafts[number]
     pool: Pool = drafter.tree.pools[number]
     label = f"round {number}"
-    state, logits = witness.roots[number]
-    so_far = [*case.data["prompt_ids"], *_told(witness, number)]
+    state, logits = recorder.roots[number]
+    so_far = [*case.data["prompt_ids"], *_output_so_far(recorder, number)]
     result = [
         close(f"{label} features", torch.cat(outcome.taps, -1), recorded("head_input_hidden")),
         equal(f"{label} ids", [so_far], recorded("head_input_ids").tolist()),
@@ -161,8 +158,8 @@ def _round(case: Case, number: int, witness: Witness, drafter: Any) -> list[Chec
     result += _tree(case, number, tree, pool, drafter.tree.select(pool)[0], gaps)
     same = torch.equal(tree.tokens[None], recorded("draft_tokens"))
     key = f"r{number}.node_target_argmax"
-    if key in case.tensors and same and number + 1 < len(witness.outcomes):
-        verified = witness.outcomes[number + 1].logits
+    if key in case.tensors and same and number + 1 < len(recorder.outcomes):
+        verified = recorder.outcomes[number + 1].logits
         assert verified is not None
         best = verified[0].topk(2, dim=-1)
         margin = best.values[:, 0] - best.values[:, 1]
@@ -177,7 +174,7 @@ def _round(case: Case, number: int, witness: Witness, drafter: Any) -> list[Chec
 def _tree(
     case: Case, number: int, tree: OfficialTree, pool: Pool, chosen: Tensor, gaps: dict[str, float]
 ) -> list[Check]:
-    """Candidates and tree, to the bit; where that fails and scores tie, what a tie cannot change."""
+    """Candidates and tree, exactly; where that fails and scores tie, whatever a tie cannot change."""
 
     def recorded(name: str) -> Tensor:
         return case.tensors[f"r{number}.{name}"]
@@ -217,10 +214,10 @@ def _paths(tree: OfficialTree) -> list[tuple[int, ...]]:
     return [tuple(tree.tokens[row.nonzero()[:, 0]].tolist()) for row in tree.mask]
 
 
-def _told(witness: Witness, number: int) -> list[int]:
+def _output_so_far(recorder: RecordingDrafter, number: int) -> list[int]:
     """Output ids up to and with the pending token of draft `number`."""
-    rounds = witness.outcomes[1 : number + 1]
-    return [*(token for one in rounds for token in one.committed[0]), witness.outcomes[number].pending[0]]
+    rounds = recorder.outcomes[1 : number + 1]
+    return [*(token for one in rounds for token in one.committed[0]), recorder.outcomes[number].pending[0]]
 
 
 def _own_rule(data: dict[str, Any], ours: Generation) -> list[Check]:

@@ -1,6 +1,7 @@
-"""Load and save EAGLE heads: any family's checkpoint to a `Head`, and a `Head` to the official format.
+"""Load and save EAGLE heads: checkpoints of any family are read, the official format is written.
 
-The official loader takes the tensors that fit and leaves the rest random; here each must be known and there.
+The official loader takes the tensors that fit and leaves the rest random. Here every tensor must be present
+and known.
 """
 
 from __future__ import annotations
@@ -16,22 +17,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.config import ConfigError
-from methods.shared.eagle.config import HeadConfig, head_shape, parse_config
+from methods.shared.eagle.config import HeadConfig, parse_config
 from methods.shared.eagle.files import official_name, read_files
-from methods.shared.eagle.head import Architecture, Head, HeadShape
+from methods.shared.eagle.heads.architectures import HEADS, head_shape, new_head
+from methods.shared.eagle.heads.base import Architecture, DraftHead, HeadShape
 
-_METHODS = {"eagle": ("EAGLE-1/2", "method=eagle2"), "eagle3": ("EAGLE-3", "method=eagle3")}
 _MAPS = ("d2t", "t2d", "hot_token_id")
 _SWITCHES = ("qkv_bias", "mlp_bias", "norm_before_residual", "norm_output", "fc_norm", "norm_before_fc")
-"""Fields of `HeadShape` that a config.json calls the same."""
-_SHARPNESS = 32.0
-"""Of a random EAGLE-3 head's law: its best token gets most of the mass, as a trained head's does, so that
-trees grow as deep. A flat law gives two levels."""
+"""Fields of `HeadShape` that have the same name in a config.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetFacts:
-    """What a head must fit."""
+    """The facts about a target that a head must fit."""
 
     hidden_size: int
     vocab_size: int
@@ -40,17 +38,15 @@ class TargetFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedHead:
-    """A head that is ready to run (eval, no gradients), and what belongs to it.
+    """A head that is ready to run (eval, no gradients)."""
 
-    Its parameters have the dtype asked for; `d2t` and the rotary frequencies keep their own.
-    aux_layers: the tapped blocks as config.json names them, in whichever convention; None where it is silent.
-    card: JSON types: path, format, and of a checkpoint revision, sha256 and `training` (see `HeadFiles`), of
-    a random head its seed; num_parameters; and from `HeadShape` its sizes, rotary base and switches.
-    """
-
-    head: Head
+    head: DraftHead
+    """Its parameters have the requested dtype; `d2t` and the rotary frequencies keep their own."""
     aux_layers: tuple[int, ...] | None
+    """The tapped blocks as config.json names them, in whichever convention; None where it does not."""
     card: dict[str, Any]
+    """JSON types: path and format; revision, sha256 and `training` of a checkpoint (see `HeadFiles`), or the
+    seed of a random head; num_parameters; sizes, rotary base and switches from `HeadShape`."""
 
 
 def load_head(
@@ -64,13 +60,13 @@ def load_head(
     norm_output: bool | None = None,
     norm_before_residual: bool | None = None,
 ) -> LoadedHead:
-    """The head in the folder, or at the hub id, `path`.
+    """Load the head in the folder, or at the hub id, `path`.
 
-    norm_output, norm_before_residual: see `HeadShape`; of EAGLE-3; None is what config.json says, else false.
+    norm_output, norm_before_residual: see `HeadShape`; None takes the value in config.json, else false.
 
     Raises:
-        ConfigError: there is none, it cannot be read, is not whole, contradicts itself, is of the other
-            architecture or for another target.
+        ConfigError: there is no such head, it cannot be read, is incomplete, contradicts itself, has another
+            architecture or was made for another target.
     """
     where = f"head={path}"
     files = read_files(path, revision, where)
@@ -85,15 +81,15 @@ def load_head(
         norm_before_residual=norm_before_residual,
     )
     if shape.architecture != architecture:
-        kind, remedy = _METHODS[shape.architecture]
+        kind = HEADS[shape.architecture]
         query = list(shapes["layer.self_attn.q_proj.weight"])
         raise ConfigError(
-            f"{where}: is an {kind} head, by its self_attn.q_proj.weight {query} at hidden_size "
-            f"{shape.hidden_size}. Type {remedy}."
+            f"{where}: is an {kind.title} head, by its self_attn.q_proj.weight {query} at hidden_size "
+            f"{shape.hidden_size}. Type method={kind.method}."
         )
-    _refuse_misfit(shape, config, target, where)
     head = _blank(shape, where)
-    if architecture == "eagle3":
+    _refuse_misfit(head, config, target, where)
+    if head.has_vocabulary_map:
         maps = {name: tensors.pop(name) for name in _MAPS if name in tensors}
         tensors["d2t"] = _vocabulary_map(maps, shape, where)
     _refuse_differences(head, tensors, where)
@@ -111,38 +107,37 @@ def random_head(
     device: torch.device,
     seed: int,
 ) -> LoadedHead:
-    """A head of random weights with the sizes of one for `target`, for benchmarks of shape.
+    """A head with random weights and the sizes of a real one for `target`, to measure time alone.
 
-    like: a transformers configuration whose attention heads and MLP the layer gets (the target's, usually).
-    draft_vocab_size: None is the target's whole vocabulary; EAGLE-3 only. Torch's random state is kept.
+    like: a transformers configuration whose attention heads and MLP the layer gets (usually the target's).
+    draft_vocab_size: of a head with a vocabulary of its own; None is the target's whole vocabulary. Torch's
+    random state is left as it was.
 
     Raises:
         ConfigError: the draft vocabulary is larger than the target's.
     """
-    is_eagle3 = architecture == "eagle3"
-    size = (draft_vocab_size if is_eagle3 else None) or target.vocab_size
+    kind = HEADS[architecture]
+    size = (draft_vocab_size if kind.has_vocabulary_map else None) or target.vocab_size
     if size > target.vocab_size:
         raise ConfigError(f"draft_vocab_size={size}: at most the target's, {target.vocab_size}.")
     num_heads = like.num_attention_heads
-    shape = HeadShape(
-        architecture=architecture,
-        hidden_size=target.hidden_size,
-        intermediate_size=like.intermediate_size,
-        num_heads=num_heads,
-        num_kv_heads=getattr(like, "num_key_value_heads", None) or num_heads,
-        head_dim=getattr(like, "head_dim", None) or like.hidden_size // num_heads,
-        vocab_size=target.vocab_size,
-        draft_vocab_size=size,
-        target_hidden_size=target.hidden_size,
-        num_taps=3 if is_eagle3 else 1,
-        own_lm_head=is_eagle3,
-    )
+    common = {
+        "architecture": architecture,
+        "hidden_size": target.hidden_size,
+        "intermediate_size": like.intermediate_size,
+        "num_heads": num_heads,
+        "num_kv_heads": getattr(like, "num_key_value_heads", None) or num_heads,
+        "head_dim": getattr(like, "head_dim", None) or like.hidden_size // num_heads,
+        "vocab_size": target.vocab_size,
+        "target_hidden_size": target.hidden_size,
+    }
+    shape = kind.random_shape(common, size)
     with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would set the generators of all accelerators too.
+        # torch.manual_seed would seed the generators of all accelerators too.
         torch.default_generator.manual_seed(seed)
-        tensors = Head(shape).state_dict()
-        if is_eagle3:
-            tensors["norm.weight"] *= _SHARPNESS
+        sharp = new_head(shape)
+        sharp.sharpen()
+        tensors = sharp.state_dict()
         if size < target.vocab_size:
             tensors["d2t"] = torch.randperm(target.vocab_size)[:size].sort().values - torch.arange(size)
     head = _filled(_blank(shape, "head=random"), tensors, dtype, device)
@@ -150,14 +145,16 @@ def random_head(
     return LoadedHead(head=head, aux_layers=None, card=card)
 
 
-def save_head(head: Head, folder: Path, *, aux_layers: Sequence[int] | None, card: Mapping[str, Any]) -> None:
+def save_head(
+    head: DraftHead, folder: Path, *, aux_layers: Sequence[int] | None, card: Mapping[str, Any]
+) -> None:
     """Write config.json, model.safetensors and card.json in SafeAILab's layout, which all families read.
 
-    aux_layers: into config.json. card: JSON types; `load_head` hands its `training` on.
+    aux_layers: go into config.json. card: JSON types; `load_head` passes its `training` on.
     """
     shape = head.shape
     tensors = {
-        official_name(name, shape.architecture): tensor.detach().cpu().contiguous()
+        official_name(name, head.official_layer): tensor.detach().cpu().contiguous()
         for name, tensor in head.state_dict().items()
     }
     if shape.draft_vocab_size == shape.vocab_size:
@@ -165,7 +162,15 @@ def save_head(head: Head, folder: Path, *, aux_layers: Sequence[int] | None, car
     else:
         tensors["t2d"] = torch.zeros(shape.vocab_size, dtype=torch.bool)
         tensors["t2d"][tensors["d2t"] + torch.arange(shape.draft_vocab_size)] = True
-    config = {
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for name, content in (("config.json", _official_config(head, aux_layers)), ("card.json", dict(card))):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _official_config(head: DraftHead, aux_layers: Sequence[int] | None) -> dict[str, Any]:
+    shape = head.shape
+    config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "bias": shape.fc_bias,
@@ -185,26 +190,23 @@ def save_head(head: Head, folder: Path, *, aux_layers: Sequence[int] | None, car
         "vocab_size": shape.vocab_size,
         **{switch: True for switch in _SWITCHES if getattr(shape, switch)},
     }
-    if shape.architecture == "eagle3":
+    if head.has_vocabulary_map:
         config["draft_vocab_size"] = shape.draft_vocab_size
     if shape.target_hidden_size != shape.hidden_size:
-        # Only then: to the official code its mere presence means that the head brings its own embedding.
+        # Only then, because to the official code its mere presence means that the head has its own embedding.
         config["target_hidden_size"] = shape.target_hidden_size
     if aux_layers is not None:
         aux = {"eagle_aux_hidden_state_layer_ids": list(aux_layers), "use_aux_hidden_state": True}
         config["eagle_config"] = aux
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    for name, content in (("config.json", config), ("card.json", dict(card))):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return config
 
 
-def _refuse_misfit(shape: HeadShape, config: HeadConfig, target: TargetFacts, where: str) -> None:
-    """Raise where the head, though sound, is not one for this target."""
+def _refuse_misfit(head: DraftHead, config: HeadConfig, target: TargetFacts, where: str) -> None:
+    """Raise if the head, though sound, was made for another target."""
+    shape = head.shape
     if shape.target_hidden_size != target.hidden_size:
-        width = shape.feature_size if shape.architecture == "eagle3" else 2 * shape.hidden_size
         raise ConfigError(
-            f"{where}: fc.weight [{shape.hidden_size}, {width}] is for a target of hidden size "
+            f"{where}: fc.weight {list(head.fc.weight.shape)} is for a target of hidden size "
             f"{shape.target_hidden_size}, this one has {target.hidden_size}."
         )
     if shape.vocab_size != target.vocab_size:
@@ -220,39 +222,41 @@ def _refuse_misfit(shape: HeadShape, config: HeadConfig, target: TargetFacts, wh
         )
 
 
-def _blank(shape: HeadShape, where: str) -> Head:
+def _blank(shape: HeadShape, where: str) -> DraftHead:
     """The network without storage."""
     try:
         with torch.device("meta"):
-            return Head(shape)
-    except (KeyError, ValueError, TypeError) as error:  # of activations and rotary embeddings, by name
+            return new_head(shape)
+    except (KeyError, ValueError, TypeError) as error:  # activations and rotary embeddings go by name
         raise ConfigError(
             f"{where}: its config.json asks for what transformers does not have "
             f"(hidden_act={shape.hidden_act}, rope_scaling={shape.rope_scaling}): {error!r}"
         ) from error
 
 
-def _filled(head: Head, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> Head:
+def _filled(
+    head: DraftHead, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+) -> DraftHead:
     """`head` with these tensors, ready to run."""
-    # Copied, or a mapped file would have to stay as it is while the head lives.
+    # Copied, because a mapped file would have to stay unchanged as long as the head lives.
     state = {
         name: tensor.to(device, tensor.dtype if name == "d2t" else dtype, copy=True)
         for name, tensor in tensors.items()
     }
     head.load_state_dict(state, assign=True)
-    # Its frequencies are computed, not loaded, and in float32 whatever the weights are.
+    # The frequencies are computed, not loaded, and stay float32 whatever the dtype of the weights.
     head.rotary = type(head.rotary)(head.rotary.config).to(device)
     return head.eval().requires_grad_(False)
 
 
-def _refuse_differences(head: Head, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Raise where `tensors` are not all that `head` has, and no more."""
+def _refuse_differences(head: DraftHead, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise unless `tensors` are exactly those that `head` has."""
     expected = {name: list(tensor.shape) for name, tensor in head.state_dict().items()}
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
     problems = []
     for name in sorted(expected.keys() | found.keys()):
         wanted, there = expected.get(name), found.get(name)
-        shown = official_name(name, head.shape.architecture)
+        shown = official_name(name, head.official_layer)
         if there is None:
             problems.append(f"missing {shown} {wanted}")
         elif wanted is None:
@@ -264,10 +268,10 @@ def _refuse_differences(head: Head, tensors: Mapping[str, Tensor], where: str) -
 
 
 def _vocabulary_map(maps: Mapping[str, Tensor], shape: HeadShape, where: str) -> Tensor:
-    """`d2t` [V] int64, checked: target ids rise with draft ids, and are those that `t2d` marks."""
+    """`d2t` [V] int64, checked: target ids rise with draft ids, and are the ones that `t2d` marks."""
     size, vocab_size = shape.draft_vocab_size, shape.vocab_size
     if size == vocab_size:
-        return torch.zeros(size, dtype=torch.int64)  # the official code ignores a map then
+        return torch.zeros(size, dtype=torch.int64)  # as the official code, which then ignores a map
     for name, tensor in maps.items():
         wanted = [vocab_size if name == "t2d" else size]
         if list(tensor.shape) != wanted:
@@ -301,11 +305,11 @@ def _vocabulary_map(maps: Mapping[str, Tensor], shape: HeadShape, where: str) ->
     return target_ids - draft_ids
 
 
-def _describe(head: Head) -> dict[str, Any]:
-    """What a card says of the network."""
-    told = (
+def _describe(head: DraftHead) -> dict[str, Any]:
+    """The description of the network on a card."""
+    names = (
         *("architecture", "hidden_size", "vocab_size", "draft_vocab_size", "num_taps", "rope_theta"),
         *("rope_scaling", "fc_bias", "qk_norm", "own_embedding", "own_lm_head", *_SWITCHES),
     )
     count = sum(parameter.numel() for parameter in head.parameters())
-    return {"num_parameters": count, **{name: getattr(head.shape, name) for name in told}}
+    return {"num_parameters": count, **{name: getattr(head.shape, name) for name in names}}

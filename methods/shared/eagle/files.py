@@ -1,4 +1,4 @@
-"""Find and read the files of an EAGLE head, and give its tensors the names that `Head` has.
+"""Find and read the files of an EAGLE head, and give its tensors the names that `DraftHead` has.
 
 The checkpoints of SafeAILab/EAGLE, SpecForge, speculators, vLLM and SGLang hold one network under different
 names; vLLM also stacks projections that read the same input.
@@ -21,36 +21,36 @@ from torch import Tensor
 
 from harness.config import ConfigError
 from harness.system import hub
-from methods.shared.eagle.head import Architecture
 
 _WITHOUT_HUB = "Without the hub: methods.NAME.head=FOLDER (a downloaded head)."
 SHIPPED = Path(__file__).parents[2] / "heads"
-"""Heads that come with the package, a folder each."""
+"""Heads that come with the package, one folder each."""
+CARDS = SHIPPED / "cards.yaml"
+"""Known heads and who made them."""
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-"""In order of preference; either may be in shards, listed in NAME.index.json."""
+"""In order of preference; either may be split into shards, listed in NAME.index.json."""
 _SPELLINGS = (
     (re.compile(r"^(midlayer|layers\.0|transformer)\."), "layer."),
     (re.compile(r"^fusion_fc\."), "fc."),
     (re.compile(r"^draft_id_to_target_id$"), "d2t"),
 )
 _USELESS = re.compile(r"rotary_emb\.inv_freq$|^verifier_")
-"""Derived from the configuration; the target's own, kept for training."""
+"""Tensors that are computed from the configuration, or are the target's and kept for training."""
 _MORE_LAYERS = re.compile(r"^(midlayers?|layers)\.[1-9]|^additional_layers\.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadFiles:
-    """What lies there, unjudged.
-
-    config: config.json as it is. tensors: by their names in `Head`, and the vocabulary maps `d2t`, `t2d`,
-    `hot_token_id`; they may be mapped from the file. card: JSON types: path, revision (commit on the hub),
-    format (whose), sha256 (of the weight files, its first 16 hex digits), and `training` if the head's own
-    card.json says how it came about.
-    """
+    """The files as they were read, not yet checked."""
 
     config: dict[str, Any]
+    """config.json as it is."""
     tensors: dict[str, Tensor]
+    """By their names in `DraftHead`, with the vocabulary maps `d2t`, `t2d` and `hot_token_id`; they may be
+    mapped from the file."""
     card: dict[str, Any]
+    """JSON types: path, revision (commit on the hub), format (whose), sha256 (of the weight files, its first
+    16 hex digits), and `training` if the head's own card.json describes it."""
 
 
 def read_files(path: str, revision: str | None, where: str) -> HeadFiles:
@@ -74,14 +74,13 @@ def read_files(path: str, revision: str | None, where: str) -> HeadFiles:
     return HeadFiles(config=config, tensors=_canonical(tensors, where), card=card)
 
 
-def official_name(name: str, architecture: Architecture) -> str:
-    """What SafeAILab's checkpoints call the tensor that `Head` calls `name`."""
-    prefix = "midlayer." if architecture == "eagle3" else "layers.0."
-    return prefix + name.removeprefix("layer.") if name.startswith("layer.") else name
+def official_name(name: str, layer_prefix: str) -> str:
+    """The name in SafeAILab's checkpoints of the tensor that `DraftHead` calls `name`."""
+    return layer_prefix + name.removeprefix("layer.") if name.startswith("layer.") else name
 
 
 def _find(path: str, revision: str | None, where: str) -> tuple[Path, str | None]:
-    """The folder with the files, and their commit where they are of the hub."""
+    """The folder with the files, and their commit if they come from the hub."""
     folder = SHIPPED / path if "/" not in path and (SHIPPED / path).is_dir() else Path(path).expanduser()
     if folder.is_dir():
         if revision is not None:
@@ -125,7 +124,7 @@ def _read_json(file: Path, where: str) -> dict[str, Any]:
 
 
 def _read_weights(folder: Path, where: str) -> tuple[list[Path], dict[str, Tensor]]:
-    """The weight files, and their tensors under the names they have there."""
+    """The weight files, and their tensors under the names that they have there."""
     files = _weight_files(folder, where)
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -134,7 +133,7 @@ def _read_weights(folder: Path, where: str) -> tuple[list[Path], dict[str, Tenso
                 tensors |= load_file(file)
             else:
                 tensors |= torch.load(file, weights_only=True, map_location="cpu", mmap=True)
-        except Exception as error:  # each format's own classes
+        except Exception as error:  # each format raises classes of its own
             raise ConfigError(
                 f"{where}: {file.name} cannot be read; is it whole? ({type(error).__name__}: {error})"
             ) from error
@@ -166,7 +165,7 @@ def _hash(files: Sequence[Path]) -> str:
 
 
 def _family(config: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Whose format it is, by what only that one has; names as written."""
+    """Whose format it is, recognised by what only that format has; `names` are those in the file."""
     if "speculators_model_type" in config or "transformer_layer_config" in config:
         return "speculators"
     if "hot_token_id" in names or any(name.startswith("model.midlayer.") for name in names):
@@ -179,7 +178,7 @@ def _family(config: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def _canonical(written: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """The tensors under their names in `Head`, stacked ones taken apart."""
+    """The tensors under their names in `DraftHead`, with stacked ones taken apart."""
     named: dict[str, Tensor] = {}
     more = []
     for name, tensor in written.items():
@@ -203,7 +202,7 @@ def _canonical(written: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
 
 
 def _unstack(named: dict[str, Tensor], kind: str) -> None:
-    """Take stacked projections apart; what does not come apart stays, to be refused as unexpected."""
+    """Split stacked projections; those that cannot be split stay, and are refused as unexpected later."""
     stacked = named.get(f"layer.mlp.gate_up_proj.{kind}")
     if stacked is not None and len(stacked) % 2 == 0:
         del named[f"layer.mlp.gate_up_proj.{kind}"]

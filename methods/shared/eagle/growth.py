@@ -1,4 +1,4 @@
-"""One round of an EAGLE head: pairs that stay in its cache, then nodes of a tree that do not.
+"""One round of a draft head: pairs that stay in its cache, then nodes of a tree that do not.
 
 Shapes: B sequences, m new pairs, k nodes, c children, E nodes expanded so far, H hidden size of the head.
 """
@@ -15,17 +15,14 @@ from harness.drafting.trees import Proposals
 from methods.shared.eagle.steps import HeadSteps
 
 _CHUNK = 1024
-"""Pairs of a prompt that are fed at once: their mask is quadratic."""
+"""Pairs of a prompt that are fed at once; their mask is quadratic."""
 
 
 class Growth:
-    """One round's `Grower`: the head run over pairs that stay in its cache, then over nodes that do not.
-
-    state [B, H], logits [B, V]: after the pending token (for whoever wants to look). row: of the cache, the
-    only sequence that is fed and grown; None is all.
-    """
+    """The `Grower` of one round: runs the head over pairs that stay cached, then over nodes that do not."""
 
     def __init__(self, steps: HeadSteps, row: int | None = None) -> None:
+        """row: the only sequence of the cache that is fed and grown; None: all of them."""
         self._steps, self._cache, self._row = steps, steps.cache, row
         self._outputs = self._seen = torch.empty(0)
 
@@ -34,17 +31,17 @@ class Growth:
         self._cache.clear(num_rows)
 
     def padded(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and tokens of pairs with as many rows more as the compiled step wants."""
+        """Features and tokens of pairs, with rows added up to a number that is compiled for."""
         more = self._steps.size_for(*tokens.shape) - tokens.shape[1]
         if more and self._row is None:
             return pad(features, (0, 0, 0, more)), pad(tokens, (0, more))
         return features, tokens
 
     def feed(self, features: Tensor, tokens: Tensor, counts: Sequence[int] | Tensor) -> Tensor:
-        """Take in true pairs: features [B, m, F] and tokens [B, m], each one after its feature.
+        """Take in true pairs: features [B, m, F], and tokens [B, m] that each follow their feature.
 
-        The first `counts[b]` of each sequence stay; a tensor [B] where the host does not know them. States
-        [B, m, H] after them.
+        The first `counts[b]` pairs of each sequence stay in the cache; counts is a tensor [B] where the host
+        does not know them. Returns the states [B, m, H] after the pairs.
         """
         features, tokens = self.padded(features, tokens)
         num_rows, num_pairs = tokens.shape
@@ -62,7 +59,7 @@ class Growth:
                 states[:, here],
                 offsets[None],
                 tree,
-                # What is left of a long prompt may have any length.
+                # The remainder of a long prompt may have any length.
                 plain=num_pairs > _CHUNK,
             )
             pieces.append(outputs)
@@ -85,27 +82,30 @@ class Growth:
 
     @property
     def state(self) -> Tensor:
-        """See the class."""
+        """The state [B, H] after the pending token."""
         return self._outputs[:, 0]
 
     @property
     def logits(self) -> Tensor:
-        """See the class."""
+        """The logits [B, V] after the pending token."""
         return self._steps.score(self.state)
 
     def start(self, num_children: int) -> Proposals:
-        """See `Grower`."""
+        """The root's best children; see `Grower`."""
         tokens, log_probs = self._steps.best(self._outputs[:, :1], num_children)
         return Proposals(tokens[:, 0], log_probs[:, 0])
 
     def expand(self, tokens: Tensor, parents: Tensor, num_children: int) -> Proposals:
-        """See `Grower`. A node's state is its parent's output; it sees the pairs, its ancestors, itself."""
+        """The best children of nodes; see `Grower`.
+
+        A node's state is its parent's output. It sees the pairs, its ancestors and itself.
+        """
         num_rows, num_nodes = tokens.shape
         rows = torch.arange(num_rows, device=tokens.device)[:, None]
         states, above = self._outputs[rows, parents + 1], self._seen[rows, parents + 1]
         itself = torch.eye(num_nodes, dtype=torch.bool, device=tokens.device).expand(num_rows, -1, -1)
         seen = torch.cat([above, itself], dim=-1)
-        # The pending token's own pair is the last one of the cache; a child of it comes one position later.
+        # The pending token's own pair is the last in the cache; its children come one position later.
         outputs = self._steps.run(self._rows, tokens, states, seen.sum(-1) - 1, seen)
         self._outputs = torch.cat([self._outputs, outputs], dim=1)
         wider = pad(self._seen, (0, num_nodes))

@@ -1,6 +1,6 @@
-"""What an EAGLE head computes in one go: its layer over new rows, and the best children of states.
+"""The two steps of a draft head: its layer over new rows, and the best children of states.
 
-Compiled where the target's steps are (`target.compile=true`), captured as graphs on CUDA.
+They are compiled where the target's steps are (`target.compile=true`), and captured as graphs on CUDA.
 
 Shapes: B sequences, n new rows, c children, C slots of the cache, H hidden size of the head, V vocabulary.
 """
@@ -13,40 +13,41 @@ from harness.drafting.drafter import TargetView
 from harness.drafting.trees import Proposals
 from harness.runtime.attention import grouped, tree_mask
 from harness.runtime.cache import SlotCache
-from methods.shared.eagle.head import Head
+from harness.runtime.write_plan import WritePlan
+from methods.shared.eagle.heads.base import DraftHead
 
 _SIZES = (1, 4, 8)
-"""Rows that are compiled for on a CPU: a head takes seconds."""
+"""Numbers of rows that are compiled for on a CPU; each takes seconds."""
 _SIZES_BY_SHAPE = (8, 64)
-"""And pairs that are fed on CUDA, where a few cost what one does; a round is captured for each."""
+"""Numbers of pairs that are fed on CUDA, where a few cost as much as one; a round is captured for each."""
 
 
 class HeadSteps:
     """A head behind a cache, as `Growth` runs it."""
 
-    def __init__(self, target: TargetView, network: Head, cache: SlotCache | None = None) -> None:
-        """`cache`: for a look at a few prompts, nothing is compiled for it; None: a new one, for rounds."""
+    def __init__(self, target: TargetView, network: DraftHead, cache: SlotCache | None = None) -> None:
+        """cache: None takes a new one, for rounds; with one that is given, nothing is compiled."""
         self._target, self.network = target, network
-        # A cache without layers is falsy.
+        # Not `cache or ...`: a cache without layers is falsy.
         self.cache = target.new_cache() if cache is None else cache
         self._layers = target.program(self._layer, _SIZES) if cache is None else None
         self._bests = target.program(self._best, _SIZES) if cache is None else None
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Numbers of rows that are compiled for, if any."""
+        """Numbers of rows that are compiled for; empty where nothing is compiled."""
         if self._layers is None:
             return ()
         return _SIZES_BY_SHAPE if self._layers.by_shape else self._layers.sizes
 
     def size_for(self, num_rows: int, num_new: int) -> int:
-        """How many rows to run in the place of `num_new`: so many, or a few more where these are compiled."""
+        """The number of rows to run for `num_new`: a few more where only those are compiled."""
         if self._layers is None or self._layers.size_for(num_rows, num_new) is None:
             return num_new
         return next((size for size in self.sizes if size >= num_new), num_new)
 
     def captures(self, num_rows: int, num_new: int, level: int, num_more: int) -> bool:
-        """Whether a round can be a graph: num_new rows are fed, num_more expanded, `level` at a time."""
+        """Whether a round can be a CUDA graph: num_new rows are fed, num_more expanded, `level` at a time."""
         cache, layers = self.cache, self._layers
         if layers is None or not layers.by_shape or not cache.num_slots:
             return False
@@ -54,7 +55,7 @@ class HeadSteps:
         return served and num_new in self.sizes and max(cache.lengths) + num_new + num_more <= cache.num_slots
 
     def project(self, features: Tensor) -> Tensor:
-        """See `Head.project`."""
+        """First states [B, n, H] from features [B, n, F]."""
         return self.network.project(features)
 
     def run(
@@ -66,10 +67,16 @@ class HeadSteps:
         tree: Tensor,
         plain: bool = False,
     ) -> Tensor:
-        """The head over n new rows of the sequences `rows`: outputs [B, n, H]; plain: never compiled.
+        """Run the head over n new rows of the sequences `rows`, which gives outputs [B, n, H].
 
-        offsets [B or 1, n]: position behind the cached pairs. tree [B, n, e + n] bool: which rows behind the
-        pairs each sees, of e that are there already and of the new ones.
+        Args:
+            rows: the sequences.
+            tokens: [B, n] int64.
+            states: [B, n, H].
+            offsets: [B or 1, n], positions counted from the end of the cached pairs.
+            tree: [B, n, e + n] bool: which rows behind the cached pairs each row sees, of e earlier ones and
+            the n new ones.
+            plain: never use a compiled program.
         """
         cache, num_new = self.cache, tokens.shape[1]
         lengths = cache.known_lengths[rows]
@@ -78,22 +85,18 @@ class HeadSteps:
         compiled = self._layers
         if compiled and (plain or not (whole and compiled.serves(len(lengths), num_new))):
             compiled = None
-        cache.aim(
-            rows,
-            num_new,
-            tokens.device,
-            ahead=tree.shape[-1] - num_new,
-            whole=compiled is not None,
-            indexed=compiled is not None,
-        )
+        ahead = tree.shape[-1] - num_new
         if compiled is None:
+            # Lengths that are on the device only belong to a graph, which is made of compiled steps.
+            cache.aim(WritePlan.decode(cache.lengths, rows, num_new, tokens.device, ahead))
             return self._layer(tokens, states, positions, tree_mask(lengths, tree), cache)
+        cache.aim(WritePlan.program(lengths, num_new, tokens.device, ahead))
         mask = tree_mask(lengths, tree, cache.num_slots)
         outputs: Tensor = compiled(tokens, states, positions, mask=mask, cache=cache)
         return outputs
 
     def best(self, states: Tensor, num_children: int) -> Proposals:
-        """The best tokens [B, n, c] after `states` [B, n, H]."""
+        """The most probable tokens [B, n, c] after `states` [B, n, H]."""
         compiled = self._bests
         if compiled is None or not compiled.serves(*states.shape[:2]):
             return Proposals(*self._best(states, num_children))
@@ -101,12 +104,7 @@ class HeadSteps:
 
     def score(self, states: Tensor) -> Tensor:
         """Logits [..., V] over the draft vocabulary."""
-        network = self.network
-        normed = network.normed(states)
-        if network.shape.architecture == "eagle3" and network.shape.own_lm_head:
-            logits: Tensor = network.lm_head(normed)
-            return logits
-        return self._target.lm_head(normed.to(self._target.dtype)).to(states.device)
+        return self.network.logits(states, self._target)
 
     def _layer(
         self, tokens: Tensor, states: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache
@@ -125,9 +123,6 @@ class HeadSteps:
     def _best(self, states: Tensor, num_children: int) -> tuple[Tensor, Tensor]:
         logits = self.score(states).float()
         best = logits.topk(num_children, dim=-1)
-        # A float32 log-probability of at most 0, so that no child outscores its parent.
+        # Log-probabilities in float32 and at most 0, so that no child outscores its parent.
         log_probs = best.values - logits.logsumexp(-1, keepdim=True)
-        tokens = best.indices
-        if self.network.shape.draft_vocab_size != self.network.shape.vocab_size:
-            tokens = tokens + self.network.d2t[tokens]
-        return tokens, log_probs
+        return self.network.target_ids(best.indices), log_probs

@@ -1,0 +1,101 @@
+"""The memory of a slot cache: one buffer of keys and one of values per layer.
+
+Shapes: B sequences, H key/value heads, C allocated slots, D head dimension.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+from torch import Tensor
+
+_STEP = 256
+"""Slots are allocated in multiples of this, so that growing (a copy) is rare."""
+_NUMBERS = itertools.count(1)
+
+
+class CacheMemory:
+    """Buffers [B, H, C, D] of all layers, of which a batch that has shrunk sees the first rows.
+
+    Invariant: `keys` and `values` are either all allocated rows, and `_whole` is None, or views of their
+    first rows, and `_whole` holds all of them. Only `grow` and a larger batch allocate anew, so that a graph
+    finds its memory again whatever sequences are left; `number` changes whenever it would not.
+    """
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self._whole: tuple[list[Tensor], list[Tensor]] | None = None
+        self.number = 0
+        """Names the memory: a graph that was captured over another number does not hold."""
+        self.reserved = 0
+        """Slots that every sequence gets at least, so that they need not grow."""
+
+    @property
+    def is_narrowed(self) -> bool:
+        """Whether there are more rows than the batch sees."""
+        return self._whole is not None
+
+    @property
+    def allocated_rows(self) -> int:
+        """Rows that are allocated, at least as many as the batch sees."""
+        keys, _ = self.whole
+        return len(keys[0]) if keys else 0
+
+    @property
+    def whole(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys and values of all allocated rows, per layer."""
+        return self._whole or (self.keys, self.values)
+
+    @property
+    def num_slots(self) -> int:
+        """C, allocated for each sequence."""
+        return self.keys[0].shape[2] if self.keys else 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all allocated rows."""
+        keys, values = self.whole
+        return sum(buffer.nbytes for buffer in (*keys, *values))
+
+    def free(self) -> None:
+        """Drop all buffers."""
+        self.keys, self.values, self._whole = [], [], None
+
+    def narrow(self, num_rows: int) -> None:
+        """Show the first `num_rows` rows, as views."""
+        self.keys, self.values = self.whole
+        self._whole = None
+        if self.keys and len(self.keys[0]) > num_rows:
+            self._whole = self.keys, self.values
+            self.keys = [buffer[:num_rows] for buffer in self.keys]
+            self.values = [buffer[:num_rows] for buffer in self.values]
+
+    def grow(self, num_slots: int, num_rows: int) -> None:
+        """Have `num_slots` slots in all allocated rows and layers; then show the first `num_rows` rows."""
+        if num_slots <= self.num_slots:
+            return
+        self.keys, self.values = self.whole
+        self._whole = None
+        for buffers in (self.keys, self.values):
+            for layer, buffer in enumerate(buffers):
+                buffers[layer] = self._allocate(buffer, len(buffer), num_slots)
+                buffers[layer][:, :, : buffer.shape[2]] = buffer
+        self.narrow(num_rows)
+
+    def add_layer(self, keys: Tensor, values: Tensor, num_rows: int, num_slots: int) -> None:
+        """Allocate the next layer, shaped like its first states [B, H, n, D]."""
+        self.keys.append(self._allocate(keys, num_rows, num_slots))
+        self.values.append(self._allocate(values, num_rows, num_slots))
+
+    def gather_rows(self, rows: list[int]) -> None:
+        """Move these rows to the front, in this order."""
+        if rows != list(range(len(rows))):
+            for buffer in (*self.keys, *self.values):
+                buffer[: len(rows)] = buffer[rows]
+
+    def _allocate(self, like: Tensor, num_rows: int, num_slots: int) -> Tensor:
+        slots = -(-max(num_slots, self.reserved) // _STEP) * _STEP
+        self.number = next(_NUMBERS)
+        # Zeros, not garbage: masked slots are multiplied by zero weights, and 0 * NaN is NaN.
+        return like.new_zeros((num_rows, like.shape[1], slots, like.shape[3]))

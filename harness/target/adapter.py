@@ -1,0 +1,160 @@
+"""ModelAdapter: a stock transformers causal LM with our kernel and linear layers, and what drafters see of
+it.
+
+Shapes: B sequences, n new tokens, C readable cache slots, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.config import ConfigError
+from harness.drafting.drafter import Tap
+from harness.runtime import attention
+from harness.runtime.cache import SlotCache
+from harness.runtime.packed_linear import PackedLinear, layout, pack
+from harness.target.footprint import resident_bytes
+from harness.target.taps import Taps
+
+
+class ModelAdapter:
+    """The model itself: its facts, its embeddings and head, and plain forwards, without sequences or
+    steps."""
+
+    def __init__(self, model: Any, kernel: str, linear: str) -> None:
+        """`model`: a causal LM with full attention in every layer. kernel, linear: see `Target`.
+
+        The linear layers are replaced by `install`, after whoever compiles has looked at the blocks.
+
+        Raises:
+            ConfigError: the kernel takes no tree mask, or the layers cannot multiply as asked for.
+        """
+        if kernel not in ("grouped", "sdpa", "eager"):
+            raise ConfigError(
+                f"target.attention={kernel}: cannot take the mask of a token tree."
+                " Allowed: grouped, sdpa, eager."
+            )
+        attention.register()
+        self.model = model
+        self.kernel = attention.GROUPED if kernel == "grouped" else kernel
+        self._packed: list[PackedLinear] = []
+        possible = layout(model)
+        if linear not in ("plain", "auto", possible):
+            needs = {
+                "packed": "float32 weights on a CPU and oneDNN",
+                "joined": "all weights on one CUDA device",
+            }
+            raise ConfigError(f"target.linear={linear}: needs {needs[linear]}; type target.linear={possible}")
+        self.linear = possible if linear == "auto" else linear
+        """How the linear layers multiply: `plain`, `packed` or `joined`."""
+
+    def install(self) -> None:
+        """Replace the linear layers and switch to our kernel."""
+        if self.linear != "plain":
+            self._packed = pack(self.model)
+        self.use_kernel()
+
+    def use_kernel(self, name: str | None = None) -> None:
+        """Switch the model to attention kernel `name` (transformers' word for it); None is our own choice.
+
+        Together with another kernel, the linear layers multiply as torch's own do.
+        """
+        self.model.set_attn_implementation(name or self.kernel)
+        for layer in self._packed:
+            layer.plain = name is not None
+
+    def memory(self) -> dict[str, int]:
+        """Resident bytes by category."""
+        copies = sum(product.num_bytes for product in {layer.product for layer in self._packed})
+        return {"weights": resident_bytes(self.model), **({"packed weights": copies} if copies else {})}
+
+    def prepare(self, module: torch.nn.Module) -> None:
+        """Make the linear layers of a drafter's own module multiply as the target's do (inference only)."""
+        if self.linear == layout(module) != "plain":
+            pack(module)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that token ids go to."""
+        return torch.device(self.model.get_input_embeddings().weight.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        dtype: torch.dtype = self.model.get_input_embeddings().weight.dtype
+        return dtype
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the length of a row of logits."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def config(self) -> Any:
+        """The transformers configuration (text part); read only."""
+        return self.model.config.get_text_config()
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings [..., H] of token ids [...]."""
+        embedded: Tensor = self.model.get_input_embeddings()(ids)
+        return embedded
+
+    def lm_head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of final hidden states [..., H] (after the final norm)."""
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        return logits
+
+    @torch.no_grad()
+    def trace(self, ids: Tensor, taps: Sequence[Tap]) -> tuple[Tensor, list[Tensor]]:
+        """A plain causal forward over token ids [B, n], without a cache.
+
+        Returns logits [B, n, V] and, per tap, the states [B, n, H].
+        """
+        with self.traced(taps) as traced:
+            logits: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
+            return logits, traced.states()
+
+    @contextmanager
+    def traced(self, taps: Sequence[Tap]) -> Iterator[Taps]:
+        """For forwards of the model outside the loop: separate taps, and the kernel that takes any mask.
+
+        All hooks are removed on exit; a leftover hook would make a compiled step another program.
+        """
+        traced = Taps(self.model, stay=False)
+        try:
+            self.use_kernel("sdpa")
+            traced.set_taps(taps)
+            yield traced
+        finally:
+            self.use_kernel()
+            traced.set_taps(())
+
+    def _step(
+        self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: SlotCache, keep: int | list[int] = 0
+    ) -> Tensor:
+        """Logits of a forward over ids [B, n] at positions [B, n], with an aimed cache; also compiled.
+
+        keep: the number of last tokens to compute logits of (0: all), or the places of these tokens.
+        """
+        logits: Tensor = self.model(
+            input_ids=ids,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=keep,
+        ).logits
+        return logits
+
+    def _as_added(self, mask: Tensor) -> Tensor:
+        """The bool mask in the form that the kernel takes: transformers' eager kernels add it to the
+        scores."""
+        if self.kernel != "eager":
+            return mask
+        least = torch.finfo(self.dtype).min
+        return torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(~mask, least)

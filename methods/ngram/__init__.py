@@ -1,0 +1,5 @@
+"""N-gram: prompt lookup."""
+
+from methods.ngram.drafter import NGram
+
+__all__ = ["NGram"]

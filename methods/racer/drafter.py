@@ -1,0 +1,207 @@
+"""RACER: exact matches first, recycled logits for the rest, in one tree of a fixed number of nodes.
+
+"RACER" (arXiv 2604.14885). What was said is searched in an automaton of the last n-grams of the text; what
+the target nearly said is kept in a table of each token's k likeliest successors, as in Token Recycling,
+written for every prompt position and every verified node. A round spends its budget of nodes on the
+continuations of the matches, the most frequent first, and fills it up with a tree of recycled successors
+that narrows with depth.
+
+Two rules of the release differ from the paper and are fields: the narrowing of the tree (`breadth_rule`)
+and the order in which nodes of the automaton are marked as used (`touch_order`). Departures from the
+release: ties at the budget's cut are broken by the order of insertion instead of by memory address, no
+padding node is verified, and automaton and table are not kept for the next call.
+
+Shapes: B sequences, n drafted nodes, m committed tokens, k successors, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from harness.config import ConfigError, configurable
+from harness.drafting.drafter import HiddenTap, Outcome, TargetView
+from harness.drafting.sequence_drafter import SequenceTreeDrafter
+from methods.racer.lru_automaton import LruAutomaton, Node, TouchOrder
+
+BreadthRule = Literal["paper", "code"]
+Table = dict[int, list[int]]
+
+_CHUNK = 256
+"""Prompt positions whose logits are held at the same time."""
+
+
+@dataclass
+class _State:
+    automaton: LruAutomaton | None
+    table: Table = field(default_factory=dict)
+    text: list[int] = field(default_factory=list)
+    pending: int | None = None
+
+
+@configurable
+class Racer(SequenceTreeDrafter):
+    """Drafts a tree of matches and recycled successors."""
+
+    num_nodes: int = Field(default=64, ge=1)
+    """Budget of a round, the pending token included."""
+    ngram: int = Field(default=10, ge=0)
+    """Length of the n-grams in the automaton; 0 leaves it out."""
+    top_k: int = Field(default=8, ge=0)
+    """k, the successors kept for each token; 0 leaves the table out."""
+    max_nodes: int = Field(default=10_000, ge=2)
+    """Bound on the nodes of the automaton."""
+    min_depth: int = Field(default=2, ge=1)
+    """Shortest match, in tokens, whose continuations are drafted."""
+    breadth_rule: BreadthRule = "paper"
+    """Where the tree keeps its breadth: below the pending token (paper) or one level deeper (code)."""
+    touch_order: TouchOrder = "leaf_to_root"
+    """When nodes of the automaton are marked as used; see `methods.racer.lru_automaton`."""
+
+    @property
+    def taps(self) -> tuple[HiddenTap, ...]:
+        """What the LM head reads: the logits behind prompt tokens are computed from it."""
+        return (HiddenTap(layer=-1, point="normed"),) if self.top_k else ()
+
+    def bind(self, target: TargetView) -> None:
+        """Meet the target.
+
+        Raises:
+            ConfigError: the vocabulary has fewer than k tokens.
+        """
+        super().bind(target)
+        if target.vocab_size < self.top_k:
+            raise ConfigError(
+                f"top_k={self.top_k}: the target's vocabulary has only {target.vocab_size} tokens"
+            )
+
+    def start_one(self) -> _State:
+        """An empty automaton and an empty table."""
+        automaton = LruAutomaton(self.ngram, self.max_nodes, self.min_depth, self.touch_order)
+        return _State(automaton if self.ngram else None)
+
+    def extend_one(self, state: _State, tokens: Sequence[int]) -> None:
+        """Insert the n-grams of what was committed, and read the accepted tokens; the last one is pending."""
+        accepted, before = list(tokens[:-1]), state.pending
+        state.pending = tokens[-1]
+        if before is None:
+            state.text = accepted
+            if state.automaton:
+                state.automaton.insert_prompt(state.text)
+            return
+        state.text += [before, *accepted]
+        if state.automaton:
+            state.automaton.insert_last(state.text, 1 + len(accepted))
+            # The token that was pending has been read by the look-up.
+            state.automaton.feed(accepted)
+
+    def propose_tree(self, context: Sequence[int], state: _State, room: int) -> tuple[list[int], list[int]]:
+        """Matches of the text that ends with the pending token, then recycled successors."""
+        budget = min(self.num_nodes, room + 1)
+        borders = state.automaton.find(context[-1]) if state.automaton else []
+        tree = _Tree()
+        num_matched = tree.add_matches(borders, budget)
+        if self.top_k:
+            tree.add_successors(context[-1], state.table, budget - num_matched, self.top_k, self.breadth_rule)
+        return tree.tokens, tree.parents
+
+    def observe(self, outcome: Outcome) -> None:
+        """Write successors into the tables, then extend texts and automata."""
+        rows = range(len(self._states)) if outcome.rows is None else outcome.rows
+        learned = self._learned(outcome)
+        # New sequences get their states here, and tables are written into these.
+        super().observe(outcome)
+        for row, successors in zip(rows, learned, strict=True):
+            self._states[row].table.update(successors)
+
+    def _learned(self, outcome: Outcome) -> list[Table]:
+        """Per sequence, the k likeliest successors of each token; of one token the last one counts."""
+        if not self.top_k:
+            return [{} for _ in outcome.pending]
+        if outcome.draft is None:
+            best = self._successors(outcome.taps[0])
+            return [
+                dict(zip(ids, rows, strict=False)) for ids, rows in zip(outcome.committed, best, strict=True)
+            ]
+        assert outcome.logits is not None
+        best = outcome.logits.topk(self.top_k, dim=-1).indices.tolist()
+        drafted = outcome.draft.tokens.tolist()
+        sizes = outcome.draft.size.tolist()
+        return [
+            dict(zip([ids[0], *tokens[:size]], rows, strict=False))
+            for ids, tokens, size, rows in zip(outcome.committed, drafted, sizes, best, strict=True)
+        ]
+
+    def _successors(self, states: Tensor) -> list[list[list[int]]]:
+        """The k likeliest tokens [B, m, k] after states [B, m, H] that the LM head reads."""
+        chunks = (states[:, begin : begin + _CHUNK] for begin in range(0, states.shape[1], _CHUNK))
+        parts = [self._target.lm_head(chunk).topk(self.top_k, dim=-1).indices for chunk in chunks]
+        found: list[list[list[int]]] = torch.cat(parts, dim=1).tolist()
+        return found
+
+
+class _Tree:
+    """A tree that grows by paths; equal paths are one."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self._places: dict[tuple[int, int], int] = {}
+
+    def add(self, parent: int, token: int) -> int:
+        """The node for `token` below node `parent`, made where it is missing."""
+        place = self._places.setdefault((parent, token), len(self.tokens))
+        if place == len(self.tokens):
+            self.tokens.append(token)
+            self.parents.append(parent)
+        return place
+
+    def add_matches(self, borders: Sequence[Node], budget: int) -> int:
+        """The most frequent continuations of the matched nodes; how much of the budget they take.
+
+        Among equally frequent ones the shallower string of the automaton comes first. A border stands for the
+        pending token and takes one of the budget; what continues two matches takes one for each.
+        """
+        pool = [(node, border) for border in borders for node in _below(border)]
+        chosen = heapq.nsmallest(budget, pool, key=lambda found: (-found[0].count, found[0].depth))
+        places: dict[tuple[Node, Node], int] = {}
+        for node, border in chosen:
+            # A parent is at least as frequent and less deep, so it is in the tree already.
+            above = -1 if node is border else self.add(places[_parent(node), border], node.token)
+            places[node, border] = above
+        return len(chosen)
+
+    def add_successors(self, root: int, table: Table, budget: int, breadth: int, rule: BreadthRule) -> None:
+        """Recycled successors, breadth first; a node's child of rank j gets a 2**j-th of its breadth."""
+        full_level = 0 if rule == "paper" else 1
+        queue = deque([(root, -1, breadth, 0)])
+        budget -= 1
+        while queue and budget > 0:
+            token, place, width, depth = queue.popleft()
+            successors = table.get(token, [0] * breadth)
+            shared = width if depth == full_level else width // 2
+            following = successors[: min(width, budget)]
+            for rank, child in enumerate(following):
+                queue.append((child, self.add(place, child), max(1, shared >> rank), depth + 1))
+            budget -= len(following)
+
+
+def _below(border: Node) -> Iterator[Node]:
+    """The border and the nodes below it, breadth first."""
+    queue = deque([border])
+    while queue:
+        node = queue.popleft()
+        yield node
+        queue.extend(node.children.values())
+
+
+def _parent(node: Node) -> Node:
+    assert node.parent is not None
+    return node.parent

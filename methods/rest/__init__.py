@@ -1,0 +1,5 @@
+"""REST: continuations from a datastore."""
+
+from methods.rest.drafter import Rest
+
+__all__ = ["Rest"]

@@ -1,0 +1,114 @@
+"""Datastore: a fixed text of token ids with its suffix array, memory-mapped.
+
+A folder of three files: `ids.npy`, `order.npy` (the suffix array) and `about.json`. Entries stand behind
+one another without separators, as in REST's own datastore, so a continuation may run into the next entry.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.config import ConfigError
+
+_IDS, _ORDER, _ABOUT = "ids.npy", "order.npy", "about.json"
+
+
+class Datastore:
+    """Finds where a sequence of tokens stands in the text."""
+
+    def __init__(self, ids: NDArray[np.uint32], order: NDArray[np.int64], about: dict[str, Any]) -> None:
+        """ids [L]: the text. order [L]: its suffixes in ascending order, by where they begin."""
+        self.ids, self._order, self.about = ids, order, about
+
+    @classmethod
+    def open(cls, folder: Path) -> Datastore:
+        """Map the files of `save`.
+
+        Raises:
+            ConfigError: there is no datastore, or it is not whole.
+        """
+        try:
+            about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+            ids, order = (np.load(folder / name, mmap_mode="r") for name in (_IDS, _ORDER))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"datastore={folder}: holds no datastore ({error}); python -m methods.rest makes one"
+            ) from error
+        if not len(ids) == len(order) == about.get("num_tokens"):
+            raise ConfigError(
+                f"datastore={folder}: is not whole, as its files differ in length; make it again with"
+                " python -m methods.rest"
+            )
+        return cls(ids, order, about)
+
+    @classmethod
+    def build(cls, entries: Iterable[Sequence[int]], **about: Any) -> Datastore:
+        """Sort the suffixes of all entries; `about` is kept with them."""
+        ids = np.fromiter((token for entry in entries for token in entry), np.uint32)
+        return cls(ids, suffix_order(ids), {**about, "num_tokens": len(ids)})
+
+    def save(self, folder: Path) -> None:
+        """Write the files; what says that it is whole comes last."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / _IDS, self.ids)
+        np.save(folder / _ORDER, self._order)
+        (folder / _ABOUT).write_text(json.dumps(self.about) + "\n", encoding="utf-8")
+
+    def hits(self, query: Sequence[int]) -> NDArray[np.int64]:
+        """Where the query stands, by the places behind it, in the order of the suffixes."""
+        low = self._bound(tuple(query), after=False)
+        high = self._bound(tuple(query), after=True)
+        return np.asarray(self._order[low:high]) + len(query)
+
+    def continuation(self, place: int, count: int) -> tuple[int, ...]:
+        """Up to `count` tokens from `place` on."""
+        return tuple(self.ids[place : place + count].tolist())
+
+    def _bound(self, query: tuple[int, ...], after: bool) -> int:
+        """The first suffix that does not come before the query; `after`: nor begins with it."""
+        low, high = 0, len(self._order)
+        while low < high:
+            middle = (low + high) // 2
+            begin = int(self._order[middle])
+            found = self.continuation(begin, len(query))
+            if found < query or (after and found == query):
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+
+def suffix_order(ids: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """The suffix array of a text, by prefix doubling (Manber and Myers 1993): O(n log^2 n)."""
+    rank = np.unique(ids, return_inverse=True)[1].astype(np.int64)
+    order, step = np.argsort(rank, kind="stable"), 1
+    while len(ids) and int(rank.max()) < len(ids) - 1:
+        # A suffix is told from another by its first `step` tokens, then by the `step` behind them.
+        behind = np.concatenate([rank[step:] + 1, np.zeros(min(step, len(rank)), np.int64)])[: len(rank)]
+        key = rank * (len(rank) + 1) + behind
+        order = np.argsort(key, kind="stable")
+        differs = np.concatenate([[False], np.diff(key[order]) != 0])
+        rank = np.empty_like(rank)
+        rank[order] = np.cumsum(differs)
+        step *= 2
+    return order
+
+
+def frequent_prefixes(continuations: Iterable[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
+    """The `count` most frequent beginnings of the continuations: among equals the shorter, then the smaller.
+
+    A beginning is at least as frequent as what continues it, so the result is closed under prefixes.
+    """
+    counts = Counter(prefix for one in continuations for prefix in _prefixes(one))
+    return sorted(counts, key=lambda path: (-counts[path], len(path), path))[:count]
+
+
+def _prefixes(path: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    return (path[:end] for end in range(1, len(path) + 1))

@@ -1,0 +1,5 @@
+"""Token Recycling: a static tree of recycled successors."""
+
+from methods.token_recycling.drafter import TokenRecycling
+
+__all__ = ["TokenRecycling"]

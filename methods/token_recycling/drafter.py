@@ -1,0 +1,165 @@
+"""Token Recycling: draft a fixed tree of what the target last held likely after each token.
+
+Luo et al. 2024, "Turning Trash into Treasure: Accelerating Inference of Large Language Models with Token
+Recycling" (arXiv 2408.08696). The target's logits at every verified node, rejected ones included, say which k
+tokens it holds most likely after the token of that node. A table of V rows keeps the latest k for each token,
+and a static tree of 80 nodes is filled from it level by level.
+
+Departures from the authors' code: where an unseen token has a row of zeros, the code drafts the id 0 several
+times as siblings; here equal paths are merged, which accepts the same tokens. Where one token stands at
+several nodes, the last one in the order of the tree is kept on every device; an indexed write on a GPU leaves
+that open. The code begins with the last prompt token as its root, the loop with the first token of the
+answer.
+
+Shapes: B sequences, n drafted nodes, k successors, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from harness.config import ConfigError, configurable
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import Drafter, Outcome, TargetView
+
+Levels = tuple[tuple[int, ...], ...]
+
+_CHILDREN: Levels = (
+    (8,),
+    (8, 4, 3, 2, 1, 1, 1, 1),
+    (8, 3, 2, 1, 1, 1, 1, 1, 2, 1, 0, 0, 1, 0, 0, 1, 0, 1, 1, 0, 0),
+    (5, 2, 1, 1, 1, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 1, 0, 0),
+    (3, 1, 1, 0, 0, 1, 0, 0, 0, 0, 1, 0, 1, 0, 0),
+    (2, 0, 0, 1, 0, 0, 0, 0),
+)
+"""The 80 nodes of the released tree (paper, appendix A): 8, 21, 25, 15, 8 and 3 by level."""
+
+
+@configurable
+class TokenRecycling(Drafter):
+    """Drafts a static tree from a table of each token's likeliest successors."""
+
+    top_k: int = Field(default=8, ge=2)
+    """k, the successors that are kept for each token."""
+    children: Levels = _CHILDREN
+    """Per level and, within it, per node of the level above (the pending token first): how many children it
+    has. Child number r is the successor of rank r."""
+
+    @field_validator("children")
+    @classmethod
+    def _a_tree(cls, children: Levels) -> Levels:
+        width = 1
+        for depth, counts in enumerate(children, start=1):
+            if len(counts) != width or min(counts, default=0) < 0 or not any(counts):
+                raise ValueError(f"level {depth}: needs {width} numbers from 0, and not only zeros")
+            width = sum(counts)
+        if not children:
+            raise ValueError("needs at least one level")
+        return children
+
+    def __post_init__(self) -> None:
+        most = max(max(counts) for counts in self.children)
+        if most > self.top_k:
+            raise ConfigError(
+                f"top_k={self.top_k}: the tree gives a node {most} children; type a larger top_k"
+            )
+        self._levels: list[tuple[slice, Tensor, Tensor]] = []
+
+    def bind(self, target: TargetView) -> None:
+        """Lay out the tree on the target's device.
+
+        Raises:
+            ConfigError: the vocabulary has fewer than k tokens.
+        """
+        super().bind(target)
+        if target.vocab_size < self.top_k:
+            raise ConfigError(
+                f"top_k={self.top_k}: the target's vocabulary has only {target.vocab_size} tokens"
+            )
+        self._levels = []
+        first_parent, begin = 0, 1
+        for counts in self.children:
+            parents = [first_parent + number for number, count in enumerate(counts) for _ in range(count)]
+            ranks = [rank for count in counts for rank in range(count)]
+            nodes = slice(begin, begin + len(parents))
+            self._levels.append(
+                (nodes, torch.tensor(parents).to(target.device), torch.tensor(ranks).to(target.device))
+            )
+            first_parent, begin = begin, nodes.stop
+        self._parents = torch.cat([parents for _, parents, _ in self._levels]) - 1
+        self._ranks = torch.cat([ranks for *_, ranks in self._levels])
+
+    @property
+    def num_drafted(self) -> int | None:
+        """All nodes on CUDA, where a fixed shape is one program; elsewhere the number varies."""
+        return len(self._ranks) if self._target.device.type == "cuda" else None
+
+    def reset(self, num_rows: int) -> None:
+        """Begin with empty tables."""
+        device, vocab_size = self._target.device, self._target.vocab_size
+        # The last row takes the writes of nodes that do not count.
+        self._table = torch.zeros(num_rows, vocab_size + 1, self.top_k, dtype=torch.int64, device=device)
+        self._pending = torch.zeros(num_rows, dtype=torch.int64, device=device)
+
+    def propose(self, room: Sequence[int]) -> Draft:
+        """Fill the tree by level: a child of rank r is the successor of rank r of its parent's token."""
+        num_rows, n = len(self._pending), len(self._ranks)
+        rows = torch.arange(num_rows, device=self._table.device)[:, None]
+        ids = self._pending.new_zeros(num_rows, 1 + n)
+        again = torch.zeros_like(ids, dtype=torch.bool)
+        ids[:, 0] = self._pending
+        for nodes, parents, ranks in self._levels:
+            above = ids[:, parents]
+            ids[:, nodes] = self._table[rows, above, ranks]
+            # All entries of an unseen token's row are 0: its children of rank 1 and more repeat the first.
+            unseen = self._table[rows, above, 0] == self._table[rows, above, 1]
+            again[:, nodes] = again[:, parents] | (unseen & (ranks > 0))
+        return self._merged(ids[:, 1:], again[:, 1:])
+
+    def _merged(self, tokens: Tensor, again: Tensor) -> Draft:
+        """The tree without nodes whose path another one has; `again` [B, n] says which these are."""
+        n = tokens.shape[1]
+        order = again.to(torch.int8).argsort(dim=-1, stable=True)
+        place = order.argsort(dim=-1)
+        above = self._parents[order]
+        parents = torch.where(above < 0, -1, place.gather(1, above.clamp(min=0)))
+        size = n - again.sum(-1)
+        # A padding node hangs from the node before it.
+        index = torch.arange(n, device=tokens.device)
+        parents = torch.where(index < size[:, None], parents, index - 1)
+        width = n if tokens.device.type == "cuda" else int(size.max())
+        return Draft(
+            tokens=tokens.gather(1, order)[:, :width],
+            parents=parents[:, :width],
+            size=size,
+            num_levels=len(self._levels),
+        )
+
+    def observe(self, outcome: Outcome) -> None:
+        """Write the k likeliest successors at every verified node into the table, rejected nodes too."""
+        fresh = torch.tensor(outcome.pending).to(self._pending.device, non_blocking=True)
+        if outcome.rows is not None:
+            # Other sequences have taken these places.
+            self._table[list(outcome.rows)] = 0
+            self._pending[list(outcome.rows)] = fresh
+            return
+        if outcome.draft is not None and outcome.logits is not None:
+            self._learn(outcome.draft, outcome.logits)
+        self._pending = fresh
+
+    def _learn(self, draft: Draft, logits: Tensor) -> None:
+        best = logits.topk(self.top_k, dim=-1).indices
+        ids = torch.cat([self._pending[:, None], draft.tokens], dim=1)
+        counts = torch.nn.functional.pad(draft.real, (1, 0), value=True)
+        later = (ids[:, :, None] == ids[:, None, :]) & counts[:, None, :]
+        last = ~later.triu(1).any(-1)
+        index = torch.where(counts & last, ids, self._table.shape[1] - 1)
+        self._table[torch.arange(len(ids), device=ids.device)[:, None], index] = best.to(ids.device)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with the tables of these sequences."""
+        self._table, self._pending = self._table[list(rows)], self._pending[list(rows)]
