@@ -71,7 +71,7 @@ class Sweep:
             env={**os.environ, **environment},
             capture_output=True,
             text=True,
-            timeout=150,
+            timeout=3000,
         )
         return Ended(done.returncode, done.stdout, done.stderr)
 
@@ -293,11 +293,11 @@ def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
     environment = {"SLURM_PORT": str(port), "SLURM_CONF": str(tmp_path / "slurm" / "slurm.conf")}
     script = [str(ROOT / "scripts" / "slurm_loopback.sh"), "start", str(tmp_path / "slurm")]
     try:
-        subprocess.run(script, env={**os.environ, **environment}, check=True, stdout=2, timeout=60)
+        subprocess.run(script, env={**os.environ, **environment}, check=True, stdout=2, timeout=300)
         yield environment
     finally:
         script[1] = "stop"
-        subprocess.run(script, env={**os.environ, **environment}, check=True, timeout=60)
+        subprocess.run(script, env={**os.environ, **environment}, check=True, timeout=300)
 
 
 @needs_slurm
@@ -313,7 +313,7 @@ def test_slurm_mends_a_killed_worker_with_the_same_command_and_goes_on_with_a_re
 
     def requeue() -> None:
         """The second job, once it waits at its gate."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         squeue = ["squeue", "-h", "-r", "-t", "R", "-o", "%i"]
         while time.monotonic() < deadline and not told:
             time.sleep(0.1)

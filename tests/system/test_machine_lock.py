@@ -76,7 +76,7 @@ class Waiting(threading.Thread):
             time.sleep(0.05)
 
     def waits(self) -> bool:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while not self.told and self.is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
         return bool(self.told) and self.is_alive()

@@ -53,7 +53,7 @@ def chunks(data: bytes) -> Iterator[bytes]:
             message = b""
 
 
-def read_back(folder: Path, most_seconds: float = 60.0) -> list[Any]:
+def read_back(folder: Path, most_seconds: float = 300.0) -> list[Any]:
     """Every record of a .wandb file; W&B's own process may still be writing when a run has ended."""
     from wandb.proto import wandb_internal_pb2
 
