@@ -1,1 +1,1 @@
-"""Drafters, one file a method. They propose tokens; `harness` alone decides what is kept."""
+"""Drafters, one module per method. They only propose tokens; `harness` decides which are kept."""

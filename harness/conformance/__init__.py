@@ -1,1 +1,1 @@
-"""Conformance: compares our EAGLE with recorded cases of the official code."""
+"""Checks our drafters against recorded outputs of their official implementations."""

@@ -1,1 +1,1 @@
-"""How long steps and drafters take on this machine."""
+"""Times the target's steps and the drafters on this machine."""

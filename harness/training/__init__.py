@@ -1,1 +1,1 @@
-"""Training of heads: dialogues, features, the loop."""
+"""Trains draft heads: dialogues, target features computed on the fly, packing and the optimiser loop."""
