@@ -17,7 +17,7 @@ from harness.decoding.loop import LocalEngine
 from harness.profiling.profile import DrafterTimings, Profile
 from harness.system import naming, provenance
 from harness.system.console import Console
-from harness.system.machine_lock import held, units_of
+from harness.system.machine_lock import machine_lock, units_of
 from harness.system.processes import refuse_shared
 from harness.target.model import Target
 from harness.target.spec import TargetSpec
@@ -35,7 +35,7 @@ def run_costs(config: DictConfig) -> None:
     drafters = {str(name): build(node, f"methods.{name}") for name, node in (config.methods or {}).items()}
     spec: TargetSpec = build(config.target, "target")
     refuse_shared(spec.tensor_parallel, "profiling")
-    with held(units_of(spec.resolved_device(), spec.device_map is not None), True, console.note):
+    with machine_lock(units_of(spec.resolved_device(), spec.device_map is not None), True, console.note):
         weights = spec.load(console.note)
         profile.check(weights.max_context)
         target = Target(weights.model, spec.attention, spec.linear, spec.cache, spec.compile)

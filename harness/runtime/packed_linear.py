@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.runtime.cuda_graphs import can_capture
-from harness.system.processes import is_shared
+from harness.system.tensor_parallel import is_shared
 
 _ROWS_HINT = 16
 """Rows that the layout is chosen for; from one to hundreds of rows no other was faster."""

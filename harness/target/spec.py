@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, field_validator
 
 from harness.config import ConfigError, configurable, near
-from harness.system import processes
+from harness.system import processes, tensor_parallel
 from harness.target.checkpoint import Checkpoint, fingerprint, locate, readable_config
 from harness.target.footprint import cache_bytes_per_token, expert_counts, step_bytes
 
@@ -238,7 +238,9 @@ class TargetSpec:
                 " those at auto, null, checkpoint and false"
             )
         processes.expect_processes(self.tensor_parallel)
-        processes.refuse_unfit(config, (config.architectures or ["this model"])[0], self.tensor_parallel)
+        tensor_parallel.refuse_unfit(
+            config, (config.architectures or ["this model"])[0], self.tensor_parallel
+        )
 
     def _kernel(self) -> str:
         return "sdpa" if self.attention == "grouped" else self.attention
@@ -277,7 +279,7 @@ class TargetSpec:
             attn_implementation=self._kernel(),
             use_safetensors=checkpoint.has_safetensors,
             output_loading_info=True,
-            **processes.sharded(self.tensor_parallel),
+            **tensor_parallel.sharded(self.tensor_parallel),
         )
         missing = sorted(report["missing_keys"])
         if missing:
