@@ -1,8 +1,8 @@
 """Train a draft head: python -m harness.train method=eagle3 [target=...] [data=...] [key=value] ...
 
-The same command goes on where it broke off. The last line on stdout is one JSON document: the folder of the
-head, its held-out tau, steps and tokens. Exit status: 0 good, 1 it failed, 2 the command line or a config is
-wrong.
+The same command resumes an interrupted training. The last line on stdout is one JSON document: the folder of
+the head, its held-out tau, steps and tokens. Exit status: 0 success, 1 the training failed, 2 the command
+line or the configuration is wrong.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from harness.cli import hydra_app
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")
 def train(config: DictConfig) -> None:
-    """One composed configuration."""
+    """Run one composed configuration."""
     from harness.training.job import run_training
 
     run_training(config)

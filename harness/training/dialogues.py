@@ -22,7 +22,8 @@ from harness.decoding.loop import LocalEngine, Request
 from harness.decoding.sampling import DecodingParams, stream_key
 from harness.drafting.drafter import Drafter
 from harness.tasks.conversation import Message
-from harness.tasks.task import Task, lines_of
+from harness.tasks.jsonl import read_lines
+from harness.tasks.task import Task
 
 _SHARED_GRAM = 13
 """Words in a row that no training prompt may share with an evaluation prompt (GPT-3: arXiv 2005.14165)."""
@@ -105,7 +106,7 @@ class GivenDialogues(Dialogues):
 
     def read(self, writer: Writer) -> Iterator[Sample]:
         """See `Dialogues`."""
-        for number, line in lines_of(self.path):
+        for number, line in read_lines(self.path):
             if "prompt_ids" in line:
                 yield written_sample(line)
                 continue
@@ -144,7 +145,7 @@ class WrittenDialogues(Dialogues):
         """See `Dialogues`."""
         file = Path(self.out)
         file.parent.mkdir(parents=True, exist_ok=True)
-        known = list(lines_of(self.out)) if file.exists() else []
+        known = list(read_lines(self.out)) if file.exists() else []
         yield from (written_sample(line) for _, line in known if line["answer_ids"])
         num_done = len(known)
         while num_done < self.num:
