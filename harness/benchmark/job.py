@@ -19,7 +19,7 @@ from harness.store.follower import FollowedStore
 from harness.store.records import Cell, Failure
 from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console, warn_on_error
-from harness.system.machine_lock import held, units_of
+from harness.system.machine_lock import machine_lock, units_of
 from harness.system.processes import is_follower
 
 
@@ -55,7 +55,7 @@ class Job:
                 plan = make_plan(self._config, self._overrides)
                 plan.tracker.require()
                 units = units_of(plan.target.resolved_device(), plan.target.device_map is not None)
-                stack.enter_context(held(units, plan.measure.timed, self._console.note))
+                stack.enter_context(machine_lock(units, plan.measure.timed, self._console.note))
                 session = Session(plan, self._console)
                 experiments = [Experiment(session, params) for params in plan.decodings.values()]
             except (Exception, KeyboardInterrupt) as error:

@@ -379,7 +379,7 @@ def test_a_compiled_step_emits_what_the_plain_one_emits_and_serves_all_arms(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Trees and single tokens, another batch size, more slots than were allocated at first."""
-    monkeypatch.setattr("harness.runtime.cache._STEP", 48)
+    monkeypatch.setattr("harness.runtime.cache_memory._STEP", 48)
     expected = vanilla(LocalEngine(Target(two_layers()), {END}, 512), GREEDY)
     loop = LocalEngine(Target(two_layers(), cache="static", compiled=True), {END}, 512)
     drafter = RandomTrees(oracle=oracle(requests(), expected))

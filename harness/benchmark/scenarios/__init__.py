@@ -1,1 +1,1 @@
-"""How the turns of a conversation are played."""
+"""How the turns of a question are answered, one scenario per module."""
