@@ -47,7 +47,8 @@ batch falls to 1, by a straight line over the logarithm of the batch."""
 
 
 def _batches_heading(row: Row) -> str:
-    return f"{row.target}, {row.task}, T = {row.temperature:g} ({row.decoding}), {row.acceptor}: by batch"
+    at = row.where
+    return f"{at.target}, {at.task}, T = {at.temperature:g} ({at.decoding}), {at.acceptor}: by batch"
 
 
 def markdown(rows: Sequence[Row], pairs: Sequence[Pair] = (), notes: Sequence[str] = ()) -> str:
@@ -92,9 +93,11 @@ def _constants(rows: Sequence[Row]) -> list[str]:
     """What the table leaves out because all its rows share it."""
     shown = {name for name, _ in formatting.varying(rows)} | set(_SETTING)
     told = [
-        f"{name} {formatting.escape(write(rows[0]))}" for name, write in formatting.AXES if name not in shown
+        f"{name} {formatting.escape(write(rows[0].where))}"
+        for name, write in formatting.AXES
+        if name not in shown
     ]
-    varies = {row.decoding for row in rows}
+    varies = {row.where.decoding for row in rows}
     told = [one for one in told if len(varies) == 1 or not one.startswith("decoding ")]
     return [f"Everywhere: {', '.join(told)}.", ""] if told else []
 

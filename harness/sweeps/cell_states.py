@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness.store.identity import identity, run_config, stored_identity
 from harness.store.journal import JOURNAL, read_ends, read_journal
 from harness.store.locations import run_folders
-from harness.store.records import RunManifest
+from harness.store.records import Cell, RunManifest
 from harness.store.run_store import MANIFEST, read_manifest
 from harness.store.write_lock import holder, last_holder
 from harness.system.naming import class_names, digest, redact
@@ -82,7 +82,7 @@ class Shelf:
         for one in self.found:
             manifest = one.manifest
             self._by_config.setdefault(_key(stored_identity(manifest)), []).append(one)
-            place = _place(manifest.cell[:3], manifest.overrides)
+            place = _place(manifest.cell, manifest.overrides)
             if not manifest.arms:
                 self._by_overrides.setdefault(place, []).append(one)
         self._here = identity({}, 0, {})
@@ -98,7 +98,7 @@ class Shelf:
             runs = [run for run in runs if run.state != "done" or run.manifest.created >= begun]
         else:
             runs = [run for run in runs if run.manifest.replicate == cell.replicate]
-        unable = self._by_overrides.get(_place(cell[:3], redact(cell.overrides)), [])
+        unable = self._by_overrides.get(_place(cell, redact(cell.overrides)), [])
         order = ("running", "done", "failed")
         return min(runs or unable, key=lambda run: order.index(run.state), default=None)
 
@@ -170,8 +170,8 @@ def _key(one: Mapping[str, Any]) -> str:
     return digest([config, one["source"], one["packages"]])
 
 
-def _place(names: Iterable[str], overrides: Iterable[str]) -> str:
-    return digest([list(names), sorted(overrides)])
+def _place(cell: Cell | Asked, overrides: Iterable[str]) -> str:
+    return digest([cell.target, cell.task, cell.decoding, sorted(overrides)])
 
 
 def _moment(text: str) -> float:

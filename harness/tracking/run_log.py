@@ -147,7 +147,7 @@ def _config(run: Run, arm: str) -> dict[str, Any]:
         {
             "run": manifest.run_id,
             "method": arm,
-            **manifest.cell._asdict(),
+            **vars(manifest.cell),
             "max_new_tokens": decoding.get("max_new_tokens"),
             "replicate": manifest.replicate,
             "created": manifest.created,
@@ -162,7 +162,13 @@ def _config(run: Run, arm: str) -> dict[str, Any]:
 
 
 def _tags(row: Row) -> tuple[str, ...]:
-    told = [row.profile, row.baseline, f"T={row.temperature:g}", row.acceptor, row.verdict or "no verdict"]
+    told = [
+        row.where.profile,
+        row.where.baseline,
+        f"T={row.where.temperature:g}",
+        row.where.acceptor,
+        row.verdict or "no verdict",
+    ]
     return tuple(dict.fromkeys([*told, *(["indicative"] if row.indicative else [])]))
 
 
@@ -170,7 +176,7 @@ def _numbers(row: Row) -> dict[str, Any]:
     """The numbers of the JSON line by its names, each alone: an interval is NAME_low and NAME_high."""
     found: dict[str, Any] = {}
     for key, value in to_json(row).items():
-        if key in (*Cell._fields, "method", "variant"):
+        if key in (*vars(row.where), "method", "variant"):
             continue
         if isinstance(value, Mapping):
             # A dot would be read as a level.
