@@ -17,6 +17,7 @@ from harness.store.records import BASELINE, Cell, Failure, VerdictKind
 Ends = tuple[float, float] | None
 _JSON_KEYS = (
     *("target", "task", "method", "temperature", "batch_size", "profile", "baseline", "acceptor"),
+    *("engine", "scenario"),
     *("tau", "tau_ci", "tokens_per_s", "latency_s", "speedup", "speedup_ci", "speedup_vs"),
     *("verdict", "roof_fraction", "num_prompts", "num_tokens", "variant"),
 )

@@ -136,7 +136,8 @@ def _groups(runs: Run | Sequence[Run], costs: Sequence[CostTable] = ()) -> Itera
 def _position(cell: Cell, variant: str) -> tuple[Any, ...]:
     """Where a group stands in the tables: from T = 0 up; the names of decodings do not sort that way."""
     where = cell.target, cell.batch_size, cell.task, cell.temperature
-    return *where, cell.profile, cell.baseline, cell.acceptor, cell.decoding, variant
+    setting = cell.profile, cell.baseline, cell.acceptor, cell.engine, cell.scenario
+    return *where, *setting, cell.decoding, variant
 
 
 def _row(group: _Group, method: str) -> Row:

@@ -39,6 +39,8 @@ _TELLING: tuple[tuple[str, Callable[[_Set], str | float]], ...] = (
     ("", lambda one: one.where.profile),
     ("", lambda one: one.where.baseline),
     ("", lambda one: one.where.acceptor),
+    ("", lambda one: one.where.engine),
+    ("", lambda one: one.where.scenario),
     ("", lambda one: one.variant),
 )
 """Label and value of what may tell sets of one target and decoding apart, in the order of a file's name."""

@@ -21,6 +21,8 @@ AXES: tuple[Axis, ...] = (
     ("profile", lambda cell: cell.profile),
     ("baseline", lambda cell: cell.baseline),
     ("acceptor", lambda cell: cell.acceptor),
+    ("engine", lambda cell: cell.engine),
+    ("scenario", lambda cell: cell.scenario),
 )
 """What tells cells apart: heading and value."""
 
@@ -32,6 +34,12 @@ def varying(rows: Sequence[Row]) -> list[Axis]:
     named = {(cell.temperature, cell.decoding) for cell in cells}
     told = len({temperature for temperature, _ in named}) == len(named)
     return [axis for axis in found if not (told and axis[0] == "decoding")]
+
+
+def told_apart(rows: Sequence[Row]) -> Callable[[Cell], str]:
+    """A function that names a cell's engine and scenario, each with a comma before it, where `rows` differ."""
+    shown = [axis for axis in varying(rows) if axis[0] in ("engine", "scenario")]
+    return lambda cell: "".join(f", {name} {write(cell)}" for name, write in shown)
 
 
 def number(value: float | None, digits: int = 2) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from harness.analysis.row import Row
 from harness.reports import formatting
+from harness.store.records import Cell
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -66,11 +67,12 @@ def latex(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     repeats against each other. The best of a column within a temperature is bold, among what is lossless,
     where it is distinguishable from vanilla.
     """
+    told_apart = formatting.told_apart(rows)
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(row.setting, []).append(row)
     head = f"% Needs {PREAMBLE}. Written by `python -m harness.report build`; edits are lost.\n"
-    return head + "\n".join(table for group in groups.values() for table in _tables(group, notes))
+    return head + "\n".join(table for group in groups.values() for table in _tables(group, notes, told_apart))
 
 
 def escape(text: str) -> str:
@@ -80,13 +82,15 @@ def escape(text: str) -> str:
     return line.replace("±", r"$\pm$").encode("ascii", "replace").decode()
 
 
-def _tables(rows: Sequence[Row], notes: Sequence[str]) -> Iterator[str]:
+def _tables(
+    rows: Sequence[Row], notes: Sequence[str], told_apart: Callable[[Cell], str]
+) -> Iterator[str]:
     """The tables of one setting: its tasks, a few at a time, and at the end their mean (None)."""
     tasks: list[str | None] = list(dict.fromkeys(row.where.task for row in rows))
     heads = [*tasks, *[None] * (len(tasks) > 1)]
     parts = [heads[i : i + _MAX_HEADS] for i in range(0, len(heads), _MAX_HEADS)]
     for number, part in enumerate(parts, start=1):
-        caption = _caption(rows[0]) + (f" Part {number} of {len(parts)}." if parts[1:] else "")
+        caption = _caption(rows[0], told_apart) + (f" Part {number} of {len(parts)}." if parts[1:] else "")
         yield _table(rows, part, caption, notes if part is parts[-1] else ())
 
 
@@ -160,11 +164,11 @@ def _body(rows: Sequence[Row], heads: Sequence[str | None], num_columns: int) ->
     return lines
 
 
-def _caption(row: Row) -> str:
+def _caption(row: Row, told_apart: Callable[[Cell], str]) -> str:
     at = row.where
     return (
         f"{escape(at.target)}, batch size {at.batch_size}, profile {escape(at.profile)}, "
-        f"{escape(at.baseline)} baseline, {escape(at.acceptor)} acceptor. "
+        f"{escape(at.baseline)} baseline, {escape(at.acceptor)} acceptor{escape(told_apart(at))}. "
         r"Speedup over vanilla and tokens a round $\tau$, with the ends of their 95\,\% intervals."
     )
 

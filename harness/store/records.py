@@ -225,6 +225,10 @@ class Cell:
     baseline: str
     """How vanilla itself is run: `eager` or `strong`."""
     acceptor: str
+    engine: str = "local"
+    """What decodes: `local` is the loop of this process."""
+    scenario: str = "multi_turn"
+    """How the turns of a conversation are played."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,9 @@ def group_of(cell: Cell) -> str:
     """The name of a cell: its runs compare, whatever command made them."""
     names = [slug(name) for name in (cell.target, cell.task, cell.decoding)]
     setting = [f"T{cell.temperature:g}", f"b{cell.batch_size}", cell.profile, cell.baseline, cell.acceptor]
+    # What every run did before there was a choice is not named, so that groups keep their names.
+    later = [getattr(cell, name) for name in ("engine", "scenario")]
+    setting += [value for value in later if value not in (Cell.engine, Cell.scenario)]
     return clean(".".join([*names, *setting]))
 
 
