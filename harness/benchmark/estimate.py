@@ -73,8 +73,13 @@ class Estimator:
             if class_names(run.manifest.config.get("target")) == class_names(self.plan.config["target"])
             and run.manifest.cell.batch_size == self.plan.measure.batch_size
         ]
-        task, decoding = self.plan.task.name, params.name
-        own = [run for run in runs if run.manifest.cell[1:3] == (task, decoding) and run.records]
+        wanted = self.plan.task.name, params.name
+        cells = [run.manifest.cell for run in runs]
+        own = [
+            run
+            for run, cell in zip(runs, cells, strict=True)
+            if (cell.task, cell.decoding) == wanted and run.records
+        ]
         return [record for run in own or runs for record in run.records]
 
     def _seconds(

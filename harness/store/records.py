@@ -207,17 +207,28 @@ class Run:
     finished: bool = False
 
 
-class Cell(NamedTuple):
-    """What a run measures, in the words of the tables."""
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What a run measures: the axes that tables tell runs apart by, each read by its name.
+
+    An axis that is added has a default: what every run that was stored before it did.
+    """
 
     target: str
     task: str
     decoding: str
     temperature: float
     batch_size: int
+    """Sequences that are decoded at the same time."""
     profile: str
+    """How thoroughly it was measured: `full`, `quick` or `acceptance`."""
     baseline: str
+    """How vanilla itself is run: `eager` or `strong`."""
     acceptor: str
+    engine: str = "local"
+    """What decodes: `local` is the loop of this process."""
+    scenario: str = "multi_turn"
+    """How the turns of a conversation are played."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +258,7 @@ class RunManifest:
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types; `from_json` is its inverse."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        data["cell"] = self.cell._asdict()
+        data["cell"] = dataclasses.asdict(self.cell)
         return data
 
     @classmethod
