@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 
 from harness.config import ConfigError, build
 from harness.decoding.acceptance import Coupled, Rejection
-from harness.decoding.loop import Generation
+from harness.decoding.batch import Generation
 from harness.decoding.sampling import DecodingParams
 from methods.rest.datastore import Datastore
 from tests.support.targets import VOCAB, engine, requests, tiny_model

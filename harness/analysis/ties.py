@@ -17,6 +17,7 @@ _SEVERITY: tuple[VerdictKind, ...] = (
     "identical",
     "tie",
     "stop-rule",
+    "unexplained",
     "lossy",
     "forced",
     "broken",

@@ -19,7 +19,7 @@ from harness.store.follower import FollowedStore
 from harness.store.records import Cell, Failure
 from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console, warn_on_error
-from harness.system.machine_lock import machine_lock, units_of
+from harness.system.machine_lock import machine_lock
 from harness.system.processes import is_follower
 
 
@@ -54,7 +54,7 @@ class Job:
                 self._store.check_writable()
                 plan = make_plan(self._config, self._overrides)
                 plan.tracker.require()
-                units = units_of(plan.target.resolved_device(), plan.target.device_map is not None)
+                units = plan.engine.units(plan.target)
                 stack.enter_context(machine_lock(units, plan.measure.timed, self._console.note))
                 session = Session(plan, self._console)
                 experiments = [Experiment(session, params) for params in plan.decodings.values()]

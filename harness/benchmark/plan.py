@@ -1,7 +1,8 @@
-"""Plan: a composed configuration turned into objects and checked as a whole, before anything is loaded."""
+"""A composed configuration turned into objects and checked as a whole, before anything is loaded."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,72 +10,129 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from harness.benchmark.measure import Measure
+from harness.benchmark.scenarios.scenario import Scenario
+from harness.benchmark.scenarios.turn_runner import Player
 from harness.config import ConfigError, build
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.sampling import DecodingParams
-from harness.drafting.drafter import Drafter
+from harness.engines.engine import Engine, Method
 from harness.engines.transformers_generate import Rung
 from harness.store.identity import run_config
-from harness.store.records import BASELINE
+from harness.store.records import BASELINE, Cell
 from harness.target.spec import TargetSpec
 from harness.tasks.task import Task
 from harness.tracking.tracker import NoTracker
 
-"""The arm that every other one is compared with; it is always among the arms."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything one process will measure: a run per decoding.
+    """Everything that one process will measure: a run per decoding."""
 
-    config: the resolved configuration as JSON types. replicate: a number, or `next` for the first free one.
-    """
-
+    engine: Engine
+    scenario: Scenario
     target: TargetSpec
     task: Task
-    arms: dict[str, Drafter]
+    arms: dict[str, Method]
+    """Vanilla first, so that progress and tables begin with it."""
     decodings: dict[str, DecodingParams]
     acceptor: Acceptor
     measure: Measure
     rungs: dict[str, Rung]
     tracker: NoTracker
     replicate: int | Literal["next"]
+    """`next` is the first replicate that is not finished."""
     results: Path
     config: dict[str, Any]
+    """The resolved configuration, JSON types."""
     overrides: list[str]
 
     def run_config(self, params: DecodingParams) -> dict[str, Any]:
-        """What the manifest of the run with `params` holds as its configuration."""
+        """The configuration that the manifest of the run with `params` holds."""
         config = run_config(self.config, params.name)
         if card := self.acceptor.card():
             config["acceptor"] = {**config["acceptor"], "card": card}
         return config
 
+    def players(self, params: DecodingParams) -> list[Player]:
+        """Who takes part in the run with `params`: the arms, then the rungs where they are timed."""
+        arms = [
+            Player(name=name, method=method, kind="arm" if self.engine.tells_rounds else "roundless")
+            for name, method in self.arms.items()
+        ]
+        rungs = self.rungs.values() if self.measure.rung_repeats_at(params.greedy) else ()
+        return [
+            *arms,
+            *(Player(name=rung.name, method=rung, kind="rung", width=rung.width) for rung in rungs),
+        ]
+
     def repeats(self, params: DecodingParams) -> dict[str, int]:
-        """How often each arm and rung answers a prompt, a seed: by the names that records have."""
-        measure = self.measure
-        often = measure.repeats_at(params.greedy) if measure.timed else 1
-        rungs = {rung.name: measure.rung_repeats_at(params.greedy) for rung in self.rungs.values()}
-        return {**dict.fromkeys(self.arms, often), **{name: num for name, num in rungs.items() if num}}
+        """How often each player answers a prompt, per seed, by the player's name."""
+        arm_repeats = self.measure.repeats_at(params.greedy) if self.measure.timed else 1
+        rung_repeats = self.measure.rung_repeats_at(params.greedy)
+        return {
+            player.name: rung_repeats if player.kind == "rung" else arm_repeats
+            for player in self.players(params)
+        }
+
+
+def make_cell(plan: Plan, params: DecodingParams) -> Cell:
+    """The cell that `plan` measures with `params`."""
+    return Cell(
+        target=plan.target.name,
+        task=plan.task.name,
+        decoding=params.name,
+        temperature=params.temperature,
+        batch_size=plan.measure.batch_size,
+        profile=plan.measure.profile,
+        baseline=plan.engine.baseline(plan.target),
+        acceptor=plan.acceptor.name,
+    )
 
 
 def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
-    """Build and cross-check.
+    """Build every object of the configuration and check that they fit one another.
 
     Raises:
-        ConfigError: what cannot be run, and what to type instead.
+        ConfigError: something that cannot be run, and what to type instead.
     """
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     _refuse_missing(config, "")
-    arms = {name: build(node, f"methods.{name}") for name, node in (cfg.methods or {}).items()}
-    decodings = {name: build(node, f"decodings.{name}") for name, node in (cfg.decodings or {}).items()}
-    if not decodings:
-        raise ConfigError("no decoding is chosen; type decoding=greedy, or decoding=[greedy,sampled]")
+    arms, decodings, rungs = (
+        {name: build(node, f"{group}.{name}") for name, node in (cfg[group] or {}).items()}
+        for group in ("methods", "decodings", "rungs")
+    )
     if BASELINE not in arms:
         raise ConfigError(
             f"methods.{BASELINE} is missing, and every number is relative to it; do not delete it"
         )
     acceptor = build(cfg.acceptor, "acceptor")
+    _check_decodings(decodings, acceptor, arms)
+    _check_switches(config)
+    engine = build(cfg.engine, "engine")
+    engine.refuse(arms, rungs, acceptor)
+    return Plan(
+        engine=engine,
+        scenario=build(cfg.scenario, "scenario"),
+        target=build(cfg.target, "target"),
+        task=build(cfg.task, "task"),
+        arms={BASELINE: arms.pop(BASELINE), **arms},
+        decodings=decodings,
+        acceptor=acceptor,
+        measure=build(cfg.measure, "measure"),
+        rungs=rungs,
+        tracker=build(cfg.tracker, "tracker"),
+        replicate=config["replicate"],
+        results=Path(config["results"]),
+        config=config,
+        overrides=overrides,
+    )
+
+
+def _check_decodings(
+    decodings: Mapping[str, DecodingParams], acceptor: Acceptor, arms: Mapping[str, Method]
+) -> None:
+    if not decodings:
+        raise ConfigError("no decoding is chosen; type decoding=greedy, or decoding=[greedy,sampled]")
     for params in decodings.values():
         if acceptor.forced and not params.ignore_end_token:
             raise ConfigError(
@@ -86,32 +144,20 @@ def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
                 f"decodings.greedy.temperature={params.temperature:g}: it would be called greedy, and has no"
                 f" seeds; type decoding=sampled decodings.sampled.temperature={params.temperature:g}"
             )
-        for name, drafter in arms.items():
-            if not params.greedy and not drafter.samples:
+        for name, method in arms.items():
+            if not params.greedy and not method.samples:
                 raise ConfigError(
                     f"methods.{name}: only defined at temperature 0, but decodings.{params.name} has"
                     f" {params.temperature}; type decoding=greedy, or leave {name} out"
                 )
+
+
+def _check_switches(config: Mapping[str, Any]) -> None:
     replicate = config["replicate"]
     if replicate != "next" and not (isinstance(replicate, int) and replicate >= 0):
         raise ConfigError(f"replicate={replicate}: a number from 0, or `next`")
     if not isinstance(config["dry_run"], bool):
         raise ConfigError(f"dry_run={config['dry_run']}: true or false")
-    return Plan(
-        target=build(cfg.target, "target"),
-        task=build(cfg.task, "task"),
-        # Vanilla first, so that progress and tables begin with it.
-        arms={BASELINE: arms.pop(BASELINE), **arms},
-        decodings=decodings,
-        acceptor=acceptor,
-        measure=build(cfg.measure, "measure"),
-        rungs={name: build(node, f"rungs.{name}") for name, node in (cfg.rungs or {}).items()},
-        tracker=build(cfg.tracker, "tracker"),
-        replicate=replicate,
-        results=Path(config["results"]),
-        config=config,
-        overrides=overrides,
-    )
 
 
 def _refuse_missing(node: Any, where: str) -> None:

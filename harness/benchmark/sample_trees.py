@@ -1,4 +1,4 @@
-"""Exhibits: what a run keeps of some generations so that people can look at them; bounds in `Exhibit`."""
+"""Draft trees and texts of a few generations, kept so that people can look at them; bounds in `Exhibit`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from harness.benchmark.scenarios.multi_turn import Played
+from harness.benchmark.scenarios.turn_runner import TurnResult
 from harness.drafting.draft import Draft
 from harness.store.records import DraftTree, Exhibit
 
@@ -21,20 +21,24 @@ Piece = Callable[[int], str]
 """The text of one token id."""
 
 
-def exhibit(played: Played, piece: Piece, decode: Callable[[Sequence[int]], str]) -> Exhibit:
-    """What is kept of `played`, which an arm of our loop made. decode: ids of a prompt to its text."""
-    made, conversation = played.generation, played.conversation
+def exhibit(result: TurnResult, piece: Piece, decode: Callable[[Sequence[int]], str]) -> Exhibit:
+    """The part of an arm's result that is kept; without trees where the arm tells no rounds.
+
+    decode: ids of a prompt to its text.
+    """
+    made, call = result.generation, result.call
+    turns = call.conversation.turns
     trees = [
         draft_tree(number, *made.drafts[number], made.paths[number]) for number in chosen_rounds(made.drafted)
     ]
-    # A prompt that was given as ids has no other text.
-    said = conversation.turns[played.turn] if conversation.turns else decode(played.request.prompt)
+    # A prompt of token ids, or a scenario's further look at the same question, is no turn of the chat.
+    said = turns[call.turn] if call.turn < len(turns) else decode(result.request.prompt)
     shown = dict.fromkeys(made.output_ids[:MAX_TOKENS])
     shown |= dict.fromkeys(token for tree in trees for token in tree.tokens)
     return Exhibit(
-        arm=played.player.name,
-        conversation=conversation.id,
-        turn=played.turn,
+        arm=result.player.name,
+        conversation=call.conversation.id,
+        turn=call.turn,
         prompt=said if len(said) <= MAX_PROMPT_CHARS else f"{said[: MAX_PROMPT_CHARS - 1]}…",
         pieces={token: piece(token) for token in shown},
         trees=trees,
@@ -42,7 +46,7 @@ def exhibit(played: Played, piece: Piece, decode: Callable[[Sequence[int]], str]
 
 
 def chosen_rounds(drafted: Sequence[int]) -> list[int]:
-    """Rounds whose trees are kept, given the nodes of each: the first, the last, and evenly between."""
+    """Rounds whose trees are kept: the first, the last, and some evenly between. drafted: nodes per round."""
     rounds = [number for number, num_nodes in enumerate(drafted) if 0 < num_nodes <= MAX_NODES]
     if len(rounds) <= MAX_TREES:
         return rounds
@@ -50,7 +54,7 @@ def chosen_rounds(drafted: Sequence[int]) -> list[int]:
 
 
 def draft_tree(number: int, draft: Draft, row: int, path: Sequence[int]) -> DraftTree:
-    """Row `row` of `draft`, the draft of round `number`, of which the tokens of `path` were kept."""
+    """The tree in row `row` of the draft of round `number`. path: the drafted tokens that were kept."""
     size = int(draft.size[row])
     tokens, parents = draft.tokens[row, :size].tolist(), draft.parents[row, :size].tolist()
     places = {place: node for node, place in enumerate(zip(parents, tokens, strict=True))}
@@ -77,7 +81,7 @@ def piece_reader(tokenizer: Any) -> Piece:
 
 
 def _bytes(raw: str) -> str:
-    r"""The bytes of a token of a byte-level vocabulary, as in \xe2\x80; what is none is shown as it is."""
+    r"""The bytes of a token of a byte-level vocabulary, as in \xe2\x80; any other token is unchanged."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     known = {sign: number for number, sign in bytes_to_unicode().items()}

@@ -1,25 +1,83 @@
 """Lossless or not: compares a generation with vanilla's and explains the first difference.
 
-The explanation is computed on a path of its own (transformers' cache and causal mask, a tree's path laid out
-as a chain of the same width), so that a fault in our mask or cache cannot excuse itself.
+The explanation is computed on an independent path (transformers' cache and causal mask, a tree's path laid
+out as a chain of the same width), so that a fault in our mask or cache cannot excuse itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from harness.decoding.loop import Generation, Request
+from harness.benchmark.scenarios.turn_runner import CallKey, TurnResult
+from harness.decoding.acceptance import Acceptor
+from harness.decoding.batch import Generation, Request
 from harness.decoding.sampling import DecodingParams, TokenSampler
-from harness.store.records import NullReplay, Verdict
+from harness.engines.engine import Engine
+from harness.store.records import BASELINE, NullReplay, Verdict
 from harness.target.model import Target
 
 
+class Referee:
+    """Decides which results of a run can be compared with vanilla's, and compares these."""
+
+    def __init__(self, engine: Engine, params: DecodingParams, acceptor: Acceptor) -> None:
+        self._engine, self._params, self._acceptor = engine, params, acceptor
+        self._judge = None if engine.reference is None else Judge(engine.reference, params)
+
+    def verdict(self, one: TurnResult, vanilla: TurnResult) -> Verdict:
+        """The verdict on a result; `vanilla`: vanilla's first result of the same call."""
+        is_vanilla = one.player.name == BASELINE
+        # Vanilla drafts nothing, so no acceptor can change it.
+        if not self._acceptor.lossless and one.player.kind != "rung" and not is_vanilla:
+            return Verdict("forced" if self._acceptor.forced else "lossy")
+        # Whatever the acceptor, vanilla draws again what it drew: its repeats have the same random stream.
+        coupled = self._engine.coupled and (self._acceptor.coupled or is_vanilla)
+        same_prompt = list(one.request.prompt) == list(vanilla.request.prompt)
+        if not same_prompt or not (coupled or self._params.greedy):
+            return Verdict("unpaired")
+        if self._judge is None:
+            return _without_weights(vanilla.generation, one.generation)
+        return self._judge.compare(one.request, vanilla.generation, one.generation, one.player.width)
+
+    def nulls(
+        self,
+        results: Sequence[TurnResult],
+        reference: Mapping[CallKey, TurnResult],
+        conversations: Collection[str],
+    ) -> Iterator[NullReplay]:
+        """Replay vanilla's tokens at the widest verify shape of `results`, where there is a target to do it.
+
+        reference: vanilla's first result of each call. conversations: ids of those that are replayed.
+        """
+        widest = max((1 + draft.width for one in results for draft, _ in one.generation.drafts), default=1)
+        if self._judge is None or widest == 1:
+            return
+        for one in reference.values():
+            if (name := one.call.conversation.id) in conversations:
+                yield self._judge.null(name, one.request, one.generation.output_ids, widest)
+
+
+def _first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """Index of the first differing token; the length of the shorter output where one begins the other."""
+    common = min(len(ours), len(theirs))
+    return next((i for i in range(common) if ours[i] != theirs[i]), common)
+
+
+def _without_weights(vanilla: Generation, other: Generation) -> Verdict:
+    """The verdict where nobody can compute logits again: a difference of tokens stays unexplained."""
+    ours, theirs = vanilla.output_ids, other.output_ids
+    if ours == theirs:
+        return Verdict("identical")
+    place = _first_difference(ours, theirs)
+    return Verdict("stop-rule" if place == min(len(ours), len(theirs)) else "unexplained", place)
+
+
 class Judge:
-    """Judges the generations of one run."""
+    """Explains first differences on a target of this process."""
 
     def __init__(self, target: Target, params: DecodingParams) -> None:
         self._target, self._params = target, params
@@ -29,16 +87,16 @@ class Judge:
 
         width: tokens of a target forward, for a loop that does not tell its rounds.
         A first difference is a `tie` if each side's token is what its own forward shape gives, or if the two
-        tokens are closer in the one-token shape than rounding can move them apart. The second is where the
-        protocol's letter is left: a path of its own does not round as the loop did (another kernel, a prefix
-        that was filled in at once), so that of right loops in bfloat16 it gives back one tie in ten.
+        tokens are closer in the one-token shape than rounding can move them apart. The second condition
+        departs from the written protocol: the independent path does not round as the loop did (another
+        kernel, a prefix that was filled in at once), so that it reproduces only one in ten of the ties of
+        correct loops in bfloat16.
         """
         ours, theirs = vanilla.output_ids, other.output_ids
         if ours == theirs:
             return Verdict("identical")
-        common = min(len(ours), len(theirs))
-        place = next((i for i in range(common) if ours[i] != theirs[i]), common)
-        if place == common:
+        place = _first_difference(ours, theirs)
+        if place == min(len(ours), len(theirs)):
             return Verdict("stop-rule", place)
         self._target.use_kernel("sdpa")
         try:
@@ -54,7 +112,7 @@ class Judge:
         return Verdict("tie" if tie else "broken", place, gap)
 
     def null(self, conversation: str, request: Request, output_ids: Sequence[int], width: int) -> NullReplay:
-        """Feed vanilla's own tokens in forwards of `width` tokens; count where another one is drawn."""
+        """Feed vanilla's own tokens in forwards of `width` tokens; count where another token is drawn."""
         sampler = self._sampler(request)
         self._target.use_kernel("sdpa")
         try:
@@ -82,7 +140,7 @@ class Judge:
         """The same in the shape that `other` used there."""
         output = other.output_ids
         if place == 0:
-            # Alone, though prompts may have shared a forward: they did so alike in every arm.
+            # The prompt alone, although prompts may have shared a forward: they did so alike in every arm.
             return [], list(request.prompt), len(request.prompt) - 1
         if not other.drafts:
             context = [*request.prompt, *output[:place]]
@@ -92,7 +150,7 @@ class Judge:
             if place < start + emitted:
                 break
             start += emitted
-        # What follows the deciding row cannot be seen from it: any tokens fill the forward's width.
+        # The deciding row cannot see the tokens behind it, so any tokens may fill the forward's width.
         path = output[start - 1 : place]
         filler = draft.tokens[row].tolist()
         return [*request.prompt, *output[: start - 1]], [*path, *filler][: 1 + draft.width], len(path) - 1
@@ -106,7 +164,7 @@ class Judge:
     def _rounding(self, single: Tensor, wide: Tensor) -> float:
         """How far rounding can move two tokens apart, in scores, from their logits [2] in both shapes.
 
-        Each moves by what the shapes differ by there, or by one spacing of the weights' dtype.
+        Each moves by as much as the two shapes differ there, or by one spacing of the weights' dtype.
         """
         spacing = torch.finfo(self._target.dtype).eps * single.abs()
         moved = float(torch.maximum(spacing, (single - wide).abs()).max())

@@ -65,7 +65,7 @@ def _wrong(text: str) -> int:
 def run_job(config: DictConfig) -> None:
     """Measure one composed configuration, and write its outcome into Hydra's folder for `Collect`."""
     # Imported here, as torch and transformers take seconds, which `--help` and a misspelt key need not cost.
-    from harness.benchmark.dry_run import Survey
+    from harness.benchmark.dry_run.survey import Survey
     from harness.benchmark.job import Job
 
     hydra = HydraConfig.get()

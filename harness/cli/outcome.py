@@ -93,10 +93,10 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
         for note in variants(runs)[1]:
             console.note(note)
         if surveyed:
-            from harness.benchmark import dry_run
+            from harness.benchmark.dry_run import survey
 
-            console.table(*dry_run.table(surveyed))
-            for note in dry_run.notes(surveyed):
+            console.table(*survey.table(surveyed))
+            for note in survey.notes(surveyed):
                 console.note(note)
     except Exception as error:
         errors.append(f"the table cannot be made: {type(error).__name__}: {error}")

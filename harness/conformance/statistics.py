@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from harness.decoding.acceptance import Acceptor
-from harness.decoding.loop import LocalEngine, Request
+from harness.decoding.batch import Request
+from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams, stream_key
 from harness.drafting.drafter import Drafter
 from harness.target.model import Target

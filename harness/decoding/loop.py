@@ -6,12 +6,11 @@ Shapes: B sequences still running, n drafted nodes.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Protocol
 
 import torch
 
 from harness.decoding.acceptance import Acceptor
-from harness.decoding.batch import Batch, Generation, Request, Stop, read, trim
+from harness.decoding.batch import Batch, Generation, Request, read
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, keeps_memory
@@ -19,20 +18,9 @@ from harness.drafting.policy import shorten
 from harness.system.clock import Stopwatch
 from harness.target.model import Target
 
-__all__ = ["Engine", "Generation", "LocalEngine", "Request", "Stop", "read", "trim"]
-
-
-class Engine(Protocol):
-    """Whoever can decode a batch of requests: our loop, or a server."""
-
-    def generate(
-        self, requests: Sequence[Request], drafter: Drafter, params: DecodingParams, acceptor: Acceptor
-    ) -> list[Generation]:
-        """One generation a request, in order."""
-
 
 class LocalEngine:
-    """Decodes with a model of this process."""
+    """Decodes with a target of this process."""
 
     def __init__(
         self,
@@ -43,10 +31,11 @@ class LocalEngine:
         widths: Sequence[int] = (),
         batch_size: int | None = None,
     ) -> None:
-        """`max_context`: tokens of prompt and output together. Untimed: every `_ns` is 0.
+        """Set the limits of all calls.
 
+        max_context: tokens of prompt and output together. timed: if not, every `_ns` is 0.
+        widths: for a draft of n nodes, the width to pad it to (see `profiling.step_timing.cheapest_widths`).
         batch_size: sequences that run at the same time; others wait until one ends. None: all of a call.
-        widths: for a draft of n nodes, the width to pad it to (see `profiling.cheapest_widths`).
         """
         self.target = target
         self.end_token_ids = frozenset(end_token_ids)
@@ -64,11 +53,12 @@ class LocalEngine:
         acceptor: Acceptor,
         same_question: bool = False,
     ) -> list[Generation]:
-        """Decode requests together, `batch_size` at a time; `drafter` has met the target (`Drafter.bind`).
+        """Decode requests together, `batch_size` at a time: one generation per request, in order.
 
-        A sequence that ends gives its place to the next request. Each generation is charged its own prefill
-        and, of a round, an equal share among the sequences that ran, so that the sum of tokens over the
-        sum of seconds is the throughput.
+        `drafter` is bound to the target (`Drafter.bind`). A sequence that ends gives its row to the next
+        request. Each generation is charged its own prefill and, for each round, an equal share among the
+        sequences that ran, so that the sum of tokens over the sum of seconds is the throughput.
+
         same_question: all requests of this call and of the drafter's last one belong to one question, so that
         a drafter of that scope may use its memory of the earlier call.
         """

@@ -1,4 +1,4 @@
-"""Rungs of the baseline ladder: other loops over the same weights, run as their users run them."""
+"""Rungs of the baseline ladder: other people's loops over the same weights, run as their users run them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from typing_extensions import override
 
 from harness.config import configurable
 from harness.decoding.acceptance import Coupled
-from harness.decoding.loop import Generation, LocalEngine, Request
+from harness.decoding.batch import Generation, Request
+from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.drafter import Drafter
 from harness.system.clock import synchronize
 
 
 class CoupledNoise(LogitsProcessor):  # type: ignore[misc]
-    """Hands `generate` the draw that our loop makes: its arg max of what this returns is our token."""
+    """Has `generate` draw what our loop draws: the arg max of the returned scores is our loop's token."""
 
     def __init__(self, sampler: TokenSampler, num_prompt_tokens: int) -> None:
         self._sampler, self._start = sampler, num_prompt_tokens
@@ -33,36 +35,46 @@ class CoupledNoise(LogitsProcessor):  # type: ignore[misc]
 
 @configurable
 class Rung(ABC):
-    """Base of all rungs."""
+    """Base of all rungs; also a `Method`, so that an engine may be asked to decode with it."""
 
     name: ClassVar[str]
+    samples: ClassVar[bool] = True
+
+    @property
+    def knowledge(self) -> str:
+        """A rung remembers nothing from one call to the next."""
+        return "call"
+
+    def card(self) -> dict[str, Any]:
+        """A rung loads nothing of its own."""
+        return {}
 
     @property
     def width(self) -> int:
-        """Most tokens of one of its target forwards."""
+        """The most tokens of one of its target forwards."""
         return 1
 
     @abstractmethod
     def generate(self, engine: LocalEngine, request: Request, params: DecodingParams) -> Generation:
-        """Decode one request with `engine`'s weights, end tokens and limits; ids and total time only."""
+        """Decode one request with `engine`'s weights, end tokens and limits: ids and total time only."""
 
 
 class _TransformersRung(Rung):
     name = ""
 
     def options(self) -> dict[str, Any]:
-        """What else `generate` is given."""
+        """Further arguments of transformers' `GenerationConfig`."""
         return {}
 
+    @override
     def generate(self, engine: LocalEngine, request: Request, params: DecodingParams) -> Generation:
-        """See `Rung`."""
         target, num_prompt = engine.target, len(request.prompt)
         prompt = torch.tensor([list(request.prompt)]).to(target.device)
         limit = min(params.max_new_tokens, engine.max_context - num_prompt)
-        # An id that no token has switches the end off; None would mean the model's own end tokens.
+        # An id outside the vocabulary switches the end off; None would mean the model's own end tokens.
         ends = [target.vocab_size] if params.ignore_end_token else sorted(engine.end_token_ids)
         config = GenerationConfig(
-            # No filter of its own, whatever the model's generation config says; ours come with the noise.
+            # No filters of its own, whatever the model's generation config says; ours come with the noise.
             do_sample=False,
             repetition_penalty=1.0,
             max_new_tokens=limit,
@@ -72,7 +84,7 @@ class _TransformersRung(Rung):
         )
         noise = LogitsProcessorList()
         if not params.greedy:
-            # generate takes the arg max and filters nothing; that these are off is said all the same.
+            # Redundant beside do_sample=False, but explicit: generate itself must filter nothing.
             config.top_k, config.top_p, config.temperature = 0, 1.0, 1.0
             sampler = TokenSampler(params, [request.key], target.vocab_size, target.device)
             noise.append(CoupledNoise(sampler, num_prompt))
@@ -104,13 +116,14 @@ class _TransformersRung(Rung):
 
 @configurable
 class EagerLoop(Rung):
-    """Our own loop, its steps all dynamic. drafter: the one that drafts nothing."""
+    """Our own loop with dynamic steps alone."""
 
     name: ClassVar[str] = "vanilla (eager)"
     drafter: Drafter
+    """The drafter that drafts nothing."""
 
+    @override
     def generate(self, engine: LocalEngine, request: Request, params: DecodingParams) -> Generation:
-        """See `Rung`."""
         self.drafter.bind(engine.target)
         with engine.target.steps.only("dynamic"):
             made = engine.generate([request], self.drafter, params, Coupled())[0]
@@ -131,19 +144,19 @@ class Generate(_TransformersRung):
 
 @configurable
 class PromptLookup(_TransformersRung):
-    """`transformers.generate(prompt_lookup_num_tokens=...)`, with our n-gram method's sizes."""
+    """`transformers.generate(prompt_lookup_num_tokens=...)`, with the sizes of our n-gram method."""
 
     name: ClassVar[str] = "transformers.prompt_lookup"
     draft_length: int = Field(default=10, ge=1)
     max_ngram: int = Field(default=3, ge=1)
 
     @property
+    @override
     def width(self) -> int:
-        """See `Rung`."""
         return 1 + self.draft_length
 
+    @override
     def options(self) -> dict[str, Any]:
-        """See the base."""
         return {
             "prompt_lookup_num_tokens": self.draft_length,
             "max_matching_ngram_size": self.max_ngram,

@@ -19,8 +19,9 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from harness.config import ConfigError, configurable
+from harness.decoding.batch import Request, read
 from harness.decoding.forced_acceptance import Forced
-from harness.decoding.loop import LocalEngine, Request, read
+from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter

@@ -10,8 +10,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from harness.config import ConfigError, build
+from harness.decoding.batch import Request
 from harness.decoding.forced_acceptance import Forced
-from harness.decoding.loop import LocalEngine, Request
+from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Drafter
 from harness.profiling.profile import Profile

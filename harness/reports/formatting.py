@@ -128,6 +128,7 @@ def marks(row: Row) -> str:
         (f"scope: {row.scope}", row.scope not in NARROW_SCOPES),
         ("lossy", row.verdict == "lossy"),
         ("forced", row.verdict == "forced"),
+        ("unexplained differences", row.verdict == "unexplained"),
         ("partial", row.partial),
         ("clock over 1 % of a round", row.disturbed),
         ("not distinguishable", row.difference == "not distinguishable"),

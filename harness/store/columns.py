@@ -83,9 +83,10 @@ class Columns:
     """Generations of any arms and runs. `subset` and `join` keep and unite them.
 
     arms, conversations: names, which `arm` and `conversation` are indices into; conversations are sorted.
-    run: which of the joined parts a generation is of. is_arm: false for a rung of the ladder. verdict: index
-    into `VERDICTS`, -1 for none; position: of its first difference, -1 for none. num_grams, num_repeated: the
-    output's 8-grams, and those of them that stood in the same output before. num_tokens: of the output.
+    run: which of the joined parts a generation is of. is_arm: false for a rung of the ladder, and for an arm
+    that tells no rounds. verdict: index into `VERDICTS`, -1 for none; position: of its first difference, -1
+    for none. num_grams, num_repeated: the output's 8-grams, and those of them that stood in the same output
+    before. num_tokens: of the output.
     Sums over a generation's rounds end in `_ns`; `round_verify_ns`, drafted, depth, accepted and emitted have
     one value a round.
     """
@@ -168,7 +169,7 @@ class Columns:
             conversations=conversations,
             run=np.zeros(len(num_tokens), np.int32),
             arm=names["arm"].indices,
-            is_arm=names["kind"].among(("rung", "arm")).astype(bool),
+            is_arm=names["kind"].among(("rung", "roundless", "arm")) == 2,
             conversation=names["conversation"].among(conversations),
             timed=np.asarray(scalars["timed"], bool),
             num_tokens=num_tokens,

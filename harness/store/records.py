@@ -13,10 +13,11 @@ SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)
 """Version 1 had no exhibits; all else is the same."""
 
-VerdictKind = Literal["identical", "tie", "stop-rule", "broken", "unpaired", "lossy", "forced"]
+VerdictKind = Literal["identical", "tie", "stop-rule", "broken", "unpaired", "lossy", "forced", "unexplained"]
 """`unpaired`: not comparable token by token, as the prompt already differs from vanilla's (an earlier turn
 diverged and was judged there), or as the acceptor keeps the law but not the noise (p/q). `lossy`: the
-acceptor does not claim to be lossless. `forced`: what stays was told beforehand, the text means nothing."""
+acceptor does not claim to be lossless. `forced`: what stays was told beforehand, the text means nothing.
+`unexplained`: tokens differ, and the engine has no weights here that could tell a tie from a fault."""
 
 
 class Verdict(NamedTuple):
@@ -37,7 +38,8 @@ class GenerationRecord:
 
     A *round* is one target forward over the pending token and the draft; prefill is none and emits
     one token, so `len(output_ids) == 1 + sum(emitted)` for an arm. Rungs of the baseline ladder
-    (`kind="rung"`, other people's loops) have no rounds. All `_ns` are nanoseconds of a monotonic
+    (`kind="rung"`, other people's loops) have no rounds; `kind="roundless"` is an arm of an engine that tells
+    none, and what is counted in rounds is then unknown. All `_ns` are nanoseconds of a monotonic
     clock; in an untimed run they are all 0 and `timed` is False. Lists are one entry a round.
 
     accepted: drafted tokens kept, before trimming at the end token and the cap.
@@ -49,7 +51,7 @@ class GenerationRecord:
     """
 
     arm: str
-    kind: Literal["arm", "rung"] = "arm"
+    kind: Literal["arm", "roundless", "rung"] = "arm"
     conversation: str
     category: str
     turn: int = 0
@@ -81,6 +83,9 @@ class GenerationRecord:
         if self.kind == "arm":
             assert len(self.output_ids) == 1 + sum(self.emitted), "tokens and rounds disagree"
             assert all(e <= a + 1 for a, e in zip(self.accepted, self.emitted, strict=True))
+        if self.kind == "roundless":
+            rounds = [*self.drafted, *self.depth, *self.accepted, *self.emitted]
+            assert not rounds, "rounds of an arm that tells none"
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types; `from_json` is its inverse."""

@@ -19,7 +19,8 @@ from typing_extensions import override
 
 from harness.config import ConfigError, configurable
 from harness.decoding.acceptance import Coupled
-from harness.decoding.loop import LocalEngine, Request
+from harness.decoding.batch import Request
+from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams, stream_key
 from harness.drafting.drafter import Drafter
 from harness.tasks.conversation import Message

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 
 from harness.config import ConfigError
 from harness.decoding.acceptance import Coupled
-from harness.decoding.loop import LocalEngine, Request
+from harness.decoding.batch import Request
+from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.trainable import Loss, TrainableDrafter, TrainingStep
 from harness.training.dialogues import Sample

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.benchmark.dry_run import duration, notes, size, survey, table
+from harness.benchmark.dry_run.survey import notes, size, survey, table
 from harness.benchmark.experiment import Experiment
 from harness.benchmark.session import Session
 from harness.store.run_store import JOURNAL, ResultStore, load_run
-from harness.system.console import Console
+from harness.system.console import Console, duration
 from harness.target.footprint import cache_bytes_per_token, step_bytes
 from tests.benchmark.test_experiment import plan_of
 

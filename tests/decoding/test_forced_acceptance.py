@@ -12,8 +12,8 @@ from harness.analysis.summary import summarise
 from harness.config import ConfigError
 from harness.decoding.acceptance import Coupled
 from harness.decoding.acceptance_trace import read_trace
+from harness.decoding.batch import Generation
 from harness.decoding.forced_acceptance import Forced
-from harness.decoding.loop import Generation
 from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.draft import Draft
 from harness.drafting.trees import DynamicTree

@@ -13,7 +13,8 @@ import torch
 from harness.benchmark.verdict import Judge
 from harness.config import ConfigError, configurable
 from harness.decoding.acceptance import Accepted, Coupled, sweep, walk
-from harness.decoding.loop import LocalEngine, Request, read, trim
+from harness.decoding.batch import Request, read, trim
+from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import HiddenTap, Outcome

@@ -9,7 +9,8 @@ import pytest
 
 from harness.config import configurable
 from harness.decoding.acceptance import Coupled
-from harness.decoding.loop import Generation, LocalEngine
+from harness.decoding.batch import Generation
+from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import SCOPES, Scope, keeps_memory
 from harness.drafting.sequence_drafter import SequenceDrafter

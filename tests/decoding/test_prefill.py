@@ -10,7 +10,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from harness.decoding.acceptance import Coupled
-from harness.decoding.loop import LocalEngine, Request
+from harness.decoding.batch import Request
+from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import HiddenTap
 from harness.profiling import step_timing

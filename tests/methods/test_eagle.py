@@ -29,7 +29,8 @@ from transformers import (
 from harness.config import ConfigError
 from harness.decoding import acceptance
 from harness.decoding.acceptance import Coupled, sweep
-from harness.decoding.loop import LocalEngine, Request
+from harness.decoding.batch import Request
+from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams, stream_key
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Outcome

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from harness.decoding.acceptance import Coupled
-from harness.decoding.loop import LocalEngine, Request
+from harness.decoding.batch import Request
+from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.trainable import TrainingRow, TrainingStep
 from harness.drafting.trees import DynamicTree

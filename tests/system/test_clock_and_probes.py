@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.decoding.acceptance import Coupled
-from harness.decoding.loop import Request
+from harness.decoding.batch import Request
 from harness.decoding.sampling import DecodingParams
 from harness.store.records import LAPS_PER_ROUND
 from harness.system.clock import Stopwatch

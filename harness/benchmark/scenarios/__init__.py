@@ -1,1 +1,1 @@
-"""How the turns of a question are answered, one scenario per module."""
+"""Scenarios: how the turns of a question are played, and the runner that asks an engine on their behalf."""

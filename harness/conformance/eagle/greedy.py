@@ -19,7 +19,8 @@ from harness.conformance.eagle.recording import (
     recorded_drafter,
 )
 from harness.decoding.acceptance import Coupled
-from harness.decoding.loop import Generation, LocalEngine, Request
+from harness.decoding.batch import Generation, Request
+from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Outcome

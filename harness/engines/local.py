@@ -1,0 +1,174 @@
+"""The engine of this process: our loop over a target that is loaded here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from typing import Any, ClassVar
+
+import torch
+from typing_extensions import override
+
+from harness.config import ConfigError, configurable
+from harness.decoding.acceptance import Acceptor
+from harness.decoding.batch import Generation, Request
+from harness.decoding.loop import LocalEngine
+from harness.decoding.sampling import DecodingParams
+from harness.drafting.drafter import Drafter
+from harness.engines.engine import Engine, MachineProbe, Method, Note, ServedModel, Workload
+from harness.engines.transformers_generate import Rung
+from harness.profiling.step_timing import StepTimings, cheapest_widths, time_steps, widths_to_time
+from harness.system import probes, provenance
+from harness.system.clock import lap_cost_ns
+from harness.system.machine_lock import units_of
+from harness.system.processes import agreed, expect_processes
+from harness.target.model import Target
+from harness.target.spec import LoadedWeights, TargetSpec
+
+
+@configurable
+class Local(Engine):
+    """Decodes with drafters and rungs on a target of this process; knows every round."""
+
+    name: ClassVar[str] = "local"
+    in_process: ClassVar[bool] = True
+    tells_rounds: ClassVar[bool] = True
+    coupled: ClassVar[bool] = True
+
+    @override
+    def refuse(self, arms: Mapping[str, Method], rungs: Mapping[str, Method], acceptor: Acceptor) -> None:
+        for group, methods, base in (("methods", arms, Drafter), ("rungs", rungs, Rung)):
+            for name, method in methods.items():
+                if not isinstance(method, base):
+                    raise ConfigError(
+                        f"{group}.{name}._target_: {type(method).__name__} is no {base.__name__}, and"
+                        f" engine=local runs nothing else; leave it out with ~{group}.{name}, or choose the"
+                        " engine that it was written for with engine=NAME"
+                    )
+
+    @override
+    def device_facts(self, target: TargetSpec) -> dict[str, Any]:
+        return provenance.device_facts(target.resolved_device())
+
+    @override
+    def units(self, target: TargetSpec) -> list[str]:
+        return units_of(target.resolved_device(), target.device_map is not None)
+
+    @override
+    def baseline(self, target: TargetSpec) -> str:
+        return target.baseline
+
+    @override
+    def load(self, target: TargetSpec, arms: Mapping[str, Method], note: Note) -> ServedModel:
+        expect_processes(target.tensor_parallel)
+        self._drafters = {name: arm for name, arm in arms.items() if isinstance(arm, Drafter)}
+        self.weights: LoadedWeights = target.load(note)
+        self.target = Target(
+            self.weights.model, target.attention, target.linear, target.cache, target.compile
+        )
+        for name, drafter in self._drafters.items():
+            with _naming(name):
+                drafter.bind(self.target)
+        # One program serves all arms: it records the hidden states that any of them asks for.
+        self.target.set_taps([tap for drafter in self._drafters.values() for tap in drafter.taps])
+        return ServedModel(
+            tokenizer=self.weights.tokenizer,
+            end_token_ids=self.weights.end_token_ids,
+            max_context=self.weights.max_context,
+            vocab_size=self.target.vocab_size,
+            card={**self.weights.card, "linear": self.target.linear},
+        )
+
+    @override
+    def prepare(self, workload: Workload, note: Note) -> None:
+        """Reserve caches, time the target's steps, choose among them, warm up the drafters; in this order.
+
+        Captured steps hold the addresses of the caches, so these are allocated first; and drafters compile
+        for the widths that the chosen steps make worth while.
+        """
+        self._step_timings: StepTimings | None = None
+        if self.target.steps.by_shape:
+            self.target.reserve(min(workload.longest_sequence(), self.weights.max_context))
+        if workload.timed:
+            note(f"timing the target's forward by width: {', '.join(self.target.steps.kinds)}")
+            # All processes of a run must choose the same steps and pad drafts alike.
+            widths = widths_to_time(self.target, self._drafters.values())
+            self._step_timings = agreed(time_steps(self.target, workload.batch_size, widths))
+            self.target.steps.choose(self._step_timings.steps, workload.batch_size)
+            for drafter in self._drafters.values():
+                drafter.warm_up(workload.batch_size)
+        self._loop = LocalEngine(
+            self.target,
+            self.weights.end_token_ids,
+            self.weights.max_context,
+            timed=workload.timed,
+            widths=cheapest_widths(self._step_timings.verify_ns) if self._step_timings else (),
+            batch_size=workload.batch_size,
+        )
+
+    @override
+    def examine(self, prompts: Sequence[Sequence[int]]) -> None:
+        for name, drafter in self._drafters.items():
+            with _naming(name):
+                drafter.check(prompts)
+
+    @override
+    def generate(
+        self,
+        requests: Sequence[Request],
+        method: Method,
+        params: DecodingParams,
+        acceptor: Acceptor,
+        same_question: bool = False,
+    ) -> list[Generation]:
+        if isinstance(method, Rung):
+            return [method.generate(self._loop, request, params) for request in requests]
+        assert isinstance(method, Drafter), "`refuse` lets nothing else through"
+        return self._loop.generate(requests, method, params, acceptor, same_question)
+
+    @override
+    def probe(self, bandwidth_gib: float | None) -> MachineProbe | None:
+        if self._step_timings is None:
+            return None
+        device = self.target.device
+        own = {name: drafter.num_bytes for name, drafter in self._drafters.items() if drafter.num_bytes}
+        return MachineProbe(
+            read_bandwidth=probes.read_bandwidth(device, bandwidth_gib),
+            lap_ns=lap_cost_ns(device),
+            verify_ns=[round(spent) if isfinite(spent) else None for spent in self._step_timings.verify_ns],
+            steps=self._step_timings.steps,
+            memory={**self.target.memory(), **own},
+        )
+
+    @override
+    def reset_peak(self) -> None:
+        if self.target.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.target.device)
+
+    @override
+    def peak_memory_bytes(self) -> int:
+        return probes.peak_memory_bytes(self.target.device)
+
+    @override
+    def energy_mj(self) -> int | None:
+        return probes.energy_mj(self.target.device)
+
+    @property
+    @override
+    def num_programs(self) -> int:
+        return self.target.steps.num_programs
+
+    @property
+    @override
+    def reference(self) -> Target:
+        return self.target
+
+
+@contextmanager
+def _naming(arm: str) -> Iterator[None]:
+    """Put the arm's name before a drafter's error text, which begins with the name of a field."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"methods.{arm}.{error}") from error
