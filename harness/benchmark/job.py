@@ -153,22 +153,24 @@ def cells_of(config: DictConfig) -> list[Cell]:
             baseline="strong"
             if config.target.get("cache") == "auto" and config.target.get("compile")
             else "eager",
-            acceptor=_acceptor(config),
+            acceptor=_name_of(config.acceptor, "acceptor"),
+            engine=_name_of(config.engine, "engine"),
+            scenario=str(config.scenario.name),
         )
         for name, node in (config.decodings or {}).items()
     ]
 
 
-def _acceptor(config: DictConfig) -> str:
-    """Its name; its class's where it cannot be built, which may be the very fault."""
+def _name_of(node: DictConfig, where: str) -> str:
+    """The name of an object; that of its class if it cannot be built, because that may be what failed."""
     try:
-        return str(build(config.acceptor, "acceptor").name)
+        return str(build(node, where).name)
     except ConfigError:
-        return str(config.acceptor["_target_"]).rpartition(".")[2].lower()
+        return str(node["_target_"]).rpartition(".")[2].lower()
 
 
 def _number(value: Any) -> float:
-    """0 for what is none: it may be the very fault."""
+    """0 if the value is not a number, because that may be what failed."""
     try:
         return float(value)
     except (TypeError, ValueError):

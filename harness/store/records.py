@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from harness.ledger.quantities import Quantities
+
 BASELINE = "vanilla"
 """The arm that every number is relative to."""
 SCHEMA_VERSION = 2
@@ -33,50 +35,32 @@ class Verdict(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationRecord:
+class GenerationRecord(Quantities):
     """One call of an arm on one prompt: one turn, one sample, one repeat.
 
-    A *round* is one target forward over the pending token and the draft; prefill is none and emits
-    one token, so `len(output_ids) == 1 + sum(emitted)` for an arm. Rungs of the baseline ladder
-    (`kind="rung"`, other people's loops) have no rounds; `kind="roundless"` is an arm of an engine that tells
-    none, and what is counted in rounds is then unknown. All `_ns` are nanoseconds of a monotonic
-    clock; in an untimed run they are all 0 and `timed` is False. Lists are one entry a round.
-
-    accepted: drafted tokens kept, before trimming at the end token and the cap.
-    emitted: accepted + 1 after trimming.
-    total_ns: its share of its batch's time, so that shares add up. latency_ns: from when it entered the batch
-    to its last token, waiting for others included.
-    drafted: nodes of the draft. depth: its deepest level (drafted == depth for a chain).
-    stop: "end" (an end token), "cap" (max_new_tokens) or "context" (the target's limit).
+    An arm emits one token at prefill and the others in rounds, so `len(output_ids) == 1 + sum(emitted)`.
+    Rungs of the baseline ladder (`kind="rung"`, other people's loops) have no rounds. `kind="roundless"` is
+    an arm of an engine that tells no rounds; whatever is counted in rounds is then unknown.
     """
 
     arm: str
+    """The name of the method, or of the rung."""
     kind: Literal["arm", "roundless", "rung"] = "arm"
     conversation: str
     category: str
     turn: int = 0
     sample: int = 0
+    """The index of the seed."""
     repeat: int = 0
     order: int = 0
+    """The place of its pass among those of its block, which are shuffled."""
     batch_size: int = 1
     timed: bool = True
     prompt_hash: str
     num_prompt_tokens: int
     output_ids: list[int]
     stop: Literal["end", "cap", "context"]
-    drafted: list[int] = field(default_factory=list)
-    depth: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-    emitted: list[int] = field(default_factory=list)
-    draft_ns: list[int] = field(default_factory=list)
-    verify_ns: list[int] = field(default_factory=list)
-    accept_ns: list[int] = field(default_factory=list)
-    commit_ns: list[int] = field(default_factory=list)
-    prefill_ns: int = 0
-    total_ns: int = 0
-    latency_ns: int = 0
-    peak_memory_bytes: int | None = None
-    energy_mj: int | None = None
+    """An end token, max_new_tokens, or the target's limit."""
     verdict: Verdict | None = None
 
     def __post_init__(self) -> None:
@@ -95,13 +79,13 @@ class GenerationRecord:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> GenerationRecord:
-        """Read what `to_json` wrote."""
+        """Read what `to_json` wrote; a quantity that was not recorded then has its default."""
         verdict = data["verdict"]
         return cls(**{**data, "verdict": Verdict(**verdict) if verdict else None})
 
     @classmethod
     def names(cls) -> list[str]:
-        """Of all fields, in their order."""
+        """The names of all fields, in their order."""
         return [field.name for field in dataclasses.fields(cls)]
 
 

@@ -18,7 +18,18 @@ from harness.system.naming import digest
 
 _DEVICE_IDENTITY = ("type", "name", "num_devices", "driver", "cpu", "num_cores", "num_threads")
 _MEASURING = (
-    *("config.py", "runtime", "drafting", "target", "decoding", "engines", "tasks", "benchmark", "profiling"),
+    *(
+        "config.py",
+        "ledger",
+        "runtime",
+        "drafting",
+        "target",
+        "decoding",
+        "engines",
+        "tasks",
+        "benchmark",
+        "profiling",
+    ),
     *("system/clock.py", "system/probes.py", "system/processes.py", "system/tensor_parallel.py"),
 )
 """The parts of `harness` that can change a number, besides the methods.
