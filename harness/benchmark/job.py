@@ -46,8 +46,8 @@ class Job:
     def run(self, sweeping: bool) -> None:
         """Measure and report.
 
-        sweeping: what is wrong with the configuration becomes a failed row, as in a sweep others go on;
-        else it is only told, with the status of a wrong command line.
+        sweeping: whether other jobs follow. A wrong configuration is then a failed row of the sweep;
+        otherwise it is only reported, with the exit status of a wrong command line.
         """
         with ExitStack() as stack:
             try:

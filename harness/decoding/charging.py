@@ -27,9 +27,7 @@ def charge(
     those of the generations that ran. spans: the laps of the loop in order; none in an untimed run.
     total_ns: all of the measured time; what no span covers is divided among all.
     """
-    for generation in generations:
-        for stage in ROUND_TIMES:
-            getattr(generation, stage).extend([0] * len(generation.emitted))
+    _open_rounds(generations)
     if not spans:
         return list(generations)
     times: list[dict[str, int]] = [defaultdict(int) for _ in generations]
@@ -65,3 +63,10 @@ def charge(
     for spent in times:
         spent["total_ns"] += rest // len(times)
     return [replace(one, **spent) for one, spent in zip(generations, times, strict=True)]
+
+
+def _open_rounds(generations: Sequence[Any]) -> None:
+    """Give every round a time of 0 for each stage."""
+    for generation in generations:
+        for stage in ROUND_TIMES:
+            getattr(generation, stage).extend([0] * len(generation.emitted))

@@ -63,7 +63,7 @@ class Ragged(NamedTuple):
         return cls(flat, np.array([len(one) for one in lists], np.int32))
 
     def sums(self) -> Ints:
-        """Of each list; 0 of an empty one."""
+        """The sum of each list; 0 for an empty one."""
         total = np.concatenate([[0], np.cumsum(self.values, dtype=np.int64)])
         ends = np.cumsum(self.lengths, dtype=np.int64)
         return np.asarray(total[ends] - total[ends - self.lengths])
@@ -102,7 +102,7 @@ class Columns:
     verdict: Counts
     """Index into `VERDICTS`, -1 for none."""
     position: Counts
-    """Of the first difference from vanilla, -1 for none."""
+    """The output position of the first difference from vanilla, -1 for none."""
     num_rounds: Counts
     round_verify_ns: Ints
     """Nanoseconds of the target's forward in each round [M]."""
@@ -125,7 +125,7 @@ class Columns:
 
     @classmethod
     def of(cls, records: Records) -> Columns:
-        """Of records, of what can read itself as columns, or of columns, which are themselves."""
+        """The columns of records, or of anything that can read itself as columns."""
         if isinstance(records, Columns):
             return records
         if isinstance(records, HasColumns):
@@ -279,7 +279,7 @@ def _known(value: int | None) -> int:
 
 
 def _loops(ids: NDArray[Any], lengths: Counts) -> tuple[Counts, Counts]:
-    """Of each output its 8-grams, and how many of them stood in it before; told apart by 64-bit hashes."""
+    """The number of 8-grams of each output, and of those that stood in it before, by 64-bit hashes."""
     num_grams = np.maximum(lengths - (LOOP_NGRAM - 1), 0).astype(np.int32)
     owner = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
     if not num_grams.any():

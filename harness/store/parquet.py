@@ -45,7 +45,7 @@ class About:
 
     @classmethod
     def of(cls, journal: Journal, num_bytes: int, end: bytes) -> About:
-        """Of a journal of this size that ends in the line `end`."""
+        """The facts of a journal of this size that ends in the line `end`."""
         return cls(
             num_bytes=num_bytes,
             end=end.decode(),
@@ -100,7 +100,7 @@ def _schema() -> Any:
 
 
 def read_about(folder: Path) -> About | None:
-    """Of the export in a run folder; None where there is none, or none of the journal that lies there."""
+    """The facts of the export in a run folder; None if it is missing or was made from another journal."""
     about = _about(folder / COLUMNS)
     return about if about is not None and _is_of(about, folder / JOURNAL) else None
 

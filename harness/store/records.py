@@ -17,8 +17,9 @@ READABLE_VERSIONS = (1, 2)
 
 VerdictKind = Literal["identical", "tie", "stop-rule", "broken", "unpaired", "lossy", "forced", "unexplained"]
 """`unpaired`: not comparable token by token, as the prompt already differs from vanilla's (an earlier turn
-diverged and was judged there), or as the acceptor keeps the law but not the noise (p/q). `lossy`: the
-acceptor does not claim to be lossless. `forced`: what stays was told beforehand, the text means nothing.
+diverged and was judged there), or as the acceptor keeps the distribution but not the noise (p/q).
+`lossy`: the acceptor does not claim to be lossless. `forced`: the number of tokens to keep was given, so the
+text means nothing.
 `unexplained`: tokens differ, and the engine has no weights here that could tell a tie from a fault."""
 
 

@@ -184,7 +184,7 @@ class ResultStore:
         return OpenRun(self.root / manifest.run_id, manifest)
 
     def load_runs(self) -> list[Run]:
-        """See the function of this name."""
+        """All runs of the store; see the function `load_runs`."""
         return load_runs(self.root)
 
     def is_finished(self, run_id: str) -> bool:

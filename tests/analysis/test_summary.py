@@ -28,6 +28,7 @@ from tests.support.builders import (
 
 KEYS = [
     *("target", "task", "method", "temperature", "batch_size", "profile", "baseline", "acceptor"),
+    *("engine", "scenario"),
     *("tau", "tau_ci", "tokens_per_s", "latency_s", "speedup", "speedup_ci", "speedup_vs"),
     *("verdict", "roof_fraction", "num_prompts", "num_tokens", "variant"),
 ]

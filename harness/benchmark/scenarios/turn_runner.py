@@ -33,7 +33,7 @@ class Player:
     name: str
     method: Method
     kind: Literal["arm", "roundless", "rung"] = "arm"
-    """See `GenerationRecord.kind`."""
+    """The `GenerationRecord.kind` of its records."""
     width: int = 1
     """Most tokens of one target forward, for a player that does not tell its rounds."""
 
