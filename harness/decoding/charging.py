@@ -51,6 +51,7 @@ def charge(
             spent["total_ns"] += share
             if name == "prefill":
                 spent["prefill_ns"] += share
+                spent["first_token_ns"] = clock - begun[number]
             elif name in ("draft", "observe"):
                 # Learning from the outcome is the method's work as well.
                 generations[number].draft_ns[seen[number]] += share

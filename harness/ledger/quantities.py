@@ -44,6 +44,9 @@ class Quantities:
     """The generation's share of the time of its batch, so that shares add up."""
     latency_ns: int = field(default=0, metadata=_TIME)
     """From entering the batch to the last token, waiting for others included."""
+    first_token_ns: int | None = field(default=None, metadata=_METERED)
+    """From entering the batch until the first token is known and the drafter has read the prompt: the end of
+    the prefill. None where the clock does not count or the loop is not ours."""
     peak_memory_bytes: int | None = field(default=None, metadata=_METERED)
     """The most memory that was held until the end of the call."""
     energy_mj: int | None = field(default=None, metadata=_METERED)
