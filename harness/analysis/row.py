@@ -61,6 +61,8 @@ class Row:
     tokens_per_s: float = math.nan
     latency_s: float = math.nan
     latency_per_token_s: float = math.nan
+    medians: dict[str, float] = field(default_factory=dict)
+    """Medians over generations; see `harness.analysis.medians`."""
     speedup: float = math.nan
     speedup_ci: Ends = None
     speedup_vs: dict[str, float] = field(default_factory=dict)

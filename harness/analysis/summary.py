@@ -13,6 +13,7 @@ import numpy as np
 
 from harness.analysis import metrics, stats
 from harness.analysis.comparability import variants
+from harness.analysis.medians import medians
 from harness.analysis.row import Pair, Row
 from harness.analysis.stats import Interval, Totals
 from harness.analysis.ties import row_verdict, ties
@@ -192,6 +193,7 @@ def _timing(group: _Group, method: str, records: Columns, vanilla: Columns) -> d
         "tokens_per_s": rate,
         "latency_s": metrics.latency_s(records),
         "latency_per_token_s": metrics.latency_per_token_s(records),
+        "medians": medians(records),
         "roof_fraction": rate / _roof(group, records),
         **_forwards(group, records, vanilla),
         "energy_per_token_j": metrics.energy_per_token_j(records),
