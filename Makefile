@@ -11,7 +11,7 @@ report: .venv/bench
 	$(BIN)/python -m harness.report build
 
 test: .venv/dev
-	$(BIN)/python -m pytest -n 2 --dist loadscope
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: .venv/dev
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
-"""A benchmark harness for speculative decoding: `harness` owns truth, `methods` own guesses."""
+"""A benchmark harness for speculative decoding: it measures and verifies what `methods` propose."""
 
 import os
 
-# torch then asks for huge pages for large tensors: weights stream faster, for every arm and rung alike.
-# It is read once, when torch first allocates.
+# Has torch ask for huge pages for large tensors, so that weights stream faster, in all arms and rungs alike.
+# torch reads the variable once, at its first allocation.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

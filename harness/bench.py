@@ -1,7 +1,7 @@
 """Measure speedup and acceptance length: python -m harness.bench [--multirun] [group=option] [key=value] ...
 
-The last line on stdout is one JSON document with a row per method; all else goes to stderr. Exit status:
-0 good, 1 a run failed or a verdict is `broken`, 2 the command line or the configuration is wrong.
+The last line on stdout is one JSON document with a row per method; everything else goes to stderr. Exit
+status: 0 success, 1 a run failed or a verdict is `broken`, 2 the command line or the configuration is wrong.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from harness.cli import hydra_app
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="bench")
 def bench(config: DictConfig) -> None:
-    """One composed configuration."""
+    """Run one composed configuration."""
     hydra_app.run_job(config)
 
 
 def main() -> None:
-    """The script `specbench`: the shell can complete a command of one word only."""
+    """Entry point of the script `specbench`, which exists because shells complete only one-word commands."""
     sys.exit(hydra_app.main(bench))
 
 

@@ -1,4 +1,4 @@
-"""Configuration is the object: validated keyword-only dataclasses, built from YAML by `_target_`."""
+"""Configuration as objects: validated keyword-only dataclasses, built from YAML by `_target_`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """The user gave something that cannot be run; the text names it, what is allowed and what to type."""
+    """A mistake of the user; the text names what was given, what is allowed and what to type."""
 
 
 @dataclass_transform(kw_only_default=True)
 def configurable(cls: type[T]) -> type[T]:
-    """Make `cls` a keyword-only dataclass whose fields are type-checked and whose unknown keys are refused.
+    """Make `cls` a keyword-only dataclass that checks the types of its fields and refuses unknown keys.
 
-    Constructors do no work: no weights are read and no network is used before a method such as
-    `load` is called, so every YAML of `conf/` can be built in milliseconds.
+    Constructors do no work: they read no weights and use no network before a method such as `load` is
+    called, so every YAML of `conf/` can be built in milliseconds.
     """
-    # Numbers as text: Hydra reads `task.ids=[9]` and an all-digit revision as integers.
+    # Numbers count as texts, because Hydra reads `task.ids=[9]` and an all-digit revision as integers.
     config = pydantic.ConfigDict(
         extra="forbid", arbitrary_types_allowed=True, validate_default=True, coerce_numbers_to_str=True
     )
@@ -36,16 +36,18 @@ def configurable(cls: type[T]) -> type[T]:
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """' Did you mean X?' where `known` has something close to `name`, else ''."""
+    """The hint " Did you mean X?" if `known` has a name close to `name`, otherwise ""."""
     matches = difflib.get_close_matches(name, list(known), n=3)
     return f" Did you mean {' or '.join(matches)}?" if matches else ""
 
 
 def build(node: Any, where: str) -> Any:
-    """Instantiate the `_target_` of `node` (a config node named `where` in messages).
+    """Instantiate the `_target_` of a configuration node.
+
+    node: a config node or dict. where: its name in messages, as in `task` or `methods.ngram`.
 
     Raises:
-        ConfigError: an unknown key, a value out of range or an unimportable class.
+        ConfigError: an unknown key, a value out of range, or a class that cannot be imported.
     """
     container: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if not isinstance(container, dict) or "_target_" not in container:
@@ -58,7 +60,7 @@ def build(node: Any, where: str) -> Any:
 
 
 def _refuse_unknown(container: dict[str, Any], where: str) -> None:
-    """Raise for keys that the class behind `_target_` does not have, in `container` and below it."""
+    """Raise ConfigError for keys, at any depth, that the class behind `_target_` does not have."""
     try:
         cls = get_class(container["_target_"])
     except Exception as error:
@@ -76,7 +78,7 @@ def _refuse_unknown(container: dict[str, Any], where: str) -> None:
 
 
 def _explain(error: InstantiationException) -> str:
-    """The reason inside Hydra's wrapper, one clause a field."""
+    """The reason inside Hydra's wrapper, one clause per field."""
     cause = error.__cause__ or error
     if isinstance(cause, pydantic.ValidationError):
         return "; ".join(

@@ -1,4 +1,4 @@
-"""Report: `python -m harness.report build` makes tables of stored runs; `--help` lists the rest."""
+"""Report on stored runs: `python -m harness.report build` writes tables; `--help` lists all commands."""
 
 from __future__ import annotations
 

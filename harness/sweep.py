@@ -1,7 +1,7 @@
-"""How a sweep goes: python -m harness.sweep status [FOLDER] [--results RESULTS]
+"""Show the status of a sweep: python -m harness.sweep status [FOLDER] [--results RESULTS]
 
-From any machine that sees the results. The last line on stdout is one JSON document, all else goes to stderr.
-Exit status: 0 good, 1 a cell has failed, 2 the command line is wrong.
+Works on any machine that sees the results. The last line on stdout is one JSON document, everything else goes
+to stderr. Exit status: 0 success, 1 a cell has failed, 2 the command line is wrong.
 """
 
 from __future__ import annotations
@@ -23,26 +23,28 @@ from harness.system.console import Console
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit status."""
+    """Run the command. Returns its exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m harness.sweep", description="How a sweep goes.", allow_abbrev=False
+        prog="python -m harness.sweep", description="Show the status of a sweep.", allow_abbrev=False
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser(
-        "status", help="what is done, running, failed or missing", allow_abbrev=False
+        "status", help="count the cells that are done, running, failed or missing", allow_abbrev=False
     )
-    command.add_argument("folder", nargs="?", type=Path, help="of the sweep (default: the newest one)")
-    command.add_argument("--results", type=Path, default=Path("results"), help="folder that holds jobs/")
+    command.add_argument(
+        "folder", nargs="?", type=Path, help="the sweep's folder (default: the newest sweep)"
+    )
+    command.add_argument("--results", type=Path, default=Path("results"), help="the folder that holds jobs/")
     given, console = parser.parse_args(arguments), Console()
     try:
         sweep = Sweep(given.folder or newest(given.results))
-        found = status(sweep)
+        current = status(sweep)
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         console.error(explain(error))
         return WRONG
-    show(sweep, found, console)
-    print(json.dumps(found), flush=True)
-    return FAILED if found["counts"]["failed"] else GOOD
+    show(sweep, current, console)
+    print(json.dumps(current), flush=True)
+    return FAILED if current["counts"]["failed"] else GOOD
 
 
 if __name__ == "__main__":

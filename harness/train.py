@@ -17,7 +17,7 @@ from harness.cli import hydra_app
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="train")
 def train(config: DictConfig) -> None:
-    """One composed configuration."""
+    """Run one composed configuration."""
     from harness.training.job import run_training
 
     run_training(config)

@@ -1,15 +1,15 @@
-"""What conf/hydra/launcher names: Hydra takes launchers from modules of this package only."""
+"""The launchers that conf/hydra/launcher names: Hydra finds launchers only in modules of this package."""
 
 from harness.sweeps import launchers
 
 
 class Slurm(launchers.Slurm):
-    """See `harness.sweeps.launchers`."""
+    """`harness.sweeps.launchers.Slurm` under a name that Hydra accepts."""
 
 
 class Ray(launchers.Ray):
-    """See `harness.sweeps.launchers`."""
+    """`harness.sweeps.launchers.Ray` under a name that Hydra accepts."""
 
 
 class Processes(launchers.Processes):
-    """See `harness.sweeps.launchers`."""
+    """`harness.sweeps.launchers.Processes` under a name that Hydra accepts."""

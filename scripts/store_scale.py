@@ -45,7 +45,16 @@ def make_manifest(number: int) -> RunManifest:
     settings = {"_target_": f"methods.{method}", "draft_length": 4, "scope": "conversation"}
     return RunManifest(
         run_id=f"{target}.{task}.{decoding}.{number:04}",
-        cell=Cell(target, task, decoding, temperature, 1, "full", "eager", "coupled"),
+        cell=Cell(
+            target=target,
+            task=task,
+            decoding=decoding,
+            temperature=temperature,
+            batch_size=1,
+            profile="full",
+            baseline="eager",
+            acceptor="coupled",
+        ),
         arms={"vanilla": {"scope": "conversation"}, method: settings},
         rungs=[],
         config={

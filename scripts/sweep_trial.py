@@ -23,7 +23,7 @@ import psutil
 
 from harness.store.run_store import load_run
 from harness.store.write_lock import last_holder
-from harness.sweeps.cell_states import Shelf
+from harness.sweeps.cell_states import RunIndex
 
 RAY_PORT = 26379
 LAUNCHERS = {
@@ -76,15 +76,15 @@ class Trial:
 
     def num(self, state: str) -> int:
         """The number of cells in a state."""
-        return sum(one.state == state for one in Shelf(self.results / "runs").found)
+        return sum(one.state == state for one in RunIndex(self.results / "runs").runs)
 
     def running(self) -> list[Path]:
         """The run folders that are being written."""
-        return [one.folder for one in Shelf(self.results / "runs").found if one.state == "running"]
+        return [one.folder for one in RunIndex(self.results / "runs").runs if one.state == "running"]
 
     def tell(self, what: str, **more: Any) -> None:
         """Print the state of the store as one line."""
-        found = Shelf(self.results / "runs").found
+        found = RunIndex(self.results / "runs").runs
         runs = [load_run(one.folder) for one in found]
         keys = Counter(
             (run.manifest.run_id, one.arm, one.conversation, one.sample, one.repeat)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
+from hydra.utils import get_class
 from omegaconf import OmegaConf
 
 import conf
@@ -21,6 +23,18 @@ GROUPS = sorted(
     for path in CONF.iterdir()
     if path.is_dir() and path.name[0] != "_" and path.name not in BUILT_ELSEWHERE
 )
+
+
+TARGETS = sorted(
+    {name for file in CONF.rglob("*.yaml") for name in re.findall(r"_target_: *([\w.]+)", file.read_text())}
+)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_class_that_a_yaml_names_is_where_it_says(target: str) -> None:
+    """A text does not follow a class to another module; a re-exported name would change stored settings."""
+    cls = get_class(target)
+    assert f"{cls.__module__}.{cls.__qualname__}" == target
 
 
 def stems(group: str) -> list[str]:

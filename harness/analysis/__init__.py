@@ -1,1 +1,1 @@
-"""From records to numbers: metrics, intervals, ties, rows, and which runs compare."""
+"""Turns records into numbers: metrics, intervals, tie rates and rows, and decides which runs compare."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
 from harness.analysis.row import Row
-from harness.store.records import BASELINE
+from harness.store.records import BASELINE, Cell
 
 
 class BreakEven(NamedTuple):
@@ -37,17 +38,12 @@ def break_even(points: Sequence[tuple[int, float]]) -> BreakEven:
 
 def by_batch(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows that differ in nothing but method and batch, by batch; only where batches differ."""
-    groups: dict[tuple[object, ...], list[Row]] = {}
+    groups: dict[tuple[Cell, str], list[Row]] = {}
     for row in rows:
         if row.kind == "arm" and not row.failed:
-            groups.setdefault(_setting(row), []).append(row)
-    found = [sorted(group, key=lambda row: row.batch_size) for group in groups.values()]
-    return [group for group in found if len({row.batch_size for row in group}) > 1]
-
-
-def _setting(row: Row) -> tuple[object, ...]:
-    place = row.target, row.task, row.temperature, row.decoding
-    return *place, row.profile, row.baseline, row.acceptor, row.variant
+            groups.setdefault((replace(row.where, batch_size=0), row.variant), []).append(row)
+    found = [sorted(group, key=lambda row: row.where.batch_size) for group in groups.values()]
+    return [group for group in found if len({row.where.batch_size for row in group}) > 1]
 
 
 def curves(group: Sequence[Row]) -> dict[str, list[Row]]:
@@ -59,7 +55,7 @@ def curves(group: Sequence[Row]) -> dict[str, list[Row]]:
 
 def break_even_of(curve: Sequence[Row]) -> BreakEven | None:
     """Of one method's rows; None for vanilla, without times, and where a row is broken."""
-    timed = [(row.batch_size, row.speedup) for row in curve if math.isfinite(row.speedup)]
+    timed = [(row.where.batch_size, row.speedup) for row in curve if math.isfinite(row.speedup)]
     if curve[0].method == BASELINE or len(timed) < 2 or any(row.verdict == "broken" for row in curve):
         return None
     return break_even(timed)

@@ -13,8 +13,8 @@ from harness.system.naming import class_names
 
 Facts = dict[str, str]
 
-SETTING = ("target", "batch_size", "profile", "baseline", "acceptor")
-"""What all of one table shares: fields of a cell, and of a row."""
+SETTING = ("target", "batch_size", "profile", "baseline", "acceptor", "engine", "scenario")
+"""Fields of a cell that all rows of one table share."""
 _AXES = {"target", "task", "methods", "rungs", "decoding", "decodings", "max_new_tokens", "seeds"}
 """Parts of the configuration that have facts of their own below, told apart by the tables' axes."""
 _OUTPUT = {"tracker", "results", "replicate", "hydra", "dry_run"}

@@ -12,11 +12,12 @@ from harness.analysis.comparability import SETTING
 from harness.analysis.metrics import Ledger
 from harness.analysis.stats import Difference, Interval
 from harness.analysis.ties import Ties
-from harness.store.records import BASELINE, Failure, VerdictKind
+from harness.store.records import BASELINE, Cell, Failure, VerdictKind
 
 Ends = tuple[float, float] | None
 _JSON_KEYS = (
     *("target", "task", "method", "temperature", "batch_size", "profile", "baseline", "acceptor"),
+    *("engine", "scenario"),
     *("tau", "tau_ci", "tokens_per_s", "latency_s", "speedup", "speedup_ci", "speedup_vs"),
     *("verdict", "roof_fraction", "num_prompts", "num_tokens", "variant"),
 )
@@ -43,15 +44,8 @@ class Row:
     acceptor that does not claim it.
     """
 
-    target: str
-    task: str
+    where: Cell
     method: str
-    decoding: str
-    temperature: float
-    batch_size: int
-    profile: str
-    baseline: str
-    acceptor: str
     kind: Literal["arm", "rung"] = "arm"
     variant: str = ""
     scope: str = "conversation"
@@ -67,6 +61,8 @@ class Row:
     tokens_per_s: float = math.nan
     latency_s: float = math.nan
     latency_per_token_s: float = math.nan
+    medians: dict[str, float] = field(default_factory=dict)
+    """Medians over generations; see `harness.analysis.medians`."""
     speedup: float = math.nan
     speedup_ci: Ends = None
     speedup_vs: dict[str, float] = field(default_factory=dict)
@@ -125,13 +121,7 @@ class Row:
     @property
     def setting(self) -> tuple[Any, ...]:
         """What rows of one table share."""
-        return tuple(getattr(self, name) for name in SETTING)
-
-    @property
-    def cell(self) -> tuple[Any, ...]:
-        """What rows of one cell share; they may be compared with each other."""
-        place = self.target, self.batch_size, self.task, self.temperature, self.decoding
-        return *place, self.profile, self.baseline, self.acceptor, self.variant
+        return tuple(getattr(self.where, name) for name in SETTING)
 
 
 class Pair(NamedTuple):
@@ -147,7 +137,8 @@ class Pair(NamedTuple):
 
 def to_json(row: Row) -> dict[str, Any]:
     """The row's part of the JSON line: JSON types, None for what is not known."""
-    return {key: _plain(getattr(row, key)) for key in _JSON_KEYS}
+    known = {**vars(row.where), **vars(row)}
+    return {key: _plain(known[key]) for key in _JSON_KEYS}
 
 
 def json_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from harness.analysis import metrics, stats
 from harness.analysis.comparability import variants
+from harness.analysis.medians import medians
 from harness.analysis.row import Pair, Row
 from harness.analysis.stats import Interval, Totals
 from harness.analysis.ties import row_verdict, ties
@@ -128,13 +129,16 @@ def _groups(runs: Run | Sequence[Run], costs: Sequence[CostTable] = ()) -> Itera
     for run in many:
         if run.manifest.run_id in letters:
             groups[run.manifest.cell, letters[run.manifest.run_id]].append(run)
-    # Tables go from T = 0 up; the names of decodings do not sort that way.
-    ordered = sorted(
-        groups, key=lambda key: (key[0].target, key[0].batch_size, key[0].task, *key[0][3:], key)
-    )
-    for key in ordered:
+    for key in sorted(groups, key=lambda key: _position(*key)):
         # Of a group that was counted nothing stays.
         yield _Group(*key, groups[key], table_of(groups[key][0].manifest, costs))
+
+
+def _position(cell: Cell, variant: str) -> tuple[Any, ...]:
+    """Where a group stands in the tables: from T = 0 up; the names of decodings do not sort that way."""
+    where = cell.target, cell.batch_size, cell.task, cell.temperature
+    setting = cell.profile, cell.baseline, cell.acceptor, cell.engine, cell.scenario
+    return *where, *setting, cell.decoding, variant
 
 
 def _row(group: _Group, method: str) -> Row:
@@ -144,7 +148,7 @@ def _row(group: _Group, method: str) -> Row:
     nulls = [null for run in runs for null in run.nulls]
     decoding = asking[0].manifest.config.get("decoding") or {}
     known: dict[str, Any] = {
-        **group.cell._asdict(),
+        "where": group.cell,
         "method": method,
         "kind": group.methods[method],
         "variant": group.variant,
@@ -189,6 +193,7 @@ def _timing(group: _Group, method: str, records: Columns, vanilla: Columns) -> d
         "tokens_per_s": rate,
         "latency_s": metrics.latency_s(records),
         "latency_per_token_s": metrics.latency_per_token_s(records),
+        "medians": medians(records),
         "roof_fraction": rate / _roof(group, records),
         **_forwards(group, records, vanilla),
         "energy_per_token_j": metrics.energy_per_token_j(records),

@@ -1,1 +1,1 @@
-"""One run: what is measured, in which order, and what is written down."""
+"""Measures one configuration, from plan to stored run: sessions, order of trials, verdicts, dry runs."""

@@ -19,7 +19,7 @@ from harness.store.follower import FollowedStore
 from harness.store.records import Cell, Failure
 from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console, warn_on_error
-from harness.system.machine_lock import held
+from harness.system.machine_lock import machine_lock
 from harness.system.processes import is_follower
 from harness.target.spec import TargetSpec
 
@@ -47,8 +47,8 @@ class Job:
     def run(self, sweeping: bool) -> None:
         """Measure and report.
 
-        sweeping: whether other jobs follow. A wrong configuration is then a failed row; otherwise it is only
-        reported, with the exit status of a wrong command line.
+        sweeping: whether other jobs follow. A wrong configuration is then a failed row of the sweep;
+        otherwise it is only reported, with the exit status of a wrong command line.
         """
         with ExitStack() as stack:
             try:
@@ -56,7 +56,7 @@ class Job:
                 plan = make_plan(self._config, self._overrides)
                 plan.tracker.require()
                 units = plan.engine.units(plan.target)
-                stack.enter_context(held(units, plan.measure.timed, self._console.note))
+                stack.enter_context(machine_lock(units, plan.measure.timed, self._console.note))
                 session = Session(plan, self._console)
                 experiments = [Experiment(session, params) for params in plan.decodings.values()]
             except (Exception, KeyboardInterrupt) as error:
@@ -152,7 +152,9 @@ def cells_of(config: DictConfig) -> list[Cell]:
             batch_size=int(_number(config.measure.get("batch_size", 1))),
             profile=str(config.measure.profile),
             baseline=_baseline(config),
-            acceptor=_acceptor(config),
+            acceptor=_name_of(config.acceptor, "acceptor"),
+            engine=_name_of(config.engine, "engine"),
+            scenario=str(config.scenario.name),
         )
         for name, node in (config.decodings or {}).items()
     ]
@@ -168,16 +170,16 @@ def _baseline(config: DictConfig) -> str:
         return "strong" if strong else "eager"
 
 
-def _acceptor(config: DictConfig) -> str:
-    """The acceptor's name; its class's if it cannot be built (which may be what failed)."""
+def _name_of(node: DictConfig, where: str) -> str:
+    """The name of an object; that of its class if it cannot be built, because that may be what failed."""
     try:
-        return str(build(config.acceptor, "acceptor").name)
+        return str(build(node, where).name)
     except ConfigError:
-        return str(config.acceptor["_target_"]).rpartition(".")[2].lower()
+        return str(node["_target_"]).rpartition(".")[2].lower()
 
 
 def _number(value: Any) -> float:
-    """0 if the value is not a number (the bad value may be what failed)."""
+    """0 if the value is not a number, because that may be what failed."""
     try:
         return float(value)
     except (TypeError, ValueError):

@@ -86,6 +86,8 @@ def make_cell(plan: Plan, params: DecodingParams) -> Cell:
         profile=plan.measure.profile,
         baseline=plan.engine.baseline(plan.target),
         acceptor=plan.acceptor.name,
+        engine=plan.engine.name,
+        scenario=plan.scenario.name,
     )
 
 

@@ -1,1 +1,1 @@
-"""The command line: Hydra applications, the report command, how a command ends."""
+"""The command line: runs Hydra applications and the report command, and ends them with an exit status."""

@@ -1,4 +1,4 @@
-"""Command line: Hydra's jobs, what they leave behind for the aggregate, and mistakes told in words."""
+"""Hydra applications: running one, its exit status, and readable messages for mistakes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from harness.system.console import Console
 from harness.system.processes import is_follower
 
 _GRACE_S = 10
-"""Seconds that a process that failed leaves to the first one, before its end ends all."""
+"""Seconds that a failed follower leaves to the first process to report; its exit then ends all of them."""
 _HINTS = ("See https://hydra.cc", "Set the environment variable")
-"""Lines of Hydra's that help nobody here."""
+"""Openings of lines in Hydra's messages that do not help users of this harness."""
 
 
 def main(job: Callable[[], Any]) -> int:
-    """Run a Hydra application; the exit status of the process, unless a callback exits before."""
-    # Hydra's own reports end in exit status 1 and a hint at its internals: have it raise instead.
+    """Run a Hydra application. Returns the exit status of the process, unless a callback exits first."""
+    # Hydra would report errors itself, with exit status 1 and hints about its internals; this makes it raise.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         job()
@@ -46,7 +46,7 @@ def main(job: Callable[[], Any]) -> int:
             raise
         return _wrong(explain(error))
     except OSError as error:
-        # Hydra makes the folder of a job before the job can look.
+        # Hydra creates the folder of a job before the job could check that it can be written.
         return _wrong(str(unwritable(error.filename or "results", error)))
     except KeyboardInterrupt:
         Console().error("stopped by the user")
@@ -56,15 +56,15 @@ def main(job: Callable[[], Any]) -> int:
 
 def _wrong(text: str) -> int:
     if is_follower():
-        # The first process meets the same mistake, and must live to tell it.
+        # The first process finds the same mistake, and must live long enough to report it.
         return GOOD
     Console().error(text)
     return WRONG
 
 
 def run_job(config: DictConfig) -> None:
-    """Measure everything of one composed configuration and leave the outcome in Hydra's folder."""
-    # torch and transformers take seconds to import, which `--help` and a misspelt key need not wait for.
+    """Measure one composed configuration, and write its outcome into Hydra's folder for `Collect`."""
+    # Imported here, as torch and transformers take seconds, which `--help` and a misspelt key need not cost.
     from harness.benchmark.dry_run.survey import Survey
     from harness.benchmark.job import Job
 
@@ -77,13 +77,14 @@ def run_job(config: DictConfig) -> None:
     job.run(sweeping)
     if follows:
         if job.outcome()["status"] == FAILED and not sweeping:
-            # If all failed, the first still has to say so; if this one did alone, the others wait for it.
+            # If all processes failed, the first one must report it before torchrun ends it. If only this one
+            # failed, the others wait for it, so it must end.
             time.sleep(_GRACE_S)
             raise SystemExit(FAILED)
         return
     folder = Path(hydra.runtime.output_dir)
     (folder / OUTCOME).write_text(json.dumps(job.outcome()))
-    # A launcher that runs jobs elsewhere is interrupted itself, and ends the sweep.
+    # A launcher that runs jobs in other processes is interrupted too, and collects the outcomes itself.
     if job.interrupted and sweeping and str(hydra.launcher["_target_"]).endswith("BasicLauncher"):
         Collect().on_multirun_end(config=_with_hydra(config))
 
@@ -93,7 +94,7 @@ def _with_hydra(config: DictConfig) -> DictConfig:
 
 
 def explain(error: Exception) -> str:
-    """What is wrong with a command line, what is allowed and what to type."""
+    """The message for an error of Hydra or OmegaConf: what is wrong, what is allowed and what to type."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     parent, key = getattr(cause, "parent_node", None), getattr(cause, "key", None)
     if isinstance(parent, DictConfig) and key is not None and key not in parent:
@@ -106,7 +107,7 @@ def explain(error: Exception) -> str:
 
 
 def _unknown_key(parent: DictConfig, key: str, full_key: str) -> str:
-    """For a key that the composed configuration does not have."""
+    """The message for a key that the composed configuration does not have."""
     known = [str(name) for name in parent if not str(name).startswith(("_", "hydra"))]
     hidden = [name for name in _fields(parent.get("_target_")) if name not in known]
     if key in hidden:
@@ -118,7 +119,7 @@ def _unknown_key(parent: DictConfig, key: str, full_key: str) -> str:
 
 
 def _unknown_option(group: str, name: str) -> str:
-    """For a YAML that a group does not have."""
+    """The message for an option that a group does not have."""
     options = _options(group)
     if not options:
         return f"{group}: no such group.{near(group, _options())} Groups: {', '.join(_options())}."
@@ -126,7 +127,7 @@ def _unknown_option(group: str, name: str) -> str:
 
 
 def _options(group: str = "") -> list[str]:
-    """YAMLs of a group, or all groups."""
+    """Names of the options of a group, or of all groups."""
     root = Path(conf.__file__).parent / group
     if not group:
         return sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] not in "_.")
@@ -139,6 +140,6 @@ def _fields(target: str | None) -> list[str]:
 
 
 def _from_hydra(error: Exception) -> bool:
-    """Whether Hydra raised it: of some mistakes it tells in a bare ValueError."""
+    """Whether Hydra raised the error: it reports some mistakes by a plain ValueError."""
     frames = list(traceback.walk_tb(error.__traceback__))
     return str(frames[-1][0].f_globals.get("__name__")).startswith("hydra.")

@@ -1,4 +1,4 @@
-"""Outcome: what a job leaves behind, and how a command ends: one table, one JSON line, the exit status."""
+"""The end of a command: from the outcomes of its jobs to one table, one JSON line and the exit status."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from typing_extensions import override
 
 from harness.analysis.comparability import variants
 from harness.store.records import Run
@@ -18,27 +19,28 @@ from harness.system.console import Console
 from harness.system.processes import is_follower
 
 OUTCOME = "outcome.json"
-"""What a job leaves in its Hydra folder: `run_dirs`, `errors` and `status`."""
-
-
+"""File that a job writes into its Hydra folder: `run_dirs`, `errors` and `status`."""
 GOOD, FAILED, WRONG = 0, 1, 2
+"""Exit statuses: success, a failed run or broken verdict, a wrong command line or configuration."""
 
 
 class Collect(Callback):
-    """Ends the process: one table of everything it measured, the JSON line, the exit status.
+    """Ends the process with one table of everything it measured, the JSON line and the exit status.
 
-    Hydra gives a job's result to nobody but callbacks, and their exceptions it turns into warnings; hence the
-    SystemExit.
+    Hydra passes the results of jobs to callbacks only, and turns exceptions of callbacks into warnings. Hence
+    this callback exits by SystemExit, which is no `Exception`.
     """
 
+    @override
     def on_run_end(self, config: DictConfig, **_: Any) -> None:
-        """After a single run; one that raised has no outcome, and Hydra raises it again."""
+        """Report a single run. One that raised has no outcome, and Hydra re-raises its exception."""
         outcome = Path(config.hydra.run.dir) / OUTCOME
         if outcome.is_file():
             self._end([outcome])
 
+    @override
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """After all jobs of a sweep, in the order of their numbers."""
+        """Report all jobs of a sweep, in the order of their numbers."""
         jobs = sorted(Path(config.hydra.sweep.dir).glob("*/.hydra"), key=lambda path: _number(path.parent))
         self._end([job.parent / OUTCOME for job in jobs])
 
@@ -66,7 +68,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
-    """Print the table and the JSON line; the exit status. Nothing was measured by a wrong command line."""
+    """Print the table and the JSON line. Returns the exit status; if that is WRONG, there is no JSON line."""
     from harness.analysis import summary
     from harness.analysis.row import Row, json_rows
     from harness.costs.table import load_tables
@@ -77,7 +79,7 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
     errors = [error for outcome in outcomes for error in outcome["errors"]]
     surveyed = [cell for outcome in outcomes for cell in outcome.get("cells", [])]
     runs: list[Run] = []
-    found: list[Row] = []
+    rows: list[Row] = []
     for folder in folders:
         try:
             runs.append(load_run(Path(folder)))
@@ -85,9 +87,9 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
             errors.append(f"{folder}: left out of the table: {error}")
     try:
         results = dict.fromkeys(Path(folder).parents[1] for folder in folders)
-        found = summary.summarise(runs, [table for place in results for table in load_tables(place)])
-        if found:
-            console.table(*tables.console_table(found))
+        rows = summary.summarise(runs, [table for folder in results for table in load_tables(folder)])
+        if rows:
+            console.table(*tables.console_table(rows))
         for note in variants(runs)[1]:
             console.note(note)
         if surveyed:
@@ -98,13 +100,13 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
                 console.note(note)
     except Exception as error:
         errors.append(f"the table cannot be made: {type(error).__name__}: {error}")
-    for told in errors:
-        console.error(told)
+    for text in errors:
+        console.error(text)
     if status == WRONG:
         return status
-    document: dict[str, Any] = {"rows": json_rows(found), "run_dirs": folders}
+    document: dict[str, Any] = {"rows": json_rows(rows), "run_dirs": folders}
     if any("cells" in outcome for outcome in outcomes):
         document["cells"] = surveyed
     print(json.dumps(document, allow_nan=False), flush=True)
-    broken = any(row.verdict == "broken" and row.kind == "arm" for row in found)
+    broken = any(row.verdict == "broken" and row.kind == "arm" for row in rows)
     return FAILED if broken or errors else status

@@ -1,4 +1,4 @@
-"""The command `python -m harness.report`: its parser and its sub-commands."""
+"""The command `python -m harness.report`: its parser, its sub-commands and its exit status."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness.analysis.row import Row
+from harness.cli.outcome import FAILED, GOOD, WRONG
 from harness.config import ConfigError
 from harness.reports import replay_table
 from harness.reports.build import FORMATS, TABLES, build
@@ -17,20 +18,18 @@ from harness.store.migration import migrate
 from harness.system.console import Console
 from harness.tracking import sync, wandb_workspace
 
-GOOD, FAILED, WRONG = 0, 1, 2
-
-
 _UPKEEP = {
-    "compact": "put the finished runs into a few archives, which are read as their folders are",
-    "expand": "put packed runs back into folders of their own",
-    "migrate": "write runs of older versions of the harness anew as this one writes them",
+    "compact": "move finished runs into a few archives, which are read like folders",
+    "expand": "move archived runs back into folders of their own",
+    "migrate": "rewrite runs of older versions of the harness in the present format",
 }
+"""Commands that maintain the store, and their help texts."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `python -m harness.report`; its exit status.
+    """Run `python -m harness.report`.
 
-    0 good, 1 a row failed or is broken or a run could not be sent, 2 wrong usage.
+    Returns its exit status: 0 success, 1 a row failed or is broken or a run could not be sent, 2 wrong usage.
     """
     given = _parser().parse_args(arguments)
     console = Console()
@@ -45,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return GOOD
         roots = [locate(root) for root in given.results]
         if given.out is None and not is_local(roots[0]):
-            raise ConfigError(f"--results {roots[0]}: nothing is written there; type --out FOLDER as well")
+            raise ConfigError(f"--results {roots[0]}: cannot be written to; type --out FOLDER as well")
         out = given.out or roots[0] / "tables"
         rows = build(roots, out, console, given.only, given.allow_mixed, given.format)
     except (ConfigError, OSError) as error:
@@ -55,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def is_bad(row: Row) -> bool:
-    """Whether a row must not pass unnoticed: a run of it failed, or our own output is not vanilla's."""
+    """Whether a row must fail the command: a run of it failed, or an arm's output is not vanilla's."""
     return row.failed or bool(row.failures) or (row.verdict == "broken" and row.kind == "arm")
 
 
@@ -64,16 +63,16 @@ def _diff(given: argparse.Namespace, _: Console) -> None:
 
 
 def _compact(given: argparse.Namespace, console: Console) -> None:
-    made = compact(given.results / RUNS, console.note)
-    console.note(f"{len(made)} more archives; python -m harness.report expand gives the folders back")
+    archives = compact(given.results / RUNS, console.note)
+    console.note(f"{len(archives)} new archives; python -m harness.report expand restores the folders")
 
 
 def _expand(given: argparse.Namespace, console: Console) -> None:
-    console.note(f"{expand(given.results / RUNS, console.note)} runs are folders again")
+    console.note(f"{expand(given.results / RUNS, console.note)} runs restored to folders")
 
 
 def _migrate(given: argparse.Namespace, console: Console) -> None:
-    console.note(f"{migrate(given.results / RUNS, console.note)} runs were of another version")
+    console.note(f"{migrate(given.results / RUNS, console.note)} runs rewritten")
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
@@ -83,13 +82,13 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "expand": _expand,
     "migrate": _migrate,
 }
-"""All but `build`; what they do is done or raises."""
+"""Commands that either succeed or raise."""
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m harness.report",
-        description="What can be made of stored runs: tables, figures, a page, a tracker's runs.",
+        description="Make tables, figures, a page or a tracker's runs of stored runs.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -101,32 +100,39 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=FORMATS,
         default=TABLES,
-        help=f"html is one page that opens without a network; {' '.join(TABLES)} unless given",
+        help=f"formats to write, of which html is one page that opens offline (default: {' '.join(TABLES)})",
     )
     command.add_argument(
         "--results",
         nargs="+",
         default=["results"],
-        help="folders or URLs (s3://..., https://...) that hold runs/; several are read as one",
+        help="folders or URLs (s3://..., https://...) that hold runs/; several are read as one store",
     )
     command.add_argument("--out", type=Path, help="folder to write into (default: RESULTS/tables)")
-    command.add_argument("--only", metavar="PATTERN", help="of run ids, as in 'smollm2_135m.*'")
     command.add_argument(
-        "--allow-mixed", action="store_true", help="footnote runs that differ; do not refuse"
+        "--only", metavar="PATTERN", help="only run ids that match it, as in 'smollm2_135m.*'"
+    )
+    command.add_argument(
+        "--allow-mixed",
+        action="store_true",
+        help="put runs that differ into one table with footnotes, instead of refusing",
     )
     replay_table.add_command(commands)
     sync.add_command(commands)
     wandb_workspace.add_command(commands)
     command = commands.add_parser(
         "diff",
-        help="what differs between two runs, and what it may have done to their numbers",
-        description="What differs between two runs, and what it may have done to their numbers.",
+        help="show how two runs differ and how that may affect their numbers",
+        description="Show how two runs differ and how that may affect their numbers.",
         allow_abbrev=False,
     )
     for name in ("first", "second"):
-        command.add_argument(name, metavar="RUN", help="a run's id, a part of it, or its folder")
-    command.add_argument("--results", type=Path, default=Path("results"), help="folder that holds runs/")
-    for name, told in _UPKEEP.items():
-        command = commands.add_parser(name, help=told, description=f"{told}.", allow_abbrev=False)
-        command.add_argument("--results", type=Path, default=Path("results"), help="folder that holds runs/")
+        command.add_argument(name, metavar="RUN", help="id of a run, part of the id, or its folder")
+    command.add_argument("--results", type=Path, default=Path("results"), help="the folder that holds runs/")
+    for name, purpose in _UPKEEP.items():
+        description = f"{purpose[0].upper()}{purpose[1:]}."
+        command = commands.add_parser(name, help=purpose, description=description, allow_abbrev=False)
+        command.add_argument(
+            "--results", type=Path, default=Path("results"), help="the folder that holds runs/"
+        )
     return parser

@@ -1,1 +1,1 @@
-"""What a forward and a drafter cost on one machine, and what follows from it."""
+"""Measured costs of forwards and drafters as tables, and what they predict: headroom and replays."""

@@ -1,1 +1,1 @@
-"""The loop: propose, verify, accept, commit, observe."""
+"""The decoding loop (propose, verify, accept, commit, observe) with its acceptors, sampling and batches."""

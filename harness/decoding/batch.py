@@ -5,7 +5,7 @@ Shapes: B sequences that run, n drafted nodes.
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from harness.decoding.acceptance import Accepted
+from harness.decoding.charging import Span, charge
 from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, Outcome
+from harness.ledger.quantities import Quantities
 from harness.target.model import Target
 
 Stop = Literal["end", "cap", "context"]
@@ -31,31 +33,18 @@ class Request:
     key: int
 
 
-@dataclass(kw_only=True)
-class Generation:
-    """The output and the ledger of one request; the fields are those of `records.GenerationRecord`.
-
-    riders: per round, tokens that shared the forward without being drafted nodes (see `Riders`).
-    drafts: per round, the batch's draft and this sequence's row in it; paths: the drafted tokens that were
-    kept, before trimming. Both for the verdict and for those who want to look at the trees.
-    """
+@dataclass(frozen=True, kw_only=True)
+class Generation(Quantities):
+    """The output and the ledger of one request."""
 
     output_ids: list[int] = field(default_factory=list)
+    """The answer, with the end token if there was one."""
     stop: Stop | None = None
-    drafted: list[int] = field(default_factory=list)
-    depth: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-    emitted: list[int] = field(default_factory=list)
-    riders: list[int] = field(default_factory=list)
-    draft_ns: list[int] = field(default_factory=list)
-    verify_ns: list[int] = field(default_factory=list)
-    accept_ns: list[int] = field(default_factory=list)
-    commit_ns: list[int] = field(default_factory=list)
-    prefill_ns: int = 0
-    total_ns: int = 0
-    latency_ns: int = 0
+    """Why it ended; None while it runs."""
     drafts: list[tuple[Draft, int]] = field(default_factory=list, repr=False)
+    """Per round, the draft of the batch and this sequence's row in it, for the verdict and for display."""
     paths: list[list[int]] = field(default_factory=list, repr=False)
+    """Per round, the drafted tokens that were kept, before trimming."""
 
 
 @dataclass(frozen=True)
@@ -260,44 +249,9 @@ class Batch:
             rider_logits=rider_logits,
         )
 
-    def charge(self, spans: list[tuple[str, int]], total_ns: int) -> None:
-        """Divide the measured time among generations and rounds."""
-        for generation in self.generations:
-            for stage in ("draft", "verify", "accept", "commit"):
-                getattr(generation, f"{stage}_ns").extend([0] * len(generation.emitted))
-        if not spans:
-            return
-        taken_in, rounds = iter(self._entered), iter(self._rounds)
-        seen: dict[int, int] = defaultdict(lambda: -1)
-        begun: dict[int, int] = {}
-        clock = 0
-        numbers: list[int] = []
-        for name, span_ns in spans:
-            if name == "prefill":
-                numbers = next(taken_in)
-                begun.update(dict.fromkeys(numbers, clock))
-            elif name == "draft":
-                numbers = next(rounds)
-                for number in numbers:
-                    seen[number] += 1
-            clock += span_ns
-            share = span_ns // len(numbers)
-            for number in numbers:
-                generation = self.generations[number]
-                generation.total_ns += share
-                if name == "prefill":
-                    generation.prefill_ns += share
-                elif name in ("draft", "observe"):
-                    # Learning from the outcome is the method's work as well.
-                    generation.draft_ns[seen[number]] += share
-                elif name != "other":
-                    getattr(generation, f"{name}_ns")[seen[number]] += share
-                if name in ("prefill", "other"):
-                    # Drafter updates after the last round do not count towards latency.
-                    generation.latency_ns = clock - begun[number]
-        rest = total_ns - sum(generation.total_ns for generation in self.generations)
-        for generation in self.generations:
-            generation.total_ns += rest // len(self.generations)
+    def charge(self, spans: Sequence[Span], total_ns: int) -> None:
+        """Divide the measured time among generations and rounds; see `charging.charge`."""
+        self.generations = charge(self.generations, self._entered, self._rounds, spans, total_ns)
 
     def _emit(self, row: int, tokens: list[int]) -> int:
         generation = self.generations[row]
@@ -305,12 +259,15 @@ class Batch:
         kept, ended = trim(tokens, self._end, min(cap_left, self._context_left(row)))
         generation.output_ids.extend(kept)
         if ended:
-            generation.stop = "end"
+            self._stop(row, "end")
         elif len(generation.output_ids) >= self.params.max_new_tokens:
-            generation.stop = "cap"
+            self._stop(row, "cap")
         elif self._context_left(row) <= 0:
-            generation.stop = "context"
+            self._stop(row, "context")
         return len(kept)
+
+    def _stop(self, row: int, reason: Stop) -> None:
+        self.generations[row] = replace(self.generations[row], stop=reason)
 
     def _context_left(self, row: int) -> int:
         used = len(self.requests[row].prompt) + len(self.generations[row].output_ids)

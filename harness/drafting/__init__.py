@@ -1,1 +1,1 @@
-"""What a method implements: drafts, trees, and the drafter's interface."""
+"""The interface that a method implements: drafts, token trees and drafters."""

@@ -1,1 +1,1 @@
-"""Who decodes a request: our loop, and other people's."""
+"""Engines that answer a request by other means than our own decoding loop."""

@@ -14,8 +14,9 @@ from torch.profiler import ProfilerActivity, profile
 from typing_extensions import override
 
 from harness.drafting.draft import Draft
-from harness.drafting.drafter import Drafter, Outcome, Scope, Tap
+from harness.drafting.drafter import Drafter, Outcome
 from harness.drafting.trees import DynamicTree
+from harness.drafting.wrapper import DrafterWrapper
 from harness.profiling.setup import Finding, ProfilingSetup
 from harness.system.clock import synchronize
 
@@ -23,8 +24,8 @@ _WORK = frozenset(f"aten::{name}" for name in ("linear", "scaled_dot_product_att
 """Operators that any implementation of a head has to run; the remaining time of a draft is overhead."""
 
 
-class WatchedDrafter(Drafter):
-    """Passes everything on to another drafter; a command times its drafts and acts between rounds."""
+class WatchedDrafter(DrafterWrapper):
+    """Times the drafts of another drafter and acts between its rounds."""
 
     def __init__(
         self,
@@ -33,39 +34,17 @@ class WatchedDrafter(Drafter):
         after: Callable[[Outcome], None] = lambda outcome: None,
     ) -> None:
         """around: is given the call that drafts and returns its draft. after: follows every `observe`."""
-        super().__init__(policy=inner.policy)
-        self._inner, self._around, self._after = inner, around, after
-
-    @property
-    @override
-    def scope(self) -> Scope:
-        return self._inner.scope
-
-    @override
-    def new_call(self, keep_memory: bool) -> None:
-        self._inner.new_call(keep_memory)
-
-    @property
-    @override
-    def taps(self) -> tuple[Tap, ...]:
-        return self._inner.taps
-
-    @override
-    def reset(self, num_rows: int) -> None:
-        self._inner.reset(num_rows)
+        super().__init__(inner)
+        self._around, self._after = around, after
 
     @override
     def propose(self, room: Sequence[int]) -> Draft:
-        return self._around(lambda: self._inner.propose(room))
+        return self._around(lambda: self.inner.propose(room))
 
     @override
     def observe(self, outcome: Outcome) -> None:
-        self._inner.observe(outcome)
+        super().observe(outcome)
         self._after(outcome)
-
-    @override
-    def keep(self, rows: Sequence[int]) -> None:
-        self._inner.keep(rows)
 
 
 def parts(setup: ProfilingSetup) -> list[Finding]:

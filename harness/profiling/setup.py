@@ -16,7 +16,7 @@ from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Drafter
 from harness.profiling.profile import Profile
-from harness.system.machine_lock import held, units_of
+from harness.system.machine_lock import machine_lock, units_of
 from harness.system.processes import refuse_shared
 from harness.target.model import Target
 from harness.target.spec import LoadedWeights, TargetSpec
@@ -87,7 +87,7 @@ def prepared(config: DictConfig, note: Callable[[str], None], **changes: Any) ->
     drafters = {str(name): build(node, f"methods.{name}") for name, node in (config.methods or {}).items()}
     spec: TargetSpec = replace(build(config.target, "target"), **changes)
     refuse_shared(spec.tensor_parallel, "profiling")
-    with held(units_of(spec.resolved_device(), spec.device_map is not None), True, note):
+    with machine_lock(units_of(spec.resolved_device(), spec.device_map is not None), True, note):
         weights = spec.load(note)
         profile.check(weights.max_context)
         target = Target(weights.model, spec.attention, spec.linear, spec.cache, spec.compile)

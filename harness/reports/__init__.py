@@ -1,1 +1,1 @@
-"""From rows to tables, figures and pages, without torch."""
+"""Renders rows as tables, LaTeX, figures and pages. Loads no torch."""

@@ -16,7 +16,15 @@ from harness.reports import formatting
 
 def csv(rows: Sequence[Row]) -> str:
     """Every raw number of every row; an empty cell where it is not known."""
-    return csv_of([{**_flat(dataclasses.asdict(row)), "failed": row.failed} for row in rows])
+    return csv_of([_line(row) for row in rows])
+
+
+def _line(row: Row) -> dict[str, Any]:
+    """The cell and the method first, then every number."""
+    where, own = dataclasses.asdict(row.where), dataclasses.asdict(row)
+    del own["where"]
+    first = {"target": where.pop("target"), "task": where.pop("task"), "method": own.pop("method")}
+    return _flat({**first, **where, **own, "failed": row.failed})
 
 
 def pairs_csv(pairs: Sequence[Pair]) -> str:
@@ -24,7 +32,7 @@ def pairs_csv(pairs: Sequence[Pair]) -> str:
     return csv_of(
         [
             {
-                **{name: write(pair.row) for name, write in formatting.AXES},
+                **{name: write(pair.row.where) for name, write in formatting.AXES},
                 "variant": pair.row.variant,
                 "over": pair.over,
                 "under": pair.under,

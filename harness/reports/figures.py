@@ -6,15 +6,16 @@ The same rows give the same bytes: no global matplotlib state, no dates, the fon
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.analysis.batch_scaling import break_even_of, by_batch, curves
 from harness.analysis.metrics import STAGES
 from harness.analysis.row import Row
 from harness.reports import formatting
-from harness.store.records import BASELINE
+from harness.store.records import BASELINE, Cell
 from harness.system.naming import slug
 
 if TYPE_CHECKING:
@@ -22,6 +23,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Draw = Callable[["Axes", Sequence[Row], dict[str, str]], None]
+
+
+class _Set(NamedTuple):
+    """Figures that belong together: a cell with all its tasks (task ""), or all batch sizes too (0)."""
+
+    where: Cell
+    variant: str
+
+
+_TEMPERATURE = "T"
+_TELLING: tuple[tuple[str, Callable[[_Set], str | float]], ...] = (
+    ("batch", lambda one: one.where.batch_size),
+    (_TEMPERATURE, lambda one: one.where.temperature),
+    ("", lambda one: one.where.profile),
+    ("", lambda one: one.where.baseline),
+    ("", lambda one: one.where.acceptor),
+    ("", lambda one: one.where.engine),
+    ("", lambda one: one.where.scenario),
+    ("", lambda one: one.variant),
+)
+"""Label and value of what may tell sets of one target and decoding apart, in the order of a file's name."""
 
 # Okabe and Ito 2008, told apart with every common colour blindness; without its black and its pale yellow.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#44AA99")
@@ -58,40 +80,40 @@ def draw(rows: Sequence[Row], folder: Path, prefix: str = "") -> list[Path]:
     figure has them as its axis. Without times
     (`measure=acceptance`) there is no figure of speed.
     """
-    groups: dict[tuple[Any, ...], list[Row]] = {}
+    groups: dict[_Set, list[Row]] = {}
     for row in rows:
-        key = (*row.cell[:2], *row.cell[3:])
-        groups.setdefault(key, []).append(row)
+        groups.setdefault(_Set(replace(row.where, task=""), row.variant), []).append(row)
     written: list[Path] = []
     for key, group in groups.items():
-        name = prefix + _name(key, list(groups))
+        name = prefix + _name(key, groups)
         for kind, (has, paint) in KINDS.items():
             shown = [row for row in group if has(row)]
             if shown:
                 written += _figure(shown, folder, f"{name}-{kind}", kind, paint)
-    together: dict[tuple[Any, ...], list[Row]] = {}
+    together: dict[_Set, list[Row]] = {}
     for group in by_batch(rows):
         if any(break_even_of(curve) for curve in curves(group).values()):
-            together.setdefault((group[0].target, 0, *group[0].cell[3:]), []).extend(group)
+            where = replace(group[0].where, task="", batch_size=0)
+            together.setdefault(_Set(where, group[0].variant), []).extend(group)
     for key, group in together.items():
-        name = f"{prefix}{_name(key, list(together))}-{BATCHES}"
+        name = f"{prefix}{_name(key, together)}-{BATCHES}"
         written += _figure(group, folder, name, BATCHES, _by_batch)
     return written
 
 
-def _name(key: tuple[Any, ...], keys: Sequence[tuple[Any, ...]]) -> str:
+def _name(key: _Set, keys: Collection[_Set]) -> str:
     """Target and decoding, and whatever else tells the sets apart."""
-    target, _, _, decoding, *_ = key
-    labels = ("", "batch", "T", "", "", "", "", "")
+    # A decoding names its temperature, which is added only where one name stands for several.
+    decodings = {(other.where.decoding, other.where.temperature) for other in keys}
+    is_clear = len(decodings) == len({name for name, _ in decodings})
     told = [
-        f"{label}{part:g}" if isinstance(part, int | float) else str(part)
-        for i, (label, part) in enumerate(zip(labels, key, strict=True))
-        if i not in (0, 3) and part != "" and len({other[i] for other in keys}) > 1
+        f"{label}{value:g}" if isinstance(value, int | float) else value
+        for label, value_of in _TELLING
+        if (value := value_of(key)) != ""
+        and len({value_of(other) for other in keys}) > 1
+        and not (is_clear and label == _TEMPERATURE)
     ]
-    # A decoding names its temperature, so that tells nothing more unless one name stands for several.
-    if len({(other[2], other[3]) for other in keys}) == len({other[3] for other in keys}):
-        told = [part for part in told if not part.startswith("T")]
-    return ".".join(slug(str(part)) for part in (target, decoding, *told))
+    return ".".join(slug(part) for part in (key.where.target, key.where.decoding, *told))
 
 
 def _figure(rows: Sequence[Row], folder: Path, name: str, kind: str, paint: Draw) -> list[Path]:
@@ -99,10 +121,10 @@ def _figure(rows: Sequence[Row], folder: Path, name: str, kind: str, paint: Draw
     import matplotlib
     from matplotlib.figure import Figure
 
-    tasks = list(dict.fromkeys(row.task for row in rows))
+    tasks = list(dict.fromkeys(row.where.task for row in rows))
     across = min(len(tasks), _MAX_ACROSS)
     down = math.ceil(len(tasks) / across)
-    most = max(sum(row.task == task for row in rows) for task in tasks)
+    most = max(sum(row.where.task == task for row in rows) for task in tasks)
     is_lines = kind in _Y_LABELS
     height = 2.9 if is_lines else 0.75 + 0.3 * most
     width = 6.4 if across == 1 else 3.7 * across
@@ -115,7 +137,7 @@ def _figure(rows: Sequence[Row], folder: Path, name: str, kind: str, paint: Draw
         panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=is_lines)
         colours = _colours(rows)
         for panel, task in zip(panels.flat, tasks, strict=False):
-            paint(panel, [row for row in rows if row.task == task], colours)
+            paint(panel, [row for row in rows if row.where.task == task], colours)
             panel.set_title(task)
         for panel in panels.flat[len(tasks) :]:
             panel.set_visible(False)
@@ -125,11 +147,13 @@ def _figure(rows: Sequence[Row], folder: Path, name: str, kind: str, paint: Draw
 
 def _title(row: Row, kind: str) -> str:
     marks = [
-        *[f"batch size {row.batch_size}"] * (kind != BATCHES),
-        *["quick"] * (row.profile == "quick"),
+        *[f"batch size {row.where.batch_size}"] * (kind != BATCHES),
+        *["quick"] * (row.where.profile == "quick"),
         row.variant,
     ]
-    return ", ".join([row.target, f"T = {row.temperature:g} ({row.decoding})", *filter(None, marks)])
+    return ", ".join(
+        [row.where.target, f"T = {row.where.temperature:g} ({row.where.decoding})", *filter(None, marks)]
+    )
 
 
 def _label(figure: Figure, panels: Any, kind: str, num_panels: int, title: str) -> None:
@@ -272,7 +296,7 @@ def _by_position(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> N
 def _by_batch(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-    batches = sorted({row.batch_size for row in rows})
+    batches = sorted({row.where.batch_size for row in rows})
     for i, (method, curve) in enumerate(curves(rows).items()):
         timed = [row for row in curve if math.isfinite(row.speedup)]
         if method == BASELINE or not timed:
@@ -281,7 +305,7 @@ def _by_batch(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None
         ends = [row.speedup_ci or (row.speedup, row.speedup) for row in timed]
         told = next((_fault(row) for row in timed if _fault(row)), "")
         panel.errorbar(
-            [row.batch_size for row in timed],
+            [row.where.batch_size for row in timed],
             heights,
             yerr=[
                 [max(value - low, 0.0) for value, (low, _) in zip(heights, ends, strict=True)],

@@ -11,26 +11,35 @@ from harness.store.records import BASELINE, Cell, Failure
 UNKNOWN = "-"
 _LONGEST_MESSAGE = 160
 
-Axis = tuple[str, Callable[[Row | Cell], str]]
+Axis = tuple[str, Callable[[Cell], str]]
 AXES: tuple[Axis, ...] = (
-    ("target", lambda row: row.target),
-    ("task", lambda row: row.task),
-    ("T", lambda row: f"{row.temperature:g}"),
-    ("decoding", lambda row: row.decoding),
-    ("batch", lambda row: str(row.batch_size)),
-    ("profile", lambda row: row.profile),
-    ("baseline", lambda row: row.baseline),
-    ("acceptor", lambda row: row.acceptor),
+    ("target", lambda cell: cell.target),
+    ("task", lambda cell: cell.task),
+    ("T", lambda cell: f"{cell.temperature:g}"),
+    ("decoding", lambda cell: cell.decoding),
+    ("batch", lambda cell: str(cell.batch_size)),
+    ("profile", lambda cell: cell.profile),
+    ("baseline", lambda cell: cell.baseline),
+    ("acceptor", lambda cell: cell.acceptor),
+    ("engine", lambda cell: cell.engine),
+    ("scenario", lambda cell: cell.scenario),
 )
 """What tells cells apart: heading and value."""
 
 
 def varying(rows: Sequence[Row]) -> list[Axis]:
     """The axes on which `rows` differ; the decoding only where the temperature does not already tell it."""
-    found = [axis for axis in AXES if len({axis[1](row) for row in rows}) > 1]
-    named = {(row.temperature, row.decoding) for row in rows}
+    cells = {row.where for row in rows}
+    found = [axis for axis in AXES if len({axis[1](cell) for cell in cells}) > 1]
+    named = {(cell.temperature, cell.decoding) for cell in cells}
     told = len({temperature for temperature, _ in named}) == len(named)
     return [axis for axis in found if not (told and axis[0] == "decoding")]
+
+
+def told_apart(rows: Sequence[Row]) -> Callable[[Cell], str]:
+    """A function that names a cell's engine and scenario where `rows` differ in them."""
+    shown = [axis for axis in varying(rows) if axis[0] in ("engine", "scenario")]
+    return lambda cell: "".join(f", {name} {write(cell)}" for name, write in shown)
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -113,7 +122,7 @@ def marks(row: Row) -> str:
         told = "; ".join(dict.fromkeys(map(failure, row.failures)))
         return f"FAILED: {told}" if told else "not measured"
     found = [
-        ("quick", row.profile == "quick"),
+        ("quick", row.where.profile == "quick"),
         ("indicative", row.indicative),
         ("forced length", row.forced_length),
         (f"scope: {row.scope}", row.scope not in NARROW_SCOPES),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from harness.analysis.row import Row
 from harness.reports import formatting
+from harness.store.records import Cell
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -66,11 +67,12 @@ def latex(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     repeats against each other. The best of a column within a temperature is bold, among what is lossless,
     where it is distinguishable from vanilla.
     """
+    told_apart = formatting.told_apart(rows)
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(row.setting, []).append(row)
     head = f"% Needs {PREAMBLE}. Written by `python -m harness.report build`; edits are lost.\n"
-    return head + "\n".join(table for group in groups.values() for table in _tables(group, notes))
+    return head + "\n".join(table for group in groups.values() for table in _tables(group, notes, told_apart))
 
 
 def escape(text: str) -> str:
@@ -80,13 +82,13 @@ def escape(text: str) -> str:
     return line.replace("±", r"$\pm$").encode("ascii", "replace").decode()
 
 
-def _tables(rows: Sequence[Row], notes: Sequence[str]) -> Iterator[str]:
+def _tables(rows: Sequence[Row], notes: Sequence[str], told_apart: Callable[[Cell], str]) -> Iterator[str]:
     """The tables of one setting: its tasks, a few at a time, and at the end their mean (None)."""
-    tasks: list[str | None] = list(dict.fromkeys(row.task for row in rows))
+    tasks: list[str | None] = list(dict.fromkeys(row.where.task for row in rows))
     heads = [*tasks, *[None] * (len(tasks) > 1)]
     parts = [heads[i : i + _MAX_HEADS] for i in range(0, len(heads), _MAX_HEADS)]
     for number, part in enumerate(parts, start=1):
-        caption = _caption(rows[0]) + (f" Part {number} of {len(parts)}." if parts[1:] else "")
+        caption = _caption(rows[0], told_apart) + (f" Part {number} of {len(parts)}." if parts[1:] else "")
         yield _table(rows, part, caption, notes if part is parts[-1] else ())
 
 
@@ -148,31 +150,34 @@ def _column(rows: Sequence[Row]) -> str:
 def _body(rows: Sequence[Row], heads: Sequence[str | None], num_columns: int) -> list[str]:
     """A block of lines a temperature."""
     lines: list[str] = []
-    decodings = list(dict.fromkeys((row.temperature, row.decoding) for row in rows))
+    decodings = list(dict.fromkeys((row.where.temperature, row.where.decoding) for row in rows))
     for temperature, decoding in decodings:
-        block = [row for row in rows if (row.temperature, row.decoding) == (temperature, decoding)]
+        block = [
+            row for row in rows if (row.where.temperature, row.where.decoding) == (temperature, decoding)
+        ]
         ambiguous = sum(other == temperature for other, _ in decodings) > 1
         title = rf"Temperature $= {temperature:g}$" + (f" ({escape(decoding)})" if ambiguous else "")
         lines += [r"\midrule", rf"\multicolumn{{{num_columns}}}{{c}}{{{title}}} \\", r"\midrule"]
-        lines += _block(block, heads, list(dict.fromkeys(row.task for row in rows)))
+        lines += _block(block, heads, list(dict.fromkeys(row.where.task for row in rows)))
     return lines
 
 
-def _caption(row: Row) -> str:
+def _caption(row: Row, told_apart: Callable[[Cell], str]) -> str:
+    at = row.where
     return (
-        f"{escape(row.target)}, batch size {row.batch_size}, profile {escape(row.profile)}, "
-        f"{escape(row.baseline)} baseline, {escape(row.acceptor)} acceptor. "
+        f"{escape(at.target)}, batch size {at.batch_size}, profile {escape(at.profile)}, "
+        f"{escape(at.baseline)} baseline, {escape(at.acceptor)} acceptor{escape(told_apart(at))}. "
         r"Speedup over vanilla and tokens a round $\tau$, with the ends of their 95\,\% intervals."
     )
 
 
 def _block(rows: Sequence[Row], heads: Sequence[str | None], tasks: Sequence[str]) -> list[str]:
     """The lines of one temperature. tasks: all of them, for the mean."""
-    by_place = {(formatting.method(row), row.task): row for row in rows}
+    by_place = {(formatting.method(row), row.where.task): row for row in rows}
     best: dict[tuple[str | None, int], float] = {}
     for task in heads:
         for column, (value, *_) in enumerate(_COLUMNS):
-            known = [value(row) for row in rows if row.task == task and _may_win(row)]
+            known = [value(row) for row in rows if row.where.task == task and _may_win(row)]
             best[task, column] = max((one for one in known if not math.isnan(one)), default=math.nan)
     lines = []
     for method in dict.fromkeys(map(formatting.method, rows)):

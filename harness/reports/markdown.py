@@ -18,11 +18,12 @@ from harness.reports.tables import (
     output_table,
     pairs_table,
 )
+from harness.store.records import Cell
 
 _LEFT = ("target", "task", "method", "against", "verdict", "which is", "marks")
 
 
-_SETTING = ("target", "batch", "profile", "baseline", "acceptor")
+_SETTING = ("target", "batch", "profile", "baseline", "acceptor", "engine", "scenario")
 """The axes of `Row.setting`."""
 
 
@@ -47,15 +48,22 @@ batch falls to 1, by a straight line over the logarithm of the batch."""
 
 
 def _batches_heading(row: Row) -> str:
-    return f"{row.target}, {row.task}, T = {row.temperature:g} ({row.decoding}), {row.acceptor}: by batch"
+    at = row.where
+    return f"{at.target}, {at.task}, T = {at.temperature:g} ({at.decoding}), {at.acceptor}: by batch"
 
 
 def markdown(rows: Sequence[Row], pairs: Sequence[Pair] = (), notes: Sequence[str] = ()) -> str:
     """The whole report: per setting (target, batch size, profile, ...) its tables; then legend and notes."""
     parts = ["# Results", "", _LEGEND, ""]
+    told_apart = formatting.told_apart(rows)
     for setting, group in _by_setting(rows).items():
         own = [pair for pair in pairs if pair.row.setting == setting]
-        parts += [f"## {_heading(setting)}", "", *_constants(group), *_markdown_table(console_table(group))]
+        parts += [
+            f"## {_heading(group[0].where)}{formatting.escape(told_apart(group[0].where))}",
+            "",
+            *_constants(group),
+            *_markdown_table(console_table(group)),
+        ]
         for title, table in (
             ("The ladder", ladder_table(group)),
             ("Acceptance in other tools' words", acceptance_table(group)),
@@ -83,18 +91,20 @@ def _by_setting(rows: Iterable[Row]) -> dict[tuple[Any, ...], list[Row]]:
     return groups
 
 
-def _heading(setting: tuple[Any, ...]) -> str:
-    target, batch, profile, baseline, acceptor = (formatting.escape(str(part)) for part in setting)
-    return f"{target}: batch size {batch}, profile {profile}, {baseline} baseline, {acceptor} acceptor"
+def _heading(at: Cell) -> str:
+    constants = f"profile {at.profile}, {at.baseline} baseline, {at.acceptor} acceptor"
+    return formatting.escape(f"{at.target}: batch size {at.batch_size}, {constants}")
 
 
 def _constants(rows: Sequence[Row]) -> list[str]:
     """What the table leaves out because all its rows share it."""
     shown = {name for name, _ in formatting.varying(rows)} | set(_SETTING)
     told = [
-        f"{name} {formatting.escape(write(rows[0]))}" for name, write in formatting.AXES if name not in shown
+        f"{name} {formatting.escape(write(rows[0].where))}"
+        for name, write in formatting.AXES
+        if name not in shown
     ]
-    varies = {row.decoding for row in rows}
+    varies = {row.where.decoding for row in rows}
     told = [one for one in told if len(varies) == 1 or not one.startswith("decoding ")]
     return [f"Everywhere: {', '.join(told)}.", ""] if told else []
 

@@ -61,7 +61,7 @@ def replicate(paper: Paper, rows: Sequence[Row], runs: Sequence[Run]) -> list[Li
             theirs = values.get(row.method)
             if theirs is None or manifest is None:
                 continue
-            our_reference = next((o for o in own if o.method == paper.reference and o.cell == row.cell), None)
+            our_reference = next((o for o in own if o.method == paper.reference and _same_cell(o, row)), None)
             their_reference = values.get(paper.reference)
             lines.append(
                 Line(
@@ -134,9 +134,9 @@ def table(papers: Sequence[Paper], rows: Sequence[Row], runs: Sequence[Run]) -> 
 def _written(line: Line) -> list[str]:
     row, theirs = line.row, line.theirs
     return [
-        row.target,
-        row.task,
-        f"{row.temperature:g}",
+        row.where.target,
+        row.where.task,
+        f"{row.where.temperature:g}",
         f"{formatting.method(row)} ({theirs.method})",
         formatting.times(theirs.speedup),
         formatting.speedup(row),
@@ -151,18 +151,18 @@ def _written(line: Line) -> list[str]:
 
 
 def _is_at(row: Row, place: Place) -> bool:
-    here = row.target, row.task, row.temperature, row.batch_size
-    return here == place[:4]
+    here, there = ((at.target, at.task, at.temperature, at.batch_size) for at in (row.where, place))
+    return here == there
+
+
+def _same_cell(one: Row, other: Row) -> bool:
+    return (one.where, one.variant) == (other.where, other.variant)
 
 
 def _manifest(row: Row, runs: Sequence[Run]) -> RunManifest | None:
     """Of the first run of the row."""
     for run in runs:
-        cell = run.manifest.cell
-        told = cell.target, cell.batch_size, cell.task, cell.temperature, cell.decoding
-        if (*told, cell.profile, cell.baseline, cell.acceptor) == row.cell[
-            :-1
-        ] and row.method in run.manifest.arms:
+        if run.manifest.cell == row.where and row.method in run.manifest.arms:
             return run.manifest
     return None
 
@@ -204,7 +204,7 @@ def _differs(paper: Paper, place: Place, row: Row, manifest: RunManifest) -> lis
         "dtype": manifest.target.get("dtype"),
         "max_new_tokens": (manifest.config.get("decoding") or {}).get("max_new_tokens"),
         "num_prompts": manifest.prompts.get("num_conversations"),
-        "baseline": f"our {row.baseline} loop",
+        "baseline": f"our {row.where.baseline} loop",
         "hardware": (manifest.provenance.get("device") or {}).get("name"),
         "tree": _tree(manifest.arms[row.method]),
     }

@@ -112,7 +112,7 @@ def _plain(run: Run) -> dict[str, str]:
             " Type its command again to measure it."
         )
     manifest = run.manifest
-    found = {f"cell.{name}": json.dumps(value) for name, value in manifest.cell._asdict().items()}
+    found = {f"cell.{name}": json.dumps(value) for name, value in vars(manifest.cell).items()}
     found |= {name: json.dumps(sorted(getattr(manifest, name))) for name in ("arms", "rungs")}
     for name, value in own.items():
         short = re.sub(r"^(target|decoding|prompts|task)\[[^]]*\]", r"\1", name)

@@ -9,6 +9,7 @@ from typing import Any
 from harness.analysis.batch_scaling import break_even_of, curves
 from harness.analysis.row import Pair, Row
 from harness.reports import formatting
+from harness.store.records import Cell
 
 Table = tuple[list[str], list[list[str]]]
 Column = tuple[str, Callable[[Row], str]]
@@ -18,7 +19,7 @@ _NUM_ALPHAS = 5
 
 def console_table(rows: Sequence[Row]) -> Table:
     """The main table: headers and cells; columns that tell cells apart only where they vary."""
-    return _table(rows, [*formatting.varying(rows), *_main_columns(rows)])
+    return _table(rows, [*_axes(rows), *_main_columns(rows)])
 
 
 def _main_columns(rows: Sequence[Row]) -> list[Column]:
@@ -34,6 +35,15 @@ def _main_columns(rows: Sequence[Row]) -> list[Column]:
         ("marks", formatting.marks),
     ]
     return columns
+
+
+def _axes(rows: Sequence[Row]) -> list[Column]:
+    """The columns that tell cells apart, where they vary."""
+    return [(name, _of_cell(write)) for name, write in formatting.varying(rows)]
+
+
+def _of_cell(write: Callable[[Cell], str]) -> Callable[[Row], str]:
+    return lambda row: write(row.where)
 
 
 def _rung_columns(rows: Sequence[Row]) -> list[Column]:
@@ -56,7 +66,7 @@ def _table(rows: Sequence[Row], columns: Sequence[Column]) -> Table:
 def ladder_table(rows: Sequence[Row]) -> Table:
     """Absolute speed, and the speedup in every way that somebody may state it."""
     columns: list[Column] = [
-        *formatting.varying(rows),
+        *_axes(rows),
         ("method", formatting.method),
         ("tokens/s", lambda row: formatting.number(row.tokens_per_s, 1)),
         ("speedup", formatting.speedup),
@@ -92,7 +102,7 @@ def acceptance_table(rows: Sequence[Row]) -> Table:
         return lambda row: write(getattr(row.ledger, name))
 
     columns: list[Column] = [
-        *formatting.varying(rows),
+        *_axes(rows),
         ("method", formatting.method),
         ("tau", formatting.tau),
         ("macro tau", told("macro_tau")),
@@ -119,7 +129,7 @@ def memory_table(rows: Sequence[Row]) -> Table:
     def held(name: str) -> Callable[[Row], str]:
         return lambda row: formatting.mebibytes(row.memory_bytes.get(name))
 
-    columns: list[Column] = [*formatting.varying(rows), ("method", formatting.method)]
+    columns: list[Column] = [*_axes(rows), ("method", formatting.method)]
     columns += [
         (f"{name} / MiB", held(name)) for name in _HELD if any(name in row.memory_bytes for row in rows)
     ]
@@ -138,7 +148,7 @@ def output_table(rows: Sequence[Row]) -> Table:
         return formatting.per_thousand(row.ties.null_rate) + formatting.interval((low, high))
 
     columns: list[Column] = [
-        *formatting.varying(rows),
+        *_axes(rows),
         ("method", formatting.method),
         ("verdict", lambda row: row.verdict or formatting.UNKNOWN),
         ("ties / 1,000 tokens", lambda row: formatting.per_thousand(row.ties.rate if row.ties else None)),
@@ -155,7 +165,7 @@ def batches_table(group: Sequence[Row]) -> Table:
     """Of rows that differ in method and batch: each method by batch, and where it ceases to pay."""
     columns: list[Column] = [
         ("method", formatting.method),
-        ("batch", lambda row: str(row.batch_size)),
+        ("batch", lambda row: str(row.where.batch_size)),
         ("tokens/s", lambda row: formatting.number(row.tokens_per_s, 1)),
         ("speedup", formatting.speedup),
         ("tau", formatting.tau),
@@ -181,7 +191,7 @@ def pairs_table(pairs: Sequence[Pair]) -> Table:
     for pair in pairs:
         footnote = [pair.row.variant] if lettered else []
         ratio = formatting.times(pair.ratio.value) + formatting.interval(pair.ratio.ends)
-        where = [write(pair.row) for _, write in axes]
+        where = [write(pair.row.where) for _, write in axes]
         line = [*where, *footnote, pair.over, pair.under, ratio, pair.difference]
         body.append(formatting.strike(line) if pair.broken else line)
     names = [*(name for name, _ in axes), *["footnote"] * lettered]

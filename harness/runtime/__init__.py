@@ -1,1 +1,1 @@
-"""How a forward runs: cache, attention, linear layers, compiled steps, CUDA graphs; all private torch API."""
+"""How a forward runs: slot cache, attention, linear layers, compiled steps and CUDA graphs."""

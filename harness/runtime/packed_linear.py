@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.runtime.cuda_graphs import can_capture
-from harness.system.processes import is_shared
+from harness.system.tensor_parallel import is_shared
 
 _ROWS_HINT = 16
 """The number of rows that oneDNN chooses its layout for; no other was faster for one to hundreds of rows."""

@@ -1,1 +1,1 @@
-"""Runs on the disk: records, journal, columns, archives, and who may write."""
+"""Runs on disk: records, journals, archives and identities, and the lock that keeps one writer per run."""

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.ledger.quantities import METERED, ROUND_COUNTS, ROUND_TIMES, TIMES
 from harness.store.records import GenerationRecord, VerdictKind
 
 Ints = NDArray[np.int64]
@@ -22,21 +23,11 @@ Flags = NDArray[np.bool_]
 
 VERDICTS: tuple[VerdictKind, ...] = get_args(VerdictKind)
 NAMES = ("arm", "kind", "conversation")
-SCALARS = (
-    *("turn", "sample", "repeat", "batch_size", "timed", "num_prompt_tokens"),
-    *("prefill_ns", "total_ns", "latency_ns"),
-)
-"""One value a generation."""
-METERED = ("peak_memory_bytes", "energy_mj")
-"""One value a generation, -1 where it is not known."""
-COUNTS = ("drafted", "depth", "accepted", "emitted")
-"""One value a round."""
-STAGES_NS = ("draft_ns", "verify_ns", "accept_ns", "commit_ns")
-"""One value a round; all but `verify_ns` are kept as sums of a generation."""
-LISTS = ("output_ids", *COUNTS, *STAGES_NS)
+SCALARS = ("turn", "sample", "repeat", "batch_size", "num_prompt_tokens", "timed")
+"""One value per generation, of what is no quantity."""
+LISTS = ("output_ids", *ROUND_COUNTS, *ROUND_TIMES)
+"""One list per generation."""
 LOOP_NGRAM = 8
-_WIDE = ("timed", "prefill_ns", "total_ns", "latency_ns")
-"""Not 32-bit numbers."""
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -72,7 +63,7 @@ class Ragged(NamedTuple):
         return cls(flat, np.array([len(one) for one in lists], np.int32))
 
     def sums(self) -> Ints:
-        """Of each list; 0 of an empty one."""
+        """The sum of each list; 0 for an empty one."""
         total = np.concatenate([[0], np.cumsum(self.values, dtype=np.int64)])
         ends = np.cumsum(self.lengths, dtype=np.int64)
         return np.asarray(total[ends] - total[ends - self.lengths])
@@ -80,22 +71,21 @@ class Ragged(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Generations of any arms and runs. `subset` and `join` keep and unite them.
+    """Generations of any arms and runs, one array per field. `subset` selects from them, `join` unites them.
 
-    arms, conversations: names, which `arm` and `conversation` are indices into; conversations are sorted.
-    run: which of the joined parts a generation is of. is_arm: false for a rung of the ladder, and for an arm
-    that tells no rounds. verdict: index into `VERDICTS`, -1 for none; position: of its first difference, -1
-    for none. num_grams, num_repeated: the output's 8-grams, and those of them that stood in the same output
-    before. num_tokens: of the output.
-    Sums over a generation's rounds end in `_ns`; `round_verify_ns`, drafted, depth, accepted and emitted have
-    one value a round.
+    Every quantity of the ledger is an attribute: one per generation is an array [N], with -1 where it is not
+    known; a count per round is an array [M]; a time per round is given as its sums [N] over the rounds.
     """
 
     arms: tuple[str, ...]
+    """Names that `arm` holds indices of."""
     conversations: tuple[str, ...]
+    """Sorted names that `conversation` holds indices of."""
     run: Counts
+    """Which of the joined parts a generation comes from."""
     arm: Counts
     is_arm: Flags
+    """False for a rung of the ladder, and for an arm that tells no rounds."""
     conversation: Counts
     turn: Counts
     sample: Counts
@@ -104,32 +94,38 @@ class Columns:
     timed: Flags
     num_prompt_tokens: Counts
     num_tokens: Counts
+    """Tokens of the output."""
     num_grams: Counts
+    """8-grams of the output."""
     num_repeated: Counts
+    """Those of them that stood in the same output before."""
     verdict: Counts
+    """Index into `VERDICTS`, -1 for none."""
     position: Counts
-    prefill_ns: Ints
-    total_ns: Ints
-    latency_ns: Ints
-    peak_memory_bytes: Ints
-    energy_mj: Ints
-    draft_ns: Ints
-    verify_ns: Ints
-    accept_ns: Ints
-    commit_ns: Ints
+    """The output position of the first difference from vanilla, -1 for none."""
     num_rounds: Counts
-    drafted: Counts
-    depth: Counts
-    accepted: Counts
-    emitted: Counts
     round_verify_ns: Ints
+    """Nanoseconds of the target's forward in each round [M]."""
+    per_generation: Mapping[str, Ints]
+    """Quantities [N], by name."""
+    per_round: Mapping[str, Counts]
+    """Counts [M], by name."""
+
+    def __getattr__(self, name: str) -> Ints:
+        """A quantity of the ledger by its name, so that a new one needs no line here."""
+        for values in ("per_generation", "per_round"):
+            # Not self.per_generation: where it is missing, that would end here again.
+            if name in self.__dict__.get(values, {}):
+                found: Ints = self.__dict__[values][name]
+                return found
+        raise AttributeError(name)
 
     def __len__(self) -> int:
         return len(self.arm)
 
     @classmethod
     def of(cls, records: Records) -> Columns:
-        """Of records, of what can read itself as columns, or of columns, which are themselves."""
+        """The columns of records, or of anything that can read itself as columns."""
         if isinstance(records, Columns):
             return records
         if isinstance(records, HasColumns):
@@ -137,7 +133,7 @@ class Columns:
         return cls.build(
             {name: Named.of([getattr(record, name) for record in records]) for name in NAMES},
             {
-                **{name: [getattr(record, name) for record in records] for name in SCALARS},
+                **{name: [getattr(record, name) for record in records] for name in (*SCALARS, *TIMES)},
                 **{name: [_known(getattr(record, name)) for record in records] for name in METERED},
             },
             {name: Ragged.of([getattr(record, name) for record in records]) for name in LISTS},
@@ -154,16 +150,16 @@ class Columns:
         verdicts: Named,
         positions: Sequence[int] | NDArray[Any],
     ) -> Columns:
-        """From the fields of records called `NAMES`, `SCALARS`, `METERED`, `LISTS`, and their verdicts."""
+        """From the fields `NAMES`, `SCALARS`, `TIMES`, `METERED` and `LISTS` of records, and their verdicts.
+
+        A list that was not recorded for any round counts as zeros.
+        """
         ids, num_tokens = lists["output_ids"]
         num_grams, num_repeated = _loops(ids, num_tokens)
         conversations = tuple(sorted(names["conversation"].names))
-        fields: dict[str, Any] = {
-            **{name: np.asarray(scalars[name], np.int32) for name in SCALARS if name not in _WIDE},
-            **{name: np.asarray(scalars[name], np.int64) for name in (*_WIDE, *METERED) if name != "timed"},
-            **{name: lists[name].values.astype(np.int32) for name in COUNTS},
-            **{name: lists[name].sums() for name in STAGES_NS},
-        }
+        num_rounds = lists["emitted"].lengths
+        rounds = {name: _whole(lists[name], num_rounds) for name in (*ROUND_COUNTS, *ROUND_TIMES)}
+        numbers = {name: np.asarray(scalars[name], np.int64) for name in (*TIMES, *METERED)}
         return cls(
             arms=names["arm"].names,
             conversations=conversations,
@@ -171,15 +167,17 @@ class Columns:
             arm=names["arm"].indices,
             is_arm=names["kind"].among(("rung", "roundless", "arm")) == 2,
             conversation=names["conversation"].among(conversations),
+            **{name: np.asarray(scalars[name], np.int32) for name in SCALARS if name != "timed"},
             timed=np.asarray(scalars["timed"], bool),
             num_tokens=num_tokens,
             num_grams=num_grams,
             num_repeated=num_repeated,
             verdict=verdicts.among((None, *VERDICTS)) - 1,
             position=np.asarray(positions, np.int32),
-            num_rounds=lists["emitted"].lengths,
-            round_verify_ns=lists["verify_ns"].values,
-            **fields,
+            num_rounds=num_rounds,
+            round_verify_ns=rounds["verify_ns"].values,
+            per_generation={**numbers, **{name: rounds[name].sums() for name in ROUND_TIMES}},
+            per_round={name: rounds[name].values.astype(np.int32) for name in ROUND_COUNTS},
         )
 
     def subset(self, chosen: Flags) -> Columns:
@@ -187,30 +185,39 @@ class Columns:
         if chosen.all():
             return self
         rounds = np.repeat(chosen, self.num_rounds)
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        kept = {
-            name: values[rounds if name in _OF_ROUNDS else chosen]
-            for name, values in own.items()
-            if name not in _VOCABULARIES
+        kept: dict[str, Any] = {
+            name: values[rounds if name in _OF_ROUNDS else chosen] for name, values in self._arrays().items()
         }
-        return dataclasses.replace(self, **kept)
+        return dataclasses.replace(
+            self,
+            **kept,
+            per_generation={name: values[chosen] for name, values in self.per_generation.items()},
+            per_round={name: values[rounds] for name, values in self.per_round.items()},
+        )
 
     @classmethod
     def join(cls, parts: Sequence[Columns]) -> Columns:
         """The generations of all parts, in their order; `run` counts the parts."""
         arms = tuple(dict.fromkeys(name for part in parts for name in part.arms))
         conversations = tuple(sorted({name for part in parts for name in part.conversations}))
-        own = {
-            field.name: np.concatenate([getattr(part, field.name) for part in parts])
-            for field in dataclasses.fields(cls)
-            if field.name not in _VOCABULARIES
-        }
+        own = _concatenated([part._arrays() for part in parts])
         own["run"] = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
         own["arm"] = np.concatenate([Named(part.arms, part.arm).among(arms) for part in parts])
         own["conversation"] = np.concatenate(
             [Named(part.conversations, part.conversation).among(conversations) for part in parts]
         )
-        return cls(arms=arms, conversations=conversations, **own)
+        return cls(
+            arms=arms,
+            conversations=conversations,
+            per_generation=_concatenated([part.per_generation for part in parts]),
+            per_round=_concatenated([part.per_round for part in parts]),
+            **own,
+        )
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """The fields that are arrays, by name."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: values for name, values in own.items() if isinstance(values, np.ndarray)}
 
     @cached_property
     def places(self) -> Ints:
@@ -251,8 +258,20 @@ class HasColumns(Protocol):
 
 Records = Sequence[GenerationRecord] | HasColumns | Columns
 
-_VOCABULARIES = ("arms", "conversations")
-_OF_ROUNDS = (*COUNTS, "round_verify_ns")
+_OF_ROUNDS = ("round_verify_ns",)
+
+
+def _concatenated(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """Arrays of the same names behind one another."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _whole(lists: Ragged, num_rounds: Counts) -> Ragged:
+    """Lists with an entry per round; zeros where an older version of the harness recorded none."""
+    if np.array_equal(lists.lengths, num_rounds):
+        return lists
+    assert not len(lists.values), "a list per round has as many entries as there were rounds"
+    return Ragged(np.zeros(int(num_rounds.sum()), np.int64), num_rounds)
 
 
 def _known(value: int | None) -> int:
@@ -260,7 +279,7 @@ def _known(value: int | None) -> int:
 
 
 def _loops(ids: NDArray[Any], lengths: Counts) -> tuple[Counts, Counts]:
-    """Of each output its 8-grams, and how many of them stood in it before; told apart by 64-bit hashes."""
+    """The number of 8-grams of each output, and of those that stood in it before, by 64-bit hashes."""
     num_grams = np.maximum(lengths - (LOOP_NGRAM - 1), 0).astype(np.int32)
     owner = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
     if not num_grams.any():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from harness.store.records import Cell, RunManifest
@@ -58,4 +59,4 @@ def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
 def run_id(cell: Cell, identity: Mapping[str, Any]) -> str:
     """`<target>.<task>.<decoding>.<10 hex digits>`, usable as a folder name and stable across processes."""
     names = [slug(name) for name in (cell.target, cell.task, cell.decoding)]
-    return ".".join([*names, digest({"cell": cell._asdict(), **identity})[:10]])
+    return ".".join([*names, digest({"cell": asdict(cell), **identity})[:10]])

@@ -92,19 +92,19 @@ class Journal:
                 raise ValueError(f"unknown kind {kind!r}")
 
     def records(self) -> list[GenerationRecord]:
-        """Of finished blocks, in the order of measuring."""
+        """The records of finished blocks, in the order of measuring."""
         return [record for block in self.blocks.values() for record in block.records]
 
     def nulls(self) -> list[NullReplay]:
-        """Of finished blocks, in the order of measuring."""
+        """The null replays of finished blocks, in the order of measuring."""
         return [null for block in self.blocks.values() for null in block.nulls]
 
     def exhibits(self) -> list[Exhibit]:
-        """Of finished blocks, in the order of measuring."""
+        """The exhibits of finished blocks, in the order of measuring."""
         return [exhibit for block in self.blocks.values() for exhibit in block.exhibits]
 
     def failures(self) -> list[Failure]:
-        """Of finished blocks, and all of the last attempt."""
+        """The failures of finished blocks, and all failures of the last attempt."""
         blocks = [*self.blocks.values(), *([self._block] if self._block else [])]
         return [failure for block in blocks for failure in block.failures] + self.loose
 
@@ -121,10 +121,10 @@ def encode(kind: str, data: Any) -> bytes:
 
 
 def read_journal(path: Path, without: Sequence[str] = ()) -> Journal:
-    """Read and check every line; no file is an empty journal. without: kinds that are passed over.
+    """Read and check every line; a missing file is an empty journal. without: kinds that are skipped.
 
-    Only the last line may be unsound, as a crash tears the line that is being written: it is left out
-    and told in `torn`.
+    Only the last line may be damaged, because a crash tears the line that is being written: it is left out,
+    and `torn` says so.
 
     Raises:
         CorruptJournal: any other line is not what was written, or does not belong where it stands.

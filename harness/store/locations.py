@@ -27,7 +27,7 @@ def locate(given: str | Path) -> Path:
 
     try:
         place = UPath(given)
-        # The file system behind it is made now, so that what is missing is told now.
+        # The file system is made at once, so that a missing package is reported at once.
         assert place.fs
     except (ImportError, ValueError) as error:
         raise ConfigError(

@@ -16,7 +16,8 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from harness.store.columns import COUNTS, LISTS, METERED, NAMES, SCALARS, STAGES_NS, Columns, Named, Ragged
+from harness.ledger.quantities import METERED, ROUND_COUNTS, ROUND_TIMES, TIMES
+from harness.store.columns import LISTS, NAMES, SCALARS, Columns, Named, Ragged
 from harness.store.journal import JOURNAL, CorruptJournal, Journal, read_journal
 from harness.store.locations import is_local, size_of
 from harness.store.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe
@@ -44,7 +45,7 @@ class About:
 
     @classmethod
     def of(cls, journal: Journal, num_bytes: int, end: bytes) -> About:
-        """Of a journal of this size that ends in the line `end`."""
+        """The facts of a journal of this size that ends in the line `end`."""
         return cls(
             num_bytes=num_bytes,
             end=end.decode(),
@@ -89,9 +90,9 @@ def _schema() -> Any:
 
     special = {
         **dict.fromkeys(_WORDS, pa.string()),
-        **dict.fromkeys(("prefill_ns", "total_ns", "latency_ns", *METERED), pa.int64()),
-        **dict.fromkeys(STAGES_NS, pa.list_(pa.int64())),
-        **dict.fromkeys(("output_ids", *COUNTS), pa.list_(pa.int32())),
+        **dict.fromkeys((*TIMES, *METERED), pa.int64()),
+        **dict.fromkeys(ROUND_TIMES, pa.list_(pa.int64())),
+        **dict.fromkeys(("output_ids", *ROUND_COUNTS), pa.list_(pa.int32())),
         "timed": pa.bool_(),
         "verdict": pa.struct([("kind", pa.string()), ("position", pa.int32()), ("gap", pa.float64())]),
     }
@@ -99,7 +100,7 @@ def _schema() -> Any:
 
 
 def read_about(folder: Path) -> About | None:
-    """Of the export in a run folder; None where there is none, or none of the journal that lies there."""
+    """The facts of the export in a run folder; None if it is missing or was made from another journal."""
     about = _about(folder / COLUMNS)
     return about if about is not None and _is_of(about, folder / JOURNAL) else None
 
@@ -142,19 +143,32 @@ def read_columns(folder: Path) -> Columns:
     path = folder / COLUMNS
     try:
         # Without pyarrow's data sets, which take longer to open a small file than it takes to read it.
-        table = pq.ParquetFile(_file(path)).read([*NAMES, *SCALARS, *METERED, *LISTS, "verdict"])
+        file = pq.ParquetFile(_file(path))
+        wanted = [*NAMES, *SCALARS, *TIMES, *METERED, *LISTS, "verdict"]
+        table = file.read([name for name in wanted if name in file.schema_arrow.names])
     except (pa.ArrowInvalid, OSError) as error:
         raise CorruptJournal(
             f"{path}: cannot be read ({error}). Delete it: the journal beside it has all that it had."
         ) from error
     kinds, positions, _ = table["verdict"].combine_chunks().flatten()
+    missing = set(wanted) - set(table.column_names)
+    unknown = {
+        **dict.fromkeys(missing & set(TIMES), np.zeros(len(table), np.int64)),
+        **dict.fromkeys(missing & set(METERED), np.full(len(table), -1)),
+    }
+    no_rounds = Ragged(np.zeros(0, np.int64), np.zeros(len(table), np.int32))
     return Columns.build(
         {name: _named(table[name].combine_chunks()) for name in NAMES},
         {
-            **{name: table[name].to_numpy() for name in SCALARS},
-            **{name: table[name].combine_chunks().fill_null(-1).to_numpy() for name in METERED},
+            **{name: table[name].to_numpy() for name in (*SCALARS, *TIMES) if name not in missing},
+            **{
+                name: table[name].combine_chunks().fill_null(-1).to_numpy()
+                for name in METERED
+                if name not in missing
+            },
+            **unknown,
         },
-        {name: _ragged(table[name].combine_chunks()) for name in LISTS},
+        {name: no_rounds if name in missing else _ragged(table[name].combine_chunks()) for name in LISTS},
         _named(kinds),
         positions.fill_null(-1).to_numpy(),
     )

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from harness.ledger.quantities import Quantities
+
 BASELINE = "vanilla"
 """The arm that every number is relative to."""
 SCHEMA_VERSION = 2
@@ -15,8 +17,9 @@ READABLE_VERSIONS = (1, 2)
 
 VerdictKind = Literal["identical", "tie", "stop-rule", "broken", "unpaired", "lossy", "forced", "unexplained"]
 """`unpaired`: not comparable token by token, as the prompt already differs from vanilla's (an earlier turn
-diverged and was judged there), or as the acceptor keeps the law but not the noise (p/q). `lossy`: the
-acceptor does not claim to be lossless. `forced`: what stays was told beforehand, the text means nothing.
+diverged and was judged there), or as the acceptor keeps the distribution but not the noise (p/q).
+`lossy`: the acceptor does not claim to be lossless. `forced`: the number of tokens to keep was given, so the
+text means nothing.
 `unexplained`: tokens differ, and the engine has no weights here that could tell a tie from a fault."""
 
 
@@ -33,50 +36,32 @@ class Verdict(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationRecord:
+class GenerationRecord(Quantities):
     """One call of an arm on one prompt: one turn, one sample, one repeat.
 
-    A *round* is one target forward over the pending token and the draft; prefill is none and emits
-    one token, so `len(output_ids) == 1 + sum(emitted)` for an arm. Rungs of the baseline ladder
-    (`kind="rung"`, other people's loops) have no rounds; `kind="roundless"` is an arm of an engine that tells
-    none, and what is counted in rounds is then unknown. All `_ns` are nanoseconds of a monotonic
-    clock; in an untimed run they are all 0 and `timed` is False. Lists are one entry a round.
-
-    accepted: drafted tokens kept, before trimming at the end token and the cap.
-    emitted: accepted + 1 after trimming.
-    total_ns: its share of its batch's time, so that shares add up. latency_ns: from when it entered the batch
-    to its last token, waiting for others included.
-    drafted: nodes of the draft. depth: its deepest level (drafted == depth for a chain).
-    stop: "end" (an end token), "cap" (max_new_tokens) or "context" (the target's limit).
+    An arm emits one token at prefill and the others in rounds, so `len(output_ids) == 1 + sum(emitted)`.
+    Rungs of the baseline ladder (`kind="rung"`, other people's loops) have no rounds. `kind="roundless"` is
+    an arm of an engine that tells no rounds; whatever is counted in rounds is then unknown.
     """
 
     arm: str
+    """The name of the method, or of the rung."""
     kind: Literal["arm", "roundless", "rung"] = "arm"
     conversation: str
     category: str
     turn: int = 0
     sample: int = 0
+    """The index of the seed."""
     repeat: int = 0
     order: int = 0
+    """The place of its pass among those of its block, which are shuffled."""
     batch_size: int = 1
     timed: bool = True
     prompt_hash: str
     num_prompt_tokens: int
     output_ids: list[int]
     stop: Literal["end", "cap", "context"]
-    drafted: list[int] = field(default_factory=list)
-    depth: list[int] = field(default_factory=list)
-    accepted: list[int] = field(default_factory=list)
-    emitted: list[int] = field(default_factory=list)
-    draft_ns: list[int] = field(default_factory=list)
-    verify_ns: list[int] = field(default_factory=list)
-    accept_ns: list[int] = field(default_factory=list)
-    commit_ns: list[int] = field(default_factory=list)
-    prefill_ns: int = 0
-    total_ns: int = 0
-    latency_ns: int = 0
-    peak_memory_bytes: int | None = None
-    energy_mj: int | None = None
+    """An end token, max_new_tokens, or the target's limit."""
     verdict: Verdict | None = None
 
     def __post_init__(self) -> None:
@@ -95,13 +80,13 @@ class GenerationRecord:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> GenerationRecord:
-        """Read what `to_json` wrote."""
+        """Read what `to_json` wrote; a quantity that was not recorded then has its default."""
         verdict = data["verdict"]
         return cls(**{**data, "verdict": Verdict(**verdict) if verdict else None})
 
     @classmethod
     def names(cls) -> list[str]:
-        """Of all fields, in their order."""
+        """The names of all fields, in their order."""
         return [field.name for field in dataclasses.fields(cls)]
 
 
@@ -212,17 +197,28 @@ class Run:
     finished: bool = False
 
 
-class Cell(NamedTuple):
-    """What a run measures, in the words of the tables."""
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What a run measures: the axes that tables tell runs apart by, each read by its name.
+
+    An axis that is added has a default: what every run that was stored before it did.
+    """
 
     target: str
     task: str
     decoding: str
     temperature: float
     batch_size: int
+    """Sequences that are decoded at the same time."""
     profile: str
+    """How thoroughly it was measured: `full`, `quick` or `acceptance`."""
     baseline: str
+    """How vanilla itself is run: `eager` or `strong`."""
     acceptor: str
+    engine: str = "local"
+    """What decodes: `local` is the loop of this process."""
+    scenario: str = "multi_turn"
+    """How the turns of a conversation are played."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +248,7 @@ class RunManifest:
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types; `from_json` is its inverse."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        data["cell"] = self.cell._asdict()
+        data["cell"] = dataclasses.asdict(self.cell)
         return data
 
     @classmethod

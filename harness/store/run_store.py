@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -183,7 +184,7 @@ class ResultStore:
         return OpenRun(self.root / manifest.run_id, manifest)
 
     def load_runs(self) -> list[Run]:
-        """See the function of this name."""
+        """All runs of the store; see the function `load_runs`."""
         return load_runs(self.root)
 
     def is_finished(self, run_id: str) -> bool:
@@ -209,7 +210,7 @@ class ResultStore:
         """
         overrides = redact(overrides or [])
         names = [slug(name) for name in (cell.target, cell.task, cell.decoding)]
-        unique = digest([cell._asdict(), overrides])[:8]
+        unique = digest([asdict(cell), overrides])[:8]
         manifest = RunManifest(
             run_id=".".join([*names, f"failed-{unique}"]),
             cell=cell,

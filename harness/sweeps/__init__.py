@@ -1,1 +1,1 @@
-"""Many runs: launchers, and how far a sweep has come."""
+"""Runs many configurations: launchers that outlive dead jobs, and the state of every cell of a sweep."""

@@ -1,6 +1,6 @@
-"""Progress: what became of the cells of a grid, from the run folders of any number of machines.
+"""States of the cells of a sweep, read from the run folders of any number of machines.
 
-Nothing is asked of the processes that measure, and nothing but the ends of a finished journal is read.
+The measuring processes are not contacted, and of a finished journal only the first and last lines are read.
 """
 
 from __future__ import annotations
@@ -24,37 +24,40 @@ from harness.system.naming import class_names, digest, redact
 State = Literal["done", "running", "failed", "missing"]
 
 
-class Asked(NamedTuple):
-    """A cell that a grid asks for. overrides: of its job. config: as the manifest of its run has it."""
+class RequestedCell(NamedTuple):
+    """A cell that a sweep requests."""
 
     target: str
     task: str
     decoding: str
     overrides: list[str]
+    """Overrides of the job that measures it."""
     replicate: int | str
     config: dict[str, Any]
+    """Its configuration as the manifest of its run holds it."""
 
 
-class Found(NamedTuple):
-    """What a run folder tells. share: of its prompts that are done. seconds: from its beginning to its end.
-
-    who: the process that writes it, in words. reasons: why it failed.
-    """
+class RunState(NamedTuple):
+    """A run folder and the state it is in."""
 
     folder: Path
     manifest: RunManifest
     state: State
     share: float = 1.0
+    """Share of its prompts that are done."""
     seconds: float | None = None
+    """Seconds from its start to its end; None unless done."""
     who: str = ""
+    """Description of the process that is writing it."""
     reasons: tuple[str, ...] = ()
+    """Reasons why it failed."""
 
 
-def asked(config: DictConfig, overrides: Sequence[str]) -> list[Asked]:
-    """The cells of one composed configuration."""
+def requested_cells(config: DictConfig, overrides: Sequence[str]) -> list[RequestedCell]:
+    """The cells that one composed configuration requests."""
     whole: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
     return [
-        Asked(
+        RequestedCell(
             target=str(whole["target"]["name"]),
             task=str(whole["task"]["name"]),
             decoding=str(decoding),
@@ -66,87 +69,92 @@ def asked(config: DictConfig, overrides: Sequence[str]) -> list[Asked]:
     ]
 
 
-class Shelf:
-    """The run folders below `root` as they are now."""
+class RunIndex:
+    """The run folders below `root` at one moment, indexed by the cells that they belong to."""
 
     def __init__(self, root: Path) -> None:
-        """Look at all of them.
+        """Read the state of every run.
 
         Raises:
-            ConfigError: one cannot be read.
+            ConfigError: a run cannot be read.
         """
         folders = run_folders(root).values() if root.is_dir() else ()
-        self.found = [look(folder) for folder in folders if (folder / MANIFEST).exists()]
-        self._by_config: dict[str, list[Found]] = {}
-        self._by_overrides: dict[str, list[Found]] = {}
-        for one in self.found:
-            manifest = one.manifest
-            self._by_config.setdefault(_key(stored_identity(manifest)), []).append(one)
-            place = _place(manifest.cell[:3], manifest.overrides)
+        self.runs = [read_state(folder) for folder in folders if (folder / MANIFEST).exists()]
+        self._by_config: dict[str, list[RunState]] = {}
+        self._by_overrides: dict[str, list[RunState]] = {}
+        for run in self.runs:
+            manifest, cell = run.manifest, run.manifest.cell
+            self._by_config.setdefault(_config_key(stored_identity(manifest)), []).append(run)
             if not manifest.arms:
-                self._by_overrides.setdefault(place, []).append(one)
+                key = _overrides_key(cell.target, cell.task, cell.decoding, manifest.overrides)
+                self._by_overrides.setdefault(key, []).append(run)
         self._here = identity({}, 0, {})
 
-    def find(self, cell: Asked, begun: str = "") -> Found | None:
-        """The run of a cell, wherever it was measured, or why it could not begin; None: nothing is there.
+    def find(self, cell: RequestedCell, begun: str = "") -> RunState | None:
+        """The run of a cell on any machine, or the record of why it could not start; None if there is none.
 
-        begun: when the grid was first asked for (ISO 8601). With `replicate=next` a finished run that is
-        older is another measurement.
+        begun: time at which the sweep was first started (ISO 8601). With `replicate=next`, an older finished
+        run belongs to another measurement.
         """
-        runs = self._by_config.get(_key({**self._here, "config": class_names(redact(cell.config))}), [])
+        config = class_names(redact(cell.config))
+        runs = self._by_config.get(_config_key({**self._here, "config": config}), [])
         if cell.replicate == "next":
             runs = [run for run in runs if run.state != "done" or run.manifest.created >= begun]
         else:
             runs = [run for run in runs if run.manifest.replicate == cell.replicate]
-        unable = self._by_overrides.get(_place(cell[:3], redact(cell.overrides)), [])
+        key = _overrides_key(cell.target, cell.task, cell.decoding, redact(cell.overrides))
+        unable = self._by_overrides.get(key, [])
         order = ("running", "done", "failed")
         return min(runs or unable, key=lambda run: order.index(run.state), default=None)
 
 
-def look(folder: Path) -> Found:
-    """What one run folder tells.
+def read_state(folder: Path) -> RunState:
+    """The state of the run in `folder`.
 
     Raises:
-        ConfigError: it holds something else, or not what was written.
+        ConfigError: the folder holds no run, or a damaged one.
     """
     manifest = read_manifest(folder / MANIFEST)
     first, last = read_ends(folder / JOURNAL)
     if last.get("kind") == "finished":
-        spent = _moment(last["data"]["at"]) - _moment(first["data"]["at"])
-        return Found(folder, manifest, "done", seconds=spent)
+        spent = _timestamp(last["data"]["at"]) - _timestamp(first["data"]["at"])
+        return RunState(folder, manifest, "done", seconds=spent)
     journal = read_journal(folder / JOURNAL)
     prompts = {record.conversation for record in journal.records()}
     share = len(prompts) / max(int(manifest.prompts.get("num_conversations", 0)), 1)
     if who := holder(folder):
-        return Found(folder, manifest, "running", share, who=f"process {who.pid} on {who.host}")
+        return RunState(folder, manifest, "running", share, who=f"process {who.pid} on {who.host}")
     reasons = [f"{failure.kind}: {failure.message}" for failure in journal.failures()]
     if not reasons:
         who = last_holder(folder)
         whose = f"its process ({who.pid} on {who.host})" if who else "its process"
-        reasons = [f"{whose} is gone without a word: killed, or its machine went down"]
-    return Found(folder, manifest, "failed", share, reasons=tuple(dict.fromkeys(reasons)))
+        reasons = [f"{whose} is gone without an error: it was killed, or its machine went down"]
+    return RunState(folder, manifest, "failed", share, reasons=tuple(dict.fromkeys(reasons)))
 
 
-def told(cell: Asked, found: Found | None) -> dict[str, Any]:
-    """A cell and its state as JSON types. share: of its prompts that are done; seconds: None unless done."""
+def cell_status(cell: RequestedCell, run: RunState | None) -> dict[str, Any]:
+    """A cell and the state of its run, as JSON types with the meaning of the fields of `RunState`."""
     return {
         "target": cell.target,
         "task": cell.task,
         "decoding": cell.decoding,
         "overrides": redact(cell.overrides),
-        "state": found.state if found else "missing",
-        "share": found.share if found else 0.0,
-        "seconds": found.seconds if found else None,
-        "who": found.who if found else "",
-        "reasons": list(found.reasons) if found else [],
-        "run_dir": str(found.folder) if found else None,
+        "state": run.state if run else "missing",
+        "share": run.share if run else 0.0,
+        "seconds": run.seconds if run else None,
+        "who": run.who if run else "",
+        "reasons": list(run.reasons) if run else [],
+        "run_dir": str(run.folder) if run else None,
     }
 
 
 def seconds_left(cells: Sequence[Mapping[str, Any]]) -> float | None:
-    """Until the grid is done at the present number of running cells (at least one); None: nothing is known.
+    """Estimated seconds until the sweep is done, if as many cells run at a time as now (at least one).
 
-    A cell takes what those of its target and task took that are done, else its target's, else any.
+    A cell is expected to take the mean of the done cells of its target and task, or else of its target, or
+    else of all. None if no cell is done but some are left.
+
+    cells: as `cell_status` gives them.
     """
     done = [cell for cell in cells if cell["seconds"] is not None]
     todo = [cell for cell in cells if cell["state"] != "done"]
@@ -161,18 +169,19 @@ def seconds_left(cells: Sequence[Mapping[str, Any]]) -> float | None:
     return float(total) / max(1, num_running)
 
 
-def _key(one: Mapping[str, Any]) -> str:
-    """Of an identity, all but the device and the replicate: a grid is looked at from any machine."""
-    config = dict(one["config"])
+def _config_key(facts: Mapping[str, Any]) -> str:
+    """A run's identity without device and replicate, because a sweep's status is read on any machine."""
+    config = dict(facts["config"])
     config["acceptor"] = {
         key: value for key, value in (config.get("acceptor") or {}).items() if key != "card"
     }
-    return digest([config, one["source"], one["packages"]])
+    return digest([config, facts["source"], facts["packages"]])
 
 
-def _place(names: Iterable[str], overrides: Iterable[str]) -> str:
-    return digest([list(names), sorted(overrides)])
+def _overrides_key(target: str, task: str, decoding: str, overrides: Iterable[str]) -> str:
+    """The key of a run that could not start, which has no identity yet."""
+    return digest([target, task, decoding, sorted(overrides)])
 
 
-def _moment(text: str) -> float:
+def _timestamp(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()

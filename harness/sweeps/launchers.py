@@ -1,4 +1,4 @@
-"""Launchers: hand a sweep's jobs to Slurm, Ray or joblib."""
+"""Launchers that hand the jobs of a sweep to Slurm, Ray or joblib."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+from typing_extensions import override
 
 from harness.config import ConfigError, build
 from harness.sweeps.patient_launcher import Jobs, PatientLauncher
 
 
 class Slurm(PatientLauncher):
-    """A Slurm job a job, all of them one array, through hydra-submitit-launcher."""
+    """One Slurm job per job of the sweep, all in one array, through hydra-submitit-launcher."""
 
     name = extra = "slurm"
     module = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
 
+    @override
     def _launch(self, jobs: Jobs) -> dict[int, str]:
         import submitit
         from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
@@ -38,7 +40,7 @@ class Slurm(PatientLauncher):
         earlier = set(root.glob("*/*_submitted.pkl"))
 
         def submitted() -> list[Any]:
-            """Those of this launch, in the order of their numbers."""
+            """The Slurm jobs of this launch, in the order of their numbers."""
             names = {path.parent.name for path in set(root.glob("*/*_submitted.pkl")) - earlier}
             ordered = sorted(names, key=lambda name: [int(part) for part in name.split("_")])
             return [submitit.SlurmJob(self._settings["submitit_folder"], name) for name in ordered]
@@ -47,7 +49,7 @@ class Slurm(PatientLauncher):
             return _faults(jobs, inner.launch(list(jobs.values()), min(jobs)))
         except (FailedJobError, UncompletedJobError, RuntimeError) as error:
             if not submitted():
-                raise ConfigError(f"hydra/launcher=slurm: Slurm takes no job: {_short(error)}") from error
+                raise ConfigError(f"hydra/launcher=slurm: Slurm accepts no job: {_short(error)}") from error
         except KeyboardInterrupt:
             if arrays := {job.job_id.partition("_")[0] for job in submitted()}:
                 subprocess.run(["scancel", *arrays], check=False)
@@ -61,13 +63,14 @@ class Slurm(PatientLauncher):
 
 
 class Ray(PatientLauncher):
-    """A Ray task a job."""
+    """One Ray task per job of the sweep."""
 
     name = extra = "ray"
     module = "ray"
 
+    @override
     def _launch(self, jobs: Jobs) -> dict[int, str]:
-        # Ray tells of dead workers on stdout, which is for the JSON line.
+        # Ray reports dead workers on stdout, which is reserved for the JSON line.
         with redirect_stdout(sys.stderr):
             return self._run(jobs)
 
@@ -98,18 +101,19 @@ class Ray(PatientLauncher):
                 except RayError as error:
                     reasons[number] = f"Ray: {_short(error)}"
         finally:
-            # Ends what still runs, after Ctrl-C.
+            # After Ctrl-C, this ends the tasks that still run.
             ray.shutdown()
         return reasons
 
 
 class Processes(PatientLauncher):
-    """Processes on this machine, for CPU work that is not timed; through hydra-joblib-launcher."""
+    """Processes of this machine, for untimed work on its CPU; through hydra-joblib-launcher."""
 
-    name = "processes"  # Hydra would take a `joblib` of ours for that of its own plugin
+    name = "processes"  # a launcher called `joblib` would clash with that of Hydra's own plugin
     extra = "joblib"
     module = "hydra_plugins.hydra_joblib_launcher.joblib_launcher"
 
+    @override
     def _launch(self, jobs: Jobs) -> dict[int, str]:
         from hydra_plugins.hydra_joblib_launcher.joblib_launcher import JoblibLauncher
         from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -125,9 +129,9 @@ class Processes(PatientLauncher):
 
 
 def run_on_worker(context: HydraContext, config: DictConfig, task: TaskFunction, state: Any) -> None:
-    """One job, in another process and perhaps on another machine."""
+    """Run one job in a worker process, perhaps on another machine."""
     with suppress(FileNotFoundError):
-        # Where relative folders of the command line are.
+        # Relative paths of the command line start in the folder where it was typed.
         os.chdir(config.hydra.runtime.cwd)
     setup_globals()
     Singleton.set_state(state)
@@ -143,29 +147,29 @@ def run_on_worker(context: HydraContext, config: DictConfig, task: TaskFunction,
 
 
 def _refuse_clock_and_gpu(config: DictConfig) -> None:
-    """Raise for a job whose seconds would be those of its neighbours, or whose GPU would be."""
-    told = "hydra/launcher=processes runs cells side by side on the processor of this machine"
+    """Raise ConfigError for a job that is timed or uses a GPU, which its neighbours would disturb."""
+    where = "hydra/launcher=processes runs cells side by side on the processor of this machine"
     if config.measure.profile != "acceptance" and not config.dry_run:
         raise ConfigError(
-            f"measure={config.measure.profile}: {told}, and its seconds would be those of its neighbours."
-            " Type measure=acceptance, or leave the launcher out: cells are then timed one after the other"
+            f"measure={config.measure.profile}: {where}, and they would slow one another down. Type"
+            " measure=acceptance, or leave the launcher out: cells are then timed one after the other"
         )
     device = build(config.target, "target").resolved_device()
     if device.type != "cpu":
         raise ConfigError(
-            f"target.device={config.target.device}: {told}, and none may use a GPU. Type target.device=cpu,"
+            f"target.device={config.target.device}: {where}, and none may use a GPU. Type target.device=cpu,"
             " or hydra/launcher=slurm or ray, which give each cell a GPU of its own"
         )
 
 
 def _short(error: BaseException) -> str:
-    """The first sentences of an error, on one line."""
+    """The text of an error on one line, cut after 300 characters."""
     text = re.sub(r"\s+", " ", str(error)).strip() or type(error).__name__
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 
 def _faults(jobs: Jobs, returned: Sequence[JobReturn]) -> dict[int, str]:
-    """What jobs raised that ended otherwise in good order."""
+    """Exceptions raised by jobs whose process ended normally, by job number."""
     return {
         number: f"{type(fault).__name__}: {_short(fault)}"
         for number, one in zip(jobs, returned, strict=True)

@@ -1,4 +1,4 @@
-"""Sweeping: which cells a sweep asked for, told from the folder that Hydra made for it, and how it goes."""
+"""Status of a sweep: its cells, from the folder that Hydra made for it, and what became of each."""
 
 from __future__ import annotations
 
@@ -17,25 +17,30 @@ from omegaconf import OmegaConf
 
 import conf
 from harness.config import ConfigError
-from harness.sweeps.cell_states import Asked, Shelf, asked, seconds_left, told
+from harness.sweeps.cell_states import RequestedCell, RunIndex, cell_status, requested_cells, seconds_left
 from harness.system.console import Console, duration
 from harness.system.naming import digest
 from harness.system.provenance import configuration_hash, source_hash
 
-JOBS, SWEEP, CELLS = "jobs", "multirun.yaml", "cells.json"
-"""Where Hydra's folders are, what it leaves in that of a sweep, and the composed cells, kept beside it."""
+JOBS = "jobs"
+"""Folder below the results that holds Hydra's folders."""
+SWEEP = "multirun.yaml"
+"""File that Hydra writes into the folder of a sweep."""
+CELLS = "cells.json"
+"""File beside it that caches the composed cells."""
 _STATES = ("done", "running", "failed", "missing")
 _MAX_LISTED = 20
+"""Cells of one state that are printed one by one."""
 
 
 class Sweep:
-    """A sweep as it was typed."""
+    """A sweep as its command line requested it."""
 
     def __init__(self, folder: Path) -> None:
-        """Read what Hydra wrote.
+        """Read what Hydra wrote into `folder`.
 
         Raises:
-            ConfigError: `folder` is not that of a sweep, or of one whose jobs are not known beforehand.
+            ConfigError: `folder` belongs to no sweep, or to one whose sweeper chooses jobs as it runs.
         """
         self.folder = folder
         if not (folder / SWEEP).is_file():
@@ -44,7 +49,7 @@ class Sweep:
         sweeper = config.hydra.sweeper
         if not str(sweeper["_target_"]).endswith(BasicSweeper.__name__):
             raise ConfigError(
-                f"{folder}: {sweeper['_target_']} chooses its jobs as it goes; no grid is known."
+                f"{folder}: {sweeper['_target_']} chooses its jobs while it runs, so its cells are not known."
             )
         self.typed = list(config.hydra.overrides.task)
         self._swept = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
@@ -54,46 +59,50 @@ class Sweep:
 
     @property
     def command(self) -> str:
-        """What measures the rest."""
+        """The command that measures the remaining cells."""
         chosen = [*self._config.hydra.overrides.hydra, *self.typed]
-        flags = [one for one in chosen if not one.startswith("hydra.mode=")]
+        flags = [override for override in chosen if not override.startswith("hydra.mode=")]
         return shlex.join(["python", "-m", "harness.bench", "--multirun", *flags])
 
-    def cells(self) -> list[Asked]:
-        """All cells, in the order of the jobs. Composed once, as that takes a fifth of a second a job."""
-        kept = self.folder / CELLS
+    def cells(self) -> list[RequestedCell]:
+        """All cells in the order of the jobs. Cached in a file, as composing takes 0.2 s per job."""
+        cache = self.folder / CELLS
         source = digest([source_hash(), configuration_hash(Path(conf.__file__).parent)])
-        if kept.is_file():
-            known = json.loads(kept.read_text())
+        if cache.is_file():
+            known = json.loads(cache.read_text())
             if known["source"] == source:
-                return [Asked(**cell) for cell in known["cells"]]
+                return [RequestedCell(**cell) for cell in known["cells"]]
         parser = OverridesParser.create()
         parsed = parser.parse_overrides([*self._swept, *self.typed])
         (jobs,) = BasicSweeper.split_arguments(parsed, None)
         with initialize_config_module("conf", version_base="1.3"):
-            cells = [cell for job in jobs for cell in asked(compose("bench", overrides=job), job)]
+            cells = [cell for job in jobs for cell in requested_cells(compose("bench", overrides=job), job)]
         known = {"source": source, "cells": [cell._asdict() for cell in cells]}
-        part = kept.with_suffix(".part")
+        part = cache.with_suffix(".part")
         part.write_text(json.dumps(known))
-        part.replace(kept)
+        part.replace(cache)
         return cells
 
 
 def newest(results: Path) -> Path:
-    """The folder of the last sweep below `results`."""
-    found = sorted((results / JOBS).glob(f"*/*/{SWEEP}"), key=lambda path: path.stat().st_mtime)
-    if not found:
+    """The folder of the most recent sweep below `results`.
+
+    Raises:
+        ConfigError: there is no sweep.
+    """
+    sweeps = sorted((results / JOBS).glob(f"*/*/{SWEEP}"), key=lambda path: path.stat().st_mtime)
+    if not sweeps:
         raise ConfigError(
             f"{results / JOBS}: holds no sweep. Measure one (python -m harness.bench --multirun ...), or name"
             " its folder: python -m harness.sweep status FOLDER"
         )
-    return found[-1].parent
+    return sweeps[-1].parent
 
 
 def status(sweep: Sweep) -> dict[str, Any]:
-    """How a sweep goes, as JSON types: `cells`, `counts` by state, `seconds_left` (None: not known)."""
-    shelf = Shelf(sweep.runs)
-    cells = [told(cell, shelf.find(cell, sweep.begun)) for cell in sweep.cells()]
+    """The status of a sweep as JSON types: `cells`, `counts` by state, `seconds_left` (None if unknown)."""
+    index = RunIndex(sweep.runs)
+    cells = [cell_status(cell, index.find(cell, sweep.begun)) for cell in sweep.cells()]
     counts = Counter(cell["state"] for cell in cells)
     return {
         "sweep": str(sweep.folder),
@@ -103,9 +112,12 @@ def status(sweep: Sweep) -> dict[str, Any]:
     }
 
 
-def show(sweep: Sweep, found: Mapping[str, Any], console: Console) -> None:
-    """A line a target and task, then what runs and what failed."""
-    cells: Sequence[Mapping[str, Any]] = found["cells"]
+def show(sweep: Sweep, current: Mapping[str, Any], console: Console) -> None:
+    """Print one line per target and task, then the running and the failed cells.
+
+    current: the result of `status`.
+    """
+    cells: Sequence[Mapping[str, Any]] = current["cells"]
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for cell in cells:
         groups.setdefault((cell["target"], cell["task"]), []).append(cell)
@@ -115,19 +127,19 @@ def show(sweep: Sweep, found: Mapping[str, Any], console: Console) -> None:
     ]
     console.table(["target", "task", *_STATES], rows)
     common = set.intersection(*(set(cell["overrides"]) for cell in cells)) if cells else set()
-    for state, tell in (("running", _running), ("failed", _failed)):
+    for state, describe in (("running", _running), ("failed", _failed)):
         chosen = [cell for cell in cells if cell["state"] == state]
         for cell in chosen[:_MAX_LISTED]:
-            own = [one for one in cell["overrides"] if one not in common]
-            console.note(f"{state}: {' '.join([*own, cell['decoding']])}: {tell(cell)}")
+            own = [override for override in cell["overrides"] if override not in common]
+            console.note(f"{state}: {' '.join([*own, cell['decoding']])}: {describe(cell)}")
         if chosen[_MAX_LISTED:]:
             console.note(f"{state}: {len(chosen) - _MAX_LISTED} more, all of them in the JSON line")
-    counted = ", ".join(f"{number} {state}" for state, number in found["counts"].items())
-    left = found["seconds_left"]
+    counted = ", ".join(f"{number} {state}" for state, number in current["counts"].items())
+    left = current["seconds_left"]
     console.note(f"{len(cells)} cells: {counted}")
-    if found["counts"]["done"] < len(cells):
-        time = "not known, as none is done" if left is None else f"about {duration(left)}"
-        console.note(f"time left: {time}; what measures the rest: {sweep.command}")
+    if current["counts"]["done"] < len(cells):
+        time = "not known, as no cell is done" if left is None else f"about {duration(left)}"
+        console.note(f"time left: {time}; to measure the rest: {sweep.command}")
 
 
 def _running(cell: Mapping[str, Any]) -> str:

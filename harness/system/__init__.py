@@ -1,1 +1,4 @@
-"""The ground: clocks, probes, processes, locks, names, files and the console. Knows nothing of decoding."""
+"""The machine below the benchmark: clock, probes, processes, locks, files, console and provenance.
+
+Knows nothing of decoding.
+"""

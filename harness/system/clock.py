@@ -1,4 +1,4 @@
-"""Clock: how seconds are obtained, split among the stages of a round, and what reading the clock costs."""
+"""A stopwatch that splits time into named spans on CPU and GPU, and the cost of reading it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 class Stopwatch:
-    """Marks the ends of named spans: host time on a CPU, device events on a GPU (no synchronisation)."""
+    """Times consecutive named spans: host time on a CPU, events on a GPU, no synchronisation."""
 
     def __init__(self, device: torch.device, enabled: bool = True):
         self._device, self._enabled = device, enabled
@@ -17,14 +17,14 @@ class Stopwatch:
         self._begin = 0
 
     def start(self) -> None:
-        """Wait for the device and begin."""
+        """Wait for the device, then start the first span."""
         synchronize(self._device)
         self._marks = []
         self._begin = time.perf_counter_ns()
         self.lap("")
 
     def lap(self, name: str) -> None:
-        """The time since the last mark belongs to `name`."""
+        """End the current span, call it `name`, and start the next one."""
         if not self._enabled:
             return
         if self._cuda:
@@ -35,12 +35,12 @@ class Stopwatch:
             self._marks.append((name, time.perf_counter_ns()))
 
     def stop(self) -> int:
-        """Wait for the device; nanoseconds since `start`, 0 where disabled."""
+        """Wait for the device. Returns nanoseconds since `start`, 0 if disabled."""
         synchronize(self._device)
         return time.perf_counter_ns() - self._begin if self._enabled else 0
 
     def spans(self) -> list[tuple[str, int]]:
-        """Each lap's name and nanoseconds, in order; after `stop`."""
+        """Name and nanoseconds of each span in order; valid after `stop`."""
         result = []
         for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
             if isinstance(before, int) and isinstance(after, int):
@@ -51,13 +51,13 @@ class Stopwatch:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished all work submitted to it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def lap_cost_ns(device: torch.device, num_laps: int = 2000) -> float:
-    """What one `lap` costs on the host."""
+    """Host nanoseconds that one `Stopwatch.lap` takes, averaged over `num_laps`."""
     watch = Stopwatch(device)
     watch.start()
     begin = time.perf_counter_ns()

@@ -1,4 +1,4 @@
-"""Console: notes, warnings, errors and tables, all on stderr, because stdout belongs to the JSON line."""
+"""Console messages and tables, all on stderr, because stdout is reserved for the JSON line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 _WIDTH_OF_A_FILE = 200
+"""Characters per line where stderr is not a terminal."""
 
 
 class Console:
-    """Writes for people. Every text is printed as it is: brackets are no markup."""
+    """Prints messages for people. Texts are printed verbatim: square brackets are not markup."""
 
     def __init__(self, file: IO[str] | None = None) -> None:
         """file: stderr unless given."""
@@ -31,12 +32,12 @@ class Console:
         self._print(f"warning: {text}", "yellow")
 
     def error(self, error: BaseException | str) -> None:
-        """Print what stopped a run, without a traceback."""
+        """Print the error that stopped a run, without a traceback."""
         text = error if isinstance(error, str) else str(error) or type(error).__name__
         self._print(f"error: {text}", "bold red")
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-        """Print a table; columns of words are aligned left, columns of numbers right."""
+        """Print a table, with columns of numbers aligned right and all others left."""
         table = Table(title=title and Text(title), title_justify="left")
         for index, header in enumerate(headers):
             numbers = any(row[index][:1].isdigit() for row in rows)
@@ -59,13 +60,13 @@ def warn_on_error(console: Console, who: str) -> Iterator[None]:
 
 
 def cause(who: str, error: Exception) -> str:
-    """One line that says who failed and why."""
+    """One line that says what failed (`who`) and why."""
     reason = " ".join(str(error).split()) or "no reason given"
     return f"{who} failed ({type(error).__name__}: {reason}). The run itself is safe in the store."
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds, minutes, or hours and minutes; `-` where the duration is not known."""
+    """A duration in s, min, or h and min; `-` if it is None."""
     if seconds is None:
         return "-"
     if seconds < 60:

@@ -1,4 +1,4 @@
-"""Files: written so that a crash leaves all of one or nothing."""
+"""Atomic file writes: a crash leaves the whole file or none."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from contextlib import suppress
 from pathlib import Path
 
 PART = ".part"
-"""Ending of what is being written."""
+"""Suffix of a file that is still being written."""
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write `path` so that a crash leaves either nothing or all of it."""
+    """Write `content` to `path` atomically."""
     part = path.with_name(path.name + PART)
     part.write_bytes(content)
     put_in_place(part, path)
 
 
 def put_in_place(part: Path, path: Path) -> None:
-    """Give a file that was written as `part` its name, once all of it is on the disk."""
+    """Rename the finished file `part` to `path`, once all of its bytes are on disk."""
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.replace(path)
@@ -26,7 +26,7 @@ def put_in_place(part: Path, path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` outlive a power cut, where the file system can."""
+    """Make the names in `folder` survive a power failure, where the file system supports it."""
     descriptor = os.open(folder, os.O_RDONLY)
     with suppress(OSError):
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: what it refuses, in words that say what to type."""
+"""Errors of the Hugging Face hub as messages that say what to type."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from huggingface_hub import errors
 from harness.config import ConfigError
 
 TIMEOUT_S = 10.0
+"""Seconds to wait for an answer of the hub."""
 
 
 class Unreachable(Exception):
-    """The hub does not answer; the text says why. An earlier download may do."""
+    """The hub does not answer, and the text says why. The caller may fall back to an earlier download."""
 
 
 @contextmanager
 def asking(where: str, revision: str, otherwise: str) -> Iterator[None]:
-    """Within it the hub is asked for a repository.
+    """Translate errors of the hub within the block, which asks it for a repository.
 
-    where: begins each message, with what was typed; revision: the same for its revision. otherwise: how to do
-    without the hub, a sentence.
+    where: opening of each message, the option as typed. revision: opening of messages about the revision.
+    otherwise: a sentence that says how to do without the hub.
 
     Raises:
-        ConfigError: there is no such repository or revision, it is gated, or it is not what is wanted.
-        Unreachable: see there.
+        ConfigError: there is no such repository or revision, it is gated, or a file is missing in it.
+        Unreachable: the hub does not answer.
     """
     try:
         yield
@@ -44,10 +45,10 @@ def asking(where: str, revision: str, otherwise: str) -> Iterator[None]:
         raise ConfigError(f"{where}: neither a folder nor a hub id ORG/NAME: {first_line(error)}") from error
     except errors.RemoteEntryNotFoundError as error:
         raise ConfigError(f"{where}: a file is missing on the hub: {first_line(error)}") from error
-    except Exception as error:  # the http library's own classes, which differ between hub versions
+    except Exception as error:  # classes of the HTTP library, which differ between versions of the hub client
         raise Unreachable(first_line(error)) from error
 
 
 def first_line(error: Exception) -> str:
-    """Of its text, after its class."""
+    """The first line of an error's text, after the name of its class."""
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,8 +1,8 @@
-"""Exclusive: what is timed has its processor cores, or its GPUs, to itself on this machine.
+"""The lock that gives a timed run its processor cores or GPUs to itself on this machine.
 
 Two timed runs never share a core or a GPU: the second one waits, whoever started it and by whatever means.
-Runs that are not timed share among themselves, but not with a timed one, which they would disturb. Who came
-first goes first, so that a timed run is not kept waiting by a stream of others.
+Runs that are not timed share among themselves, but not with a timed run, which they would disturb. Requests
+are served in the order of their arrival, so that a stream of untimed runs cannot starve a timed one.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ if TYPE_CHECKING:
     import torch
 
 FOLDER = "SPECBENCH_LOCKS"
-"""Environment variable: a folder of this machine that all its jobs see, where /dev/shm is each job's own."""
+"""Environment variable: a folder that all jobs of this machine see, for where each has its own /dev/shm."""
 _CPUS = Path("/sys/devices/system/cpu")
 
 
 @contextmanager
-def held(units: Sequence[str], timed: bool, note: Callable[[str], None]) -> Iterator[None]:
-    """Hold `units` while the block runs: alone if `timed`, else together with others that are not timed.
+def machine_lock(units: Sequence[str], timed: bool, note: Callable[[str], None]) -> Iterator[None]:
+    """Hold `units` while the block runs: alone if `timed`, else together with other untimed runs.
 
-    Waits where they are taken, and tells `note` so. The system frees them when the process dies.
+    Waits where they are taken, and reports the wait through `note`. The operating system releases the lock
+    when the process dies.
+
+    units: names from `units_of`.
     """
     import fcntl  # not on Windows, where runs can still be read
 
@@ -47,12 +50,12 @@ def held(units: Sequence[str], timed: bool, note: Callable[[str], None]) -> Iter
             fcntl.flock(descriptor, how)
 
     with ExitStack() as stack:
-        # Always in this order, so that no two processes wait for one another.
+        # All processes lock in this order, so no two of them wait for one another.
         for unit in sorted(units):
-            turn, place = (stack.enter_context(_opened(unit + suffix)) for suffix in (".turn", ""))
-            # Whoever waits for the place keeps the turn: those who come later queue behind.
+            turn, own = (stack.enter_context(_opened(unit + suffix)) for suffix in (".turn", ""))
+            # Whoever waits for the unit keeps its turn lock, so later processes queue behind it.
             take(turn, fcntl.LOCK_EX)
-            take(place, fcntl.LOCK_EX if timed else fcntl.LOCK_SH)
+            take(own, fcntl.LOCK_EX if timed else fcntl.LOCK_SH)
             fcntl.flock(turn, fcntl.LOCK_UN)
         if waited:
             note(f"waited {time.monotonic() - begin:.0f} s")
@@ -60,9 +63,9 @@ def held(units: Sequence[str], timed: bool, note: Callable[[str], None]) -> Iter
 
 
 def units_of(device: torch.device, spread: bool) -> list[str]:
-    """Names of what a run occupies: its GPUs, or the cores that this process may run on.
+    """Names of the GPUs that a run occupies, or of the cores that this process may run on.
 
-    device: where the target lies. spread: whether its layers may lie on every GPU.
+    device: the target's. spread: whether its layers may be on every GPU.
     """
     if device.type == "cuda":
         import torch
@@ -70,13 +73,13 @@ def units_of(device: torch.device, spread: bool) -> list[str]:
         indices = range(torch.cuda.device_count()) if spread else [device.index or 0]
         return [f"gpu-{torch.cuda.get_device_properties(index).uuid}" for index in indices]
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        # One run of several processes: the first one holds the cores for all.
+        # A run of several processes: the first one holds the cores for all of them.
         return []
     return [f"core-{core}" for core in cores()]
 
 
 def cores() -> list[int]:
-    """The cores that this process may run on, each by the first of its hardware threads."""
+    """The cores that this process may run on, each named by its first hardware thread."""
     affinity = getattr(os, "sched_getaffinity", None)
     allowed = affinity(0) if affinity else range(os.cpu_count() or 1)
     return sorted({_first_thread(cpu) for cpu in allowed})
@@ -92,18 +95,18 @@ def _first_thread(cpu: int) -> int:
 
 @contextmanager
 def _opened(name: str) -> Iterator[int]:
-    """The descriptor of a lock file, which is never written: other people's files may lie in its place."""
+    """The descriptor of a lock file. Nothing is ever written to it: the file may belong to another user."""
     given, shared = os.environ.get(FOLDER), Path("/dev/shm")
     folder = Path(given) if given else shared if shared.is_dir() else Path(tempfile.gettempdir())
     path, how = folder / f"specbench.{name}.lock", os.O_RDONLY | os.O_NOFOLLOW
     try:
         descriptor = os.open(path, how)
     except FileNotFoundError:
-        # Not simply O_CREAT: in a sticky folder Linux refuses it for a file that someone else has made.
+        # Not plain O_CREAT: in a sticky folder Linux refuses that for a file which another user owns.
         with suppress(FileExistsError):
-            made = os.open(path, how | os.O_CREAT | os.O_EXCL, 0o644)
-            os.fchmod(made, 0o644)
-            os.close(made)
+            descriptor = os.open(path, how | os.O_CREAT | os.O_EXCL, 0o644)
+            os.fchmod(descriptor, 0o644)
+            os.close(descriptor)
         descriptor = os.open(path, how)
     try:
         yield descriptor

@@ -1,4 +1,4 @@
-"""Names: texts made safe for folders, digests of values, the time, secrets taken out of what is written."""
+"""Texts for names and records: folder-safe names, digests, timestamps, and redaction of secrets."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 REDACTED = "<redacted>"
+"""Replacement for a secret."""
 TARGET = "_target_"
-"""Key under which a configuration node names its class, as Hydra wants it."""
-
+"""Key under which a configuration node names its class, by Hydra's convention."""
 
 # A bare `token` is a secret, `mask_token` or `max_new_tokens` is not.
 _SECRET_KEY = re.compile(
@@ -20,9 +20,7 @@ _SECRET_KEY = re.compile(
     r"|authorization|(hf|hub|auth|access|bearer|api|wandb|github)_?token)$|(^|[.+])token$",
     re.IGNORECASE,
 )
-
-
-# Forty hex digits alone are a git revision as often as a W&B key, so those are judged by their key.
+# Forty hex digits may be a git revision as well as a W&B key, so they are judged by their key alone.
 _SECRET_VALUE = re.compile(
     r"hf_[A-Za-z0-9]{16,}|wandb_v\d_\w{16,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}"
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
@@ -30,25 +28,25 @@ _SECRET_VALUE = re.compile(
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
+    """The current UTC time in ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def slug(name: str) -> str:
-    """`name` with everything that a folder name or the dots of a run id could trip over made a dash."""
+    """`name` for a folder or a run id: all but letters, digits, `_` and `-` become dashes."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "unnamed"
 
 
 def digest(value: Any) -> str:
-    """The sha256 of `value` (JSON types) in one canonical spelling, in hex."""
+    """The SHA-256, in hex, of the canonical JSON of `value` (JSON types)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def class_names(value: Any) -> Any:
-    """A copy of `value` (nested dicts and lists) whose `_target_`s are class names without their modules.
+    """A copy of `value` (nested dicts and lists) whose `_target_` entries are class names without modules.
 
-    Identities are compared in this form: a module may move, the class behind it stays the same.
+    Identities are compared in this form, so that a class may move to another module.
     """
     if isinstance(value, Mapping):
         return {
@@ -59,7 +57,10 @@ def class_names(value: Any) -> Any:
 
 
 def redact(value: Any, key: str = "") -> Any:
-    """A copy of `value` (nested dicts and lists, `key=value` overrides too) with secrets replaced."""
+    """A copy of `value` (nested dicts and lists, also of `key=value` overrides) with secrets replaced.
+
+    key: the key that `value` has in its parent, by which secrets are recognised.
+    """
     if isinstance(value, Mapping):
         return {name: redact(item, str(name)) for name, item in value.items()}
     if isinstance(value, list | tuple):

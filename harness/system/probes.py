@@ -1,4 +1,4 @@
-"""Probes of the machine: read bandwidth, size of the last cache, energy and memory."""
+"""Measurements of the machine: read bandwidth, size of the last-level cache, energy and peak memory."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from harness.system.clock import synchronize
 
 @cache
 def read_bandwidth(device: torch.device, gib: float | None = None, num_passes: int = 10) -> float:
-    """Bytes per second that a sum over a written buffer of `gib` GiB reads; the best of `num_passes`.
+    """Read bandwidth in bytes per second: the best of `num_passes` sums over a buffer that was written.
 
-    gib: see `Measure.bandwidth_gib`. A read, not a copy: a copy moves its size twice. Measured once a
-    process, so that all its runs have one roof.
+    The probe reads and does not copy, because a copy moves every byte twice. It is measured once per process,
+    so that all runs of the process share one roofline.
+
+    gib: size of the buffer in GiB; None lets it exceed the caches (`Measure.bandwidth_gib`).
     """
     if gib is not None:
         num_bytes = int(gib * 2**30)
@@ -27,7 +29,7 @@ def read_bandwidth(device: torch.device, gib: float | None = None, num_passes: i
         num_bytes = max(2**30, 4 * last_level_cache_bytes())
     else:
         torch.cuda.empty_cache()
-        # Less than this and caches could hold it; where there is not so much, it is out of memory.
+        # A smaller buffer could fit into the caches. A GPU with less free memory than this runs out of it.
         num_bytes = min(2**33, max(2**29, torch.cuda.mem_get_info(device)[0] // 2))
     buffer = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
     best = 0.0
@@ -41,7 +43,7 @@ def read_bandwidth(device: torch.device, gib: float | None = None, num_passes: i
 
 
 def last_level_cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int:
-    """Of all processors together, as Linux tells it below `root`; 0 where it does not."""
+    """Total size of the last-level caches of all processors, from Linux's sysfs at `root`; 0 if unknown."""
     found: dict[int, dict[str, int]] = {}
     for folder in root.glob("cpu[0-9]*/cache/index[0-9]*"):
         with suppress(OSError, ValueError):
@@ -54,7 +56,7 @@ def last_level_cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> int:
 
 @cache
 def _energy_meter(device: torch.device) -> Callable[[], int] | None:
-    """What reads the device's meter in millijoules; None where it has none (a CPU, GPUs before Volta)."""
+    """A function that reads the device's energy counter in mJ; None without one (CPUs, GPUs before Volta)."""
     if device.type != "cuda":
         return None
     try:
@@ -71,13 +73,13 @@ def _energy_meter(device: torch.device) -> Callable[[], int] | None:
 
 
 def energy_mj(device: torch.device) -> int | None:
-    """Millijoules that the device has used since its driver was loaded (NVML); None where it cannot tell."""
+    """Millijoules used by the device since its driver was loaded (NVML); None if it has no counter."""
     meter = _energy_meter(device)
     return None if meter is None else meter()
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most the device (or, on a CPU, this process) has held."""
+    """Peak memory allocated on a GPU, or peak resident memory of this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return int(getattr(psutil.Process().memory_info(), "peak_wset", 0)) or _peak_resident_bytes()

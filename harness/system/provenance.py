@@ -1,4 +1,4 @@
-"""Provenance: what a run is called, and the facts about code and machine that can explain a number."""
+"""Facts about code and machine that can explain a measured number, for the manifest and identity of a run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,25 @@ from harness.system.naming import digest
 
 _DEVICE_IDENTITY = ("type", "name", "num_devices", "driver", "cpu", "num_cores", "num_threads")
 _MEASURING = (
-    *("config.py", "runtime", "drafting", "target", "decoding", "engines", "tasks", "benchmark", "profiling"),
-    *("system/clock.py", "system/probes.py", "system/processes.py"),
+    *(
+        "config.py",
+        "ledger",
+        "runtime",
+        "drafting",
+        "target",
+        "decoding",
+        "engines",
+        "tasks",
+        "benchmark",
+        "profiling",
+    ),
+    *("system/clock.py", "system/probes.py", "system/processes.py", "system/tensor_parallel.py"),
 )
-"""The parts of `harness` that can change a number, beside the methods; reports, tracking, the command line
-and the store are not among them. The configuration is in every identity as it was resolved."""
+"""The parts of `harness` that can change a number, besides the methods.
+
+Reports, tracking, the command line and the store are not among them. The configuration need not be, as every
+identity holds it resolved.
+"""
 _DATA_SUFFIXES = frozenset({".jsonl", ".jinja"})
 _PACKAGES = (
     "specbench-harness",
@@ -45,18 +59,20 @@ _PACKAGES = (
 
 
 def device_identity(device: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells machines apart, of `device_facts`."""
+    """The part of `device_facts` that distinguishes machines."""
     return {key: device.get(key) for key in _DEVICE_IDENTITY}
 
 
 @cache
 def source_hash(root: Path | None = None) -> str:
-    """The sha256 over the code and data that can change a measured number, below `root` (default: installed).
+    """The SHA-256 over all code and data that can change a measured number.
 
-    Code counts as its syntax tree without docstrings: comments, prose and layout are not in it.
+    Code is hashed as its syntax tree without docstrings, so comments, prose and layout do not count.
+
+    root: the folder that holds `harness` and `methods`; default: the installed one.
 
     Raises:
-        FileNotFoundError: no file of code was read, so the hash would say nothing.
+        FileNotFoundError: `root` holds no code, so that the hash would mean nothing.
     """
     root = root or Path(__file__).parents[2]
     total, num_modules = hashlib.sha256(), 0
@@ -77,18 +93,18 @@ def source_hash(root: Path | None = None) -> str:
 
 
 def configuration_hash(root: Path) -> str:
-    """The sha256 over all YAML below `root`."""
+    """The SHA-256 over all YAML files below `root`."""
     texts = {path.relative_to(root).as_posix(): path.read_text() for path in root.rglob("*.yaml")}
     return digest(texts)
 
 
 def _files(place: Path) -> Iterator[Path]:
-    """`place` itself if it is a file, else all files below it."""
+    """`place` itself if it is a file, otherwise all files below it."""
     return iter([place]) if place.is_file() else (path for path in place.rglob("*") if path.is_file())
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:
-    """The tree without strings that stand alone as statements: docstrings, also those below a constant."""
+    """`tree` without strings that are statements: docstrings, including those below constants."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
@@ -105,10 +121,10 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def git_state(root: Path | None = None) -> dict[str, Any]:
-    """`commit` and `dirty` of the checkout at `root` (default: where this package lies).
+    """`commit` and `dirty` of the checkout at `root` (default: that of this package).
 
-    Both are None outside a checkout and where git is not installed. Files below `results` do not make
-    it dirty: writing them is what the harness does.
+    Both are None outside a checkout and without git. Files below `results` do not make a checkout dirty,
+    because the harness itself writes them.
     """
     root = (root or Path(__file__).parents[2]).resolve()
     top = _output("git", "-C", str(root), "rev-parse", "--show-toplevel")
@@ -120,7 +136,7 @@ def git_state(root: Path | None = None) -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
-    """Versions of Python and of the installed packages that can change a number."""
+    """Versions of Python and of those installed packages that can change a number."""
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -133,7 +149,7 @@ def packages() -> dict[str, str]:
 def device_facts(device: Any) -> dict[str, Any]:
     """Facts about the machine and about `device` (a `torch.device` or its name), without host names.
 
-    Sizes are in bytes, frequencies in MHz; what the machine does not tell is None.
+    Sizes are in bytes, frequencies in MHz; unknown facts are None.
     """
     import torch
 
@@ -178,7 +194,7 @@ def _gpu_facts(device: Any) -> dict[str, Any]:
         "gpu_power_limit_watts": "power.limit",
         "gpu_persistence_mode": "persistence_mode",
     }
-    # nvidia-smi counts all GPUs, torch only the visible ones: the UUID means the same to both.
+    # nvidia-smi numbers all GPUs, torch only the visible ones; the UUID is the same in both.
     uuid = str(getattr(properties, "uuid", ""))
     select = [f"--id=GPU-{uuid.removeprefix('GPU-')}"] if uuid else []
     line = _output(
@@ -189,7 +205,7 @@ def _gpu_facts(device: Any) -> dict[str, Any]:
 
 
 def _output(*command: str) -> str | None:
-    """What `command` prints, stripped; None where it is not installed or fails."""
+    """The stripped output of `command`; None if it is not installed or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -1,1 +1,1 @@
-"""The target model: its specification, weights and chat format, and the model behind its cache."""
+"""The target model: its specification, weights, chat format, and the model behind its cache."""

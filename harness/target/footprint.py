@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from harness.system.processes import own_part
+from harness.system.tensor_parallel import own_part
 
 
 def step_bytes(model: Any, experts: tuple[int, int] | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from harness.config import ConfigError
-from harness.system import processes
+from harness.system import processes, tensor_parallel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,4 +100,6 @@ class Placement:
                 " those at auto, null, checkpoint and false"
             )
         processes.expect_processes(self.tensor_parallel)
-        processes.refuse_unfit(config, (config.architectures or ["this model"])[0], self.tensor_parallel)
+        tensor_parallel.refuse_unfit(
+            config, (config.architectures or ["this model"])[0], self.tensor_parallel
+        )

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, field_validator
 
 from harness.config import ConfigError, configurable
-from harness.system import processes
+from harness.system import tensor_parallel
 from harness.target.chat_template import ChatFormat
 from harness.target.checkpoint import Checkpoint, ModelSource, fingerprint
 from harness.target.footprint import cache_bytes_per_token, expert_counts, step_bytes
@@ -188,7 +188,7 @@ class TargetSpec:
             dtype=self.placement.torch_dtype(config),
             device_map=self.device_map,
             attn_implementation=self.kernels.attn_implementation,
-            **processes.sharded(self.tensor_parallel),
+            **tensor_parallel.sharded(self.tensor_parallel),
         )
         return model if self.placement.is_spread else model.to(device)
 

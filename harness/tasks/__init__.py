@@ -1,1 +1,1 @@
-"""The questions: tasks, their sources, and conversations."""
+"""The questions: conversations, tasks and the sources that they are read from."""

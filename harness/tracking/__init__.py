@@ -1,1 +1,1 @@
-"""Runs mirrored into somebody's dashboard."""
+"""Mirrors runs to a dashboard: Weights & Biases or Trackio, live or later from the store."""

@@ -80,6 +80,9 @@ def group_of(cell: Cell) -> str:
     """The name of a cell: its runs compare, whatever command made them."""
     names = [slug(name) for name in (cell.target, cell.task, cell.decoding)]
     setting = [f"T{cell.temperature:g}", f"b{cell.batch_size}", cell.profile, cell.baseline, cell.acceptor]
+    # What every run did before there was a choice is not named, so that groups keep their names.
+    later = [getattr(cell, name) for name in ("engine", "scenario")]
+    setting += [value for value in later if value not in (Cell.engine, Cell.scenario)]
     return clean(".".join([*names, *setting]))
 
 
@@ -147,7 +150,7 @@ def _config(run: Run, arm: str) -> dict[str, Any]:
         {
             "run": manifest.run_id,
             "method": arm,
-            **manifest.cell._asdict(),
+            **vars(manifest.cell),
             "max_new_tokens": decoding.get("max_new_tokens"),
             "replicate": manifest.replicate,
             "created": manifest.created,
@@ -162,7 +165,13 @@ def _config(run: Run, arm: str) -> dict[str, Any]:
 
 
 def _tags(row: Row) -> tuple[str, ...]:
-    told = [row.profile, row.baseline, f"T={row.temperature:g}", row.acceptor, row.verdict or "no verdict"]
+    told = [
+        row.where.profile,
+        row.where.baseline,
+        f"T={row.where.temperature:g}",
+        row.where.acceptor,
+        row.verdict or "no verdict",
+    ]
     return tuple(dict.fromkeys([*told, *(["indicative"] if row.indicative else [])]))
 
 
@@ -170,7 +179,7 @@ def _numbers(row: Row) -> dict[str, Any]:
     """The numbers of the JSON line by its names, each alone: an interval is NAME_low and NAME_high."""
     found: dict[str, Any] = {}
     for key, value in to_json(row).items():
-        if key in (*Cell._fields, "method", "variant"):
+        if key in (*vars(row.where), "method", "variant"):
             continue
         if isinstance(value, Mapping):
             # A dot would be read as a level.

@@ -24,7 +24,8 @@ from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams, stream_key
 from harness.drafting.drafter import Drafter
 from harness.tasks.conversation import Message
-from harness.tasks.task import Task, lines_of
+from harness.tasks.jsonl import read_lines
+from harness.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class GivenDialogues(Dialogues):
 
     @override
     def read(self, writer: Writer) -> Iterator[Sample]:
-        for number, line in lines_of(self.path):
+        for number, line in read_lines(self.path):
             if "prompt_ids" in line:
                 yield written_sample(line)
                 continue
@@ -150,7 +151,7 @@ class WrittenDialogues(Dialogues):
     def read(self, writer: Writer) -> Iterator[Sample]:
         file = Path(self.out)
         file.parent.mkdir(parents=True, exist_ok=True)
-        known = list(lines_of(self.out)) if file.exists() else []
+        known = list(read_lines(self.out)) if file.exists() else []
         yield from (written_sample(line) for _, line in known if line["answer_ids"])
         num_done = len(known)
         while num_done < self.num:

@@ -19,7 +19,7 @@ from harness.drafting.drafter import Drafter
 from harness.drafting.trainable import TrainableDrafter
 from harness.system import naming, provenance
 from harness.system.console import Console
-from harness.system.machine_lock import held, units_of
+from harness.system.machine_lock import machine_lock, units_of
 from harness.system.naming import class_names
 from harness.system.processes import refuse_shared
 from harness.target.chat_template import render
@@ -57,7 +57,7 @@ def run_training(config: DictConfig) -> None:
     tracker: NoTracker = build(config.tracker, "tracker") if processes.is_main_process else NoTracker()
     tracker.require()
     data: Dialogues = build(config.data, "data")
-    with held(units_of(spec.resolved_device(), spec.device_map is not None), False, console.note):
+    with machine_lock(units_of(spec.resolved_device(), spec.device_map is not None), False, console.note):
         weights = spec.load(console.note)
         target = Target(weights.model, spec.attention, spec.linear)
         engine = LocalEngine(target, weights.end_token_ids, weights.max_context, timed=False)

@@ -1,1 +1,1 @@
-"""Blocks that several methods use."""
+"""Building blocks that several methods use."""

@@ -51,7 +51,7 @@ def test_the_break_even_lies_on_the_line_over_the_logarithm_of_the_batch() -> No
 
 def test_rows_of_one_setting_are_put_together_by_batch_with_latency_and_break_even() -> None:
     (group,) = by_batch(rows_of())
-    assert [row.batch_size for row in curves(group)["ngram"]] == [1, 4, 16]
+    assert [row.where.batch_size for row in curves(group)["ngram"]] == [1, 4, 16]
     end = break_even_of(curves(group)["ngram"])
     assert end is not None
     headers, body = tables.batches_table(group)

@@ -28,6 +28,7 @@ from tests.support.builders import (
 
 KEYS = [
     *("target", "task", "method", "temperature", "batch_size", "profile", "baseline", "acceptor"),
+    *("engine", "scenario"),
     *("tau", "tau_ci", "tokens_per_s", "latency_s", "speedup", "speedup_ci", "speedup_vs"),
     *("verdict", "roof_fraction", "num_prompts", "num_tokens", "variant"),
 ]
@@ -295,7 +296,7 @@ def test_other_settings_of_an_arm_are_rows_of_their_own_in_one_table() -> None:
         "a: method[tiny, ngram].draft_length = 4",
         "b: method[tiny, ngram].draft_length = 8",
     ]
-    assert {(row.temperature, row.variant) for row in summarise(runs)} == {(0, "a"), (0, "b"), (1, "b")}
+    assert {(row.where.temperature, row.variant) for row in summarise(runs)} == {(0, "a"), (0, "b"), (1, "b")}
     with pytest.raises(ConfigError, match=r"device\.name"):
         refuse_mixed([with_provenance(run, device={"name": run.manifest.run_id}) for run in runs])
 
@@ -328,7 +329,7 @@ def test_a_rung_that_was_not_run_everywhere_is_no_obstacle() -> None:
         make_run([make_record("vanilla")], "r2", task="b"),
     ]
     refuse_mixed(runs)
-    assert [row.speedup_vs for row in summarise(runs) if row.task == "b"] == [{}]
+    assert [row.speedup_vs for row in summarise(runs) if row.where.task == "b"] == [{}]
 
 
 def test_a_forward_stands_against_the_roof_and_a_round_against_vanillas_forward() -> None:

@@ -5,6 +5,7 @@ import shutil
 import time
 from collections import defaultdict
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -366,19 +367,35 @@ def test_packed_layers_share_their_weights_copy_to_plain_ones_and_pass_gradients
     assert asked.grad is not None
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
-def test_a_compiled_step_emits_what_the_plain_one_emits_and_serves_all_arms() -> None:
-    """Trees and single tokens, another batch size, more slots than were allocated at first."""
-    expected = vanilla(engine(), GREEDY)
+def two_layers() -> Any:
+    """A copy of the tiny model with the fewest layers that taps can tell apart: compiling costs per layer."""
     model = copy.deepcopy(tiny_model("llama"))
-    loop = LocalEngine(Target(model, cache="static", compiled=True), {END}, 512)
+    model.model.layers = model.model.layers[:2]
+    model.config.num_hidden_layers = 2
+    return model
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
+def test_a_compiled_step_emits_what_the_plain_one_emits_and_serves_all_arms(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Trees and single tokens, another batch size, more slots than were allocated at first."""
+    monkeypatch.setattr("harness.runtime.cache_memory._STEP", 48)
+    expected = vanilla(LocalEngine(Target(two_layers()), {END}, 512), GREEDY)
+    loop = LocalEngine(Target(two_layers(), cache="static", compiled=True), {END}, 512)
     drafter = RandomTrees(oracle=oracle(requests(), expected))
     drafter.bind(loop.target)
     loop.target.set_taps(drafter.taps)
+    before = loop.target.steps.num_programs
+    loop.target.steps.choose(["compiled"], 1)
     assert vanilla(loop, GREEDY) == expected
+    assert loop.target.steps.num_programs == before + 1, "one program for any number of slots"
+    # The batch keeps its program as sequences leave it, so that one serves it to the end.
+    loop.target.steps.choose(["compiled"], 3)
     made = loop.generate(requests(), drafter, GREEDY, Coupled())
     assert [one.output_ids for one in made] == expected
     assert sum(sum(one.accepted) for one in made) > 20
+    assert loop.target.steps.num_programs == before + 2
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
@@ -392,13 +409,13 @@ def test_a_place_that_is_tapped_after_compiling_is_recorded_and_another_model_ha
         logits = target.verify(torch.tensor([3]), Draft.empty(1, target.device))
         return torch.cat([logits[0], *(state[0] for state in target._taps.states())], dim=-1)
 
-    models = [copy.deepcopy(tiny_model("llama")) for _ in range(2)]
+    models = [two_layers() for _ in range(2)]
     with torch.no_grad():
         for parameter in models[1].parameters():
             parameter.mul_(1.1)
-    for model in models:
+    for model, taps in zip(models, ([HiddenTap(0), HiddenTap(0, "input")], [HiddenTap(0)]), strict=True):
         target = Target(copy.deepcopy(model), linear="packed", cache="static", compiled=True)
-        for tap in (HiddenTap(0), HiddenTap(1), HiddenTap(0, "input")):
+        for tap in taps:
             torch.testing.assert_close(states(target, tap), states(Target(model), tap))
 
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -148,9 +149,7 @@ class Loopback(Engine):
         with ThreadPoolExecutor(self._workload.batch_size) as pool:
             generations = list(pool.map(ask, requests))
         spent_ns = (time.perf_counter_ns() - begin) * self._workload.timed
-        for generation in generations:
-            generation.total_ns = spent_ns // len(generations)
-        return generations
+        return [replace(one, total_ns=spent_ns // len(generations)) for one in generations]
 
 
 @pytest.fixture

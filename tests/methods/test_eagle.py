@@ -246,8 +246,12 @@ def test_a_ragged_batch_is_drafted_like_its_sequences_alone(
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
 @pytest.mark.parametrize("architecture", ["eagle", "eagle3"])
-def test_compiled_steps_draft_what_the_plain_ones_draft(architecture: str, tmp_path: Path) -> None:
+def test_compiled_steps_draft_what_the_plain_ones_draft(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One sequence after another, so with more slots than at first; nothing is compiled after the warm-up."""
+    # As many as these trees need: every size is two programs, of seconds each.
+    monkeypatch.setattr("methods.shared.eagle.steps._SIZES", (1, 4))
     head, tree = random_weights(HEADS[architecture]), DynamicTree(total_token=14, depth=3, top_k=4)
     prompts = [request([*PROMPT * 60, 7], 1), request(PROMPT[:3], 2), request([7, *PROMPT, 7, 7], 3)]
     made = []

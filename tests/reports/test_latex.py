@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from harness.analysis.row import Row
 from harness.analysis.summary import summarise
 from harness.reports.latex import PREAMBLE, latex
-from tests.support.builders import sample_runs
+from tests.support.builders import CELL, sample_runs
 
 needs_tex = pytest.mark.skipif(
     not (shutil.which("pdflatex") and shutil.which("pdftotext")),
@@ -32,15 +33,14 @@ def grid(tasks: Sequence[str], methods: Sequence[str]) -> list[Row]:
     """Rows with numbers of all lengths, without the work of computing them."""
     return [
         Row(
-            target="tiny",
-            task=task,
+            where=replace(
+                CELL,
+                task=task,
+                decoding="sampled" if temperature else "greedy",
+                temperature=temperature,
+                profile="quick",
+            ),
             method=method,
-            decoding="sampled" if temperature else "greedy",
-            temperature=temperature,
-            batch_size=1,
-            profile="quick",
-            baseline="eager",
-            acceptor="coupled",
             verdict="identical",
             num_prompts=16,
             speedup=speedup,

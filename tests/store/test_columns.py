@@ -7,6 +7,7 @@ import json
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,10 +32,20 @@ from tests.support.builders import (
 
 
 def same(one: Columns, other: Columns) -> bool:
-    fields = [field.name for field in dataclasses.fields(Columns)]
+    return same_parts(vars_of(one), vars_of(other))
+
+
+def vars_of(columns: Columns) -> dict[str, Any]:
+    return {field.name: getattr(columns, field.name) for field in dataclasses.fields(Columns)}
+
+
+def same_parts(ours: Any, theirs: Any) -> bool:
+    assert list(ours) == list(theirs)
     return all(
-        np.array_equal(a, b) and getattr(a, "dtype", None) == getattr(b, "dtype", None)
-        for a, b in ((getattr(one, name), getattr(other, name)) for name in fields)
+        same_parts(a, b)
+        if isinstance(a, dict)
+        else np.array_equal(a, b) and getattr(a, "dtype", None) == getattr(b, "dtype", None)
+        for a, b in zip(ours.values(), theirs.values(), strict=True)
     )
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ import pytest
 
 from harness.config import ConfigError
 from harness.store.journal import CorruptJournal, encode
-from harness.store.records import Cell, Failure, GenerationRecord, NullReplay, Probe, RunManifest, Verdict
+from harness.store.records import Failure, GenerationRecord, NullReplay, Probe, RunManifest, Verdict
 from harness.store.run_store import OpenRun, ResultStore, load_run, load_runs
 from harness.store.write_lock import RunBusy
+from tests.support import builders
 
 ROOT = Path(__file__).parents[2]
-CELL = Cell("tiny", "smoke", "greedy", 0.0, 1, "quick", "eager", "coupled")
+CELL = replace(builders.CELL, profile="quick")
 
 
 def make_manifest(run_id: str = "tiny.smoke.greedy.0123456789", **changes: Any) -> RunManifest:
@@ -351,7 +353,7 @@ def test_a_failed_cell_is_a_run_that_tables_can_show(tmp_path: Path) -> None:
     assert run.folder == str(folder)
     assert (run.manifest.cell, run.failures, run.finished) == (CELL, [failure], False)
     assert "s3cret" not in (folder / "manifest.json").read_text()
-    other = store.write_failed_cell(failure, CELL._replace(task="gsm8k"), overrides=["task=gsm8k"])
+    other = store.write_failed_cell(failure, replace(CELL, task="gsm8k"), overrides=["task=gsm8k"])
     assert other != folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,16 @@ from harness.store.records import (
 from harness.store.run_store import ResultStore
 
 IDENTICAL = Verdict("identical")
-CELL = Cell("tiny", "smoke", "greedy", 0.0, 1, "full", "eager", "coupled")
+CELL = Cell(
+    target="tiny",
+    task="smoke",
+    decoding="greedy",
+    temperature=0.0,
+    batch_size=1,
+    profile="full",
+    baseline="eager",
+    acceptor="coupled",
+)
 ROUND_NS = 10_000_000
 _OF_RUN = ("nulls", "exhibits", "probes", "failures", "finished")
 
@@ -105,7 +115,7 @@ def make_run(records: Sequence[GenerationRecord], run_id: str = "tiny.smoke.gree
 
     card: the manifest's `target`, whose name the cell has taken.
     """
-    cell = CELL._replace(**{key: changes.pop(key) for key in Cell._fields if key in changes})
+    cell = replace(CELL, **{key: changes.pop(key) for key in vars(CELL) if key in changes})
     arms = dict.fromkeys(record.arm for record in records if record.kind == "arm")
     rungs = dict.fromkeys(record.arm for record in records if record.kind == "rung")
     of_run = {key: changes.pop(key) for key in _OF_RUN if key in changes}

@@ -1,4 +1,4 @@
-"""Measure: what the machine is asked, and what asking costs."""
+"""Clock and probes: the right quantities are read, and reading them costs what is charged for it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_buffer_is_larger_than_the_cache_unless_its_size_is_given(
 
 
 class Meter:
-    """What `pynvml` is asked for; every look at it costs 250 millijoules."""
+    """A stand-in for `pynvml` whose counter grows by 250 mJ with every reading."""
 
     class NVMLError(Exception):
         pass

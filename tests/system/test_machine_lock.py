@@ -1,4 +1,4 @@
-"""Exclusive: timed work has its cores to itself, other work shares, and nobody is kept waiting for ever."""
+"""The machine lock: timed work has its cores to itself, other work shares them, and nobody starves."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from hydra import compose, initialize_config_module
 
 from harness.benchmark import job
 from harness.config import ConfigError
-from harness.system import machine_lock
+from harness.system import machine_lock as lock_module
 from harness.system.console import Console
-from harness.system.machine_lock import cores, held, units_of
+from harness.system.machine_lock import cores, machine_lock, units_of
 
 HOLD = """
 import sys
-from harness.system.machine_lock import held
-with held(sys.argv[2:], sys.argv[1] == "timed", print):
+from harness.system.machine_lock import machine_lock
+with machine_lock(sys.argv[2:], sys.argv[1] == "timed", print):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
 class Other:
-    """Another process, which holds units until it is told to go on."""
+    """Another process, which holds units until it is killed."""
 
     def __init__(self, how: str, *units: str) -> None:
         self._process = subprocess.Popen(
@@ -50,7 +50,7 @@ class Other:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(machine_lock.FOLDER, str(tmp_path))
+    monkeypatch.setenv(lock_module.FOLDER, str(tmp_path))
 
 
 @pytest.fixture
@@ -62,47 +62,47 @@ def others() -> Iterator[list[Other]]:
 
 
 class Waiting(threading.Thread):
-    """Somebody in this process who wants units."""
+    """A thread of this process that waits for units."""
 
     def __init__(self, order: list[str], name: str, timed: bool, *units: str) -> None:
         super().__init__(name=name, daemon=True)
-        self.told: list[str] = []
+        self.notes: list[str] = []
         self._order, self._timed, self._units = order, timed, units
         self.start()
 
     def run(self) -> None:
-        with held(self._units, self._timed, self.told.append):
+        with machine_lock(self._units, self._timed, self.notes.append):
             self._order.append(self.name)
             time.sleep(0.05)
 
     def waits(self) -> bool:
-        deadline = time.monotonic() + 5
-        while not self.told and self.is_alive() and time.monotonic() < deadline:
+        deadline = time.monotonic() + 60
+        while not self.notes and self.is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
-        return bool(self.told) and self.is_alive()
+        return bool(self.notes) and self.is_alive()
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("timed", True), ("timed", False), ("untimed", True)])
-def test_what_is_timed_shares_its_cores_with_nobody(others: list[Other], theirs: str, ours: bool) -> None:
+def test_a_timed_run_shares_its_cores_with_no_other(others: list[Other], theirs: str, ours: bool) -> None:
     others.append(Other(theirs, "core-0", "core-1"))
     order: list[str] = []
     waiting = Waiting(order, "ours", ours, "core-1", "core-2")
     assert waiting.waits()
     who = "a run" if ours else "a timed run"
-    assert waiting.told == [f"waiting for {who} that has core-1, core-2 of this machine"]
-    # Not a word of goodbye is needed.
+    assert waiting.notes == [f"waiting for {who} that has core-1, core-2 of this machine"]
+    # The operating system releases the lock of a killed process.
     others[0].kill()
     waiting.join(5)
     assert order == ["ours"]
-    assert waiting.told[1:] == ["waited 0 s"]
+    assert waiting.notes[1:] == ["waited 0 s"]
 
 
-def test_other_cores_and_what_is_not_timed_go_on_at_once(others: list[Other]) -> None:
+def test_free_cores_and_untimed_runs_are_not_waited_for(others: list[Other]) -> None:
     others += [Other("timed", "core-0"), Other("untimed", "core-1")]
-    told: list[str] = []
-    with held(["core-2"], True, told.append), held(["core-1"], False, told.append):
+    notes: list[str] = []
+    with machine_lock(["core-2"], True, notes.append), machine_lock(["core-1"], False, notes.append):
         pass
-    assert told == []
+    assert notes == []
 
 
 def test_a_timed_run_is_not_kept_waiting_by_those_who_come_after_it(others: list[Other]) -> None:
@@ -110,7 +110,7 @@ def test_a_timed_run_is_not_kept_waiting_by_those_who_come_after_it(others: list
     order: list[str] = []
     timed = Waiting(order, "timed", True, "core-0")
     assert timed.waits()
-    # It could share with the holder, but it came later than the one who waits.
+    # It could share with the holder, but the timed run came first.
     later = Waiting(order, "later", False, "core-0")
     assert later.waits()
     others[0].kill()
@@ -124,12 +124,12 @@ def test_a_cpu_run_occupies_the_cores_it_may_run_on(tmp_path: Path, monkeypatch:
         place = tmp_path / f"cpu{cpu}" / "topology"
         place.mkdir(parents=True)
         (place / "thread_siblings_list").write_text(f"{siblings}\n")
-    monkeypatch.setattr(machine_lock, "_CPUS", tmp_path)
+    monkeypatch.setattr(lock_module, "_CPUS", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2, 3, 9}, raising=False)
-    # Two threads of one core are one core; a processor that nothing is known of is its own.
+    # Two threads of one core count once; a processor without topology counts as a core of its own.
     assert cores() == [0, 1, 9]
     assert units_of(torch.device("cpu"), False) == ["core-0", "core-1", "core-9"]
-    # The processes of one run do not wait for one another.
+    # The processes of one run must not wait for one another.
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert units_of(torch.device("cpu"), False) == []
 
@@ -144,17 +144,17 @@ def test_a_gpu_run_occupies_its_gpu() -> None:
 def test_a_job_holds_what_it_occupies_before_it_loads_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measure: str, timed: bool
 ) -> None:
-    asked = []
+    requests = []
 
     def refuse(*given: object) -> None:
-        asked.append(given)
+        requests.append(given)
         raise ConfigError("not today")
 
-    monkeypatch.setattr(job, "held", refuse)
+    monkeypatch.setattr(job, "machine_lock", refuse)
     monkeypatch.setattr(job, "Session", None)
     given = ["target=tiny", "target.device=cpu", f"measure={measure}", f"results={tmp_path}", "~experiment"]
     with initialize_config_module("conf", version_base="1.3"):
         ours = job.Job(compose("bench", overrides=given), given, Console())
     ours.run(False)
     assert ours.outcome()["errors"] == ["not today"]
-    assert [one[:2] for one in asked] == [([f"core-{core}" for core in cores()], timed)]
+    assert [one[:2] for one in requests] == [([f"core-{core}" for core in cores()], timed)]

@@ -14,12 +14,11 @@ import conf
 import harness
 from harness.store import identity as run_identity
 from harness.store.identity import identity, run_id
-from harness.store.records import Cell
 from harness.system import provenance
 from harness.system.naming import REDACTED, digest, redact, slug
 from harness.system.provenance import device_facts, git_state, source_hash
+from tests.support.builders import CELL
 
-CELL = Cell("tiny", "smoke", "greedy", 0.0, 1, "full", "eager", "coupled")
 DEVICE = {"type": "cpu", "name": "a", "num_threads": 2, "cpu_mhz": 1000.0}
 CONFIG = {"target": {"name": "tiny"}, "methods": {"ngram": {"max_ngram": 3}}}
 

@@ -1,4 +1,4 @@
-"""Tasks: every YAML builds, embedded prompts are what the README says, mistakes are told."""
+"""Tasks: every YAML builds, embedded prompts are as documented, mistakes are named."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_filters_choose_and_name_what_is_not_there() -> None:
     assert len(task("smoke", max_turns=1, ids=["math-3"]).load()[0].turns) == 1
     with pytest.raises(ConfigError, match=r"'mth'. Did you mean math"):
         task("smoke", categories=["mth"]).load()
-    with pytest.raises(ConfigError, match="no conversation has both"):
+    with pytest.raises(ConfigError, match="no conversation matches both"):
         task("smoke", ids=["math-1"], categories=["chat"]).load()
 
 
@@ -94,7 +94,7 @@ def test_a_doubled_id_and_a_line_without_turns_are_told(tmp_path: Path) -> None:
     file = tmp_path / "task.jsonl"
     line = json.dumps({"question_id": 1, "category": "a", "turns": ["x"]})
     file.write_text(f"{line}\n{line}\n")
-    with pytest.raises(ConfigError, match="'1' stands there twice"):
+    with pytest.raises(ConfigError, match="'1' appears twice"):
         JsonlTask(name="x", path=str(file)).load()
     file.write_text(f'{line}\n{{"question_id": 2}}\n')
     with pytest.raises(ConfigError, match=r"task.jsonl:2: needs"):

@@ -38,7 +38,7 @@ class Estimate:
     """What a run takes; None where it is unknown."""
 
     seconds: float | None
-    """Of the generations alone, without loading, warm-up and verdicts."""
+    """Seconds of the generations alone, without loading, warm-up and verdicts."""
     memory_bytes: int | None
     """At the most."""
     basis: str

@@ -75,7 +75,7 @@ def survey(plan: Plan) -> list[dict[str, Any]]:
         estimate = estimator.estimate(params, left)
         cells.append(
             {
-                **make_cell(plan, params)._asdict(),
+                **vars(make_cell(plan, params)),
                 "methods": list(plan.arms),
                 "rungs": [name for name in plan.repeats(params) if name not in plan.arms],
                 "state": state,

@@ -33,7 +33,7 @@ class Player:
     name: str
     method: Method
     kind: Literal["arm", "roundless", "rung"] = "arm"
-    """See `GenerationRecord.kind`."""
+    """The `GenerationRecord.kind` of its records."""
     width: int = 1
     """Most tokens of one target forward, for a player that does not tell its rounds."""
 
@@ -107,19 +107,7 @@ class TurnResult:
             num_prompt_tokens=len(self.request.prompt),
             output_ids=made.output_ids,
             stop=made.stop,
-            drafted=made.drafted,
-            depth=made.depth,
-            accepted=made.accepted,
-            emitted=made.emitted,
-            draft_ns=made.draft_ns,
-            verify_ns=made.verify_ns,
-            accept_ns=made.accept_ns,
-            commit_ns=made.commit_ns,
-            prefill_ns=made.prefill_ns,
-            total_ns=made.total_ns,
-            latency_ns=made.latency_ns,
-            peak_memory_bytes=self.peak_memory_bytes,
-            energy_mj=self.energy_mj,
+            **made.quantities(peak_memory_bytes=self.peak_memory_bytes, energy_mj=self.energy_mj),
             verdict=verdict,
         )
 

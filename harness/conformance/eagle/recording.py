@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from typing_extensions import override
 from harness.config import build
 from harness.conformance.case import Case
 from harness.drafting.draft import Draft
-from harness.drafting.drafter import Drafter, HiddenTap, Outcome, TargetView
+from harness.drafting.drafter import Drafter, Outcome, TargetView
+from harness.drafting.wrapper import DrafterWrapper
 
 
 def recorded_drafter(
@@ -34,45 +35,32 @@ def recorded_drafter(
     return drafter
 
 
-class RecordingDrafter(Drafter):
-    """Passes everything on to a drafter, and records outcomes, drafts and the roots that trees grew from."""
+class RecordingDrafter(DrafterWrapper):
+    """Records outcomes, drafts and the roots that trees grew from."""
 
     def __init__(self, inner: Any) -> None:
-        self.inner = inner
+        super().__init__(inner)
         self.outcomes: list[Outcome] = []
         self.drafts: list[Draft] = []
         self.roots: list[tuple[Tensor, Tensor]] = []
         """Per draft the head's state [B, H] and logits [B, V] after the pending token."""
-
-    @property
-    @override
-    def taps(self) -> tuple[HiddenTap, ...]:
-        taps: tuple[HiddenTap, ...] = self.inner.taps
-        return taps
 
     @override
     def bind(self, target: TargetView) -> None:
         """Do nothing: the inner drafter is bound already."""
 
     @override
-    def reset(self, num_rows: int) -> None:
-        self.inner.reset(num_rows)
-
-    @override
     def observe(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)
-        self.inner.observe(outcome)
+        super().observe(outcome)
 
     @override
     def propose(self, room: Sequence[int]) -> Draft:
-        draft: Draft = self.inner.propose(room)
+        draft = super().propose(room)
         self.drafts.append(draft)
-        self.roots.append((self.inner.growth.state, self.inner.growth.logits))
+        growth = cast(Any, self.inner).growth
+        self.roots.append((growth.state, growth.logits))
         return draft
-
-    @override
-    def keep(self, rows: Sequence[int]) -> None:
-        self.inner.keep(rows)
 
 
 @dataclass(frozen=True)

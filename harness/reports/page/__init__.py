@@ -1,4 +1,4 @@
-"""The HTML report: one file that opens from a disk, without a network; JSON, and scripts that show it."""
+"""The HTML report: one file that opens without a network, made of JSON and the scripts that show it."""
 
 from harness.reports.page.document import document
 

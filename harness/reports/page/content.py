@@ -52,7 +52,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def place(where: Row | Cell) -> dict[str, str]:
+def place(where: Cell) -> dict[str, str]:
     """What the page filters by, as the tables write it."""
     return {name: write(where) for name, write in formatting.AXES}
 
@@ -60,7 +60,7 @@ def place(where: Row | Cell) -> dict[str, str]:
 def _row(row: Row) -> dict[str, Any]:
     known: dict[str, Any] = plain(
         {
-            "at": place(row),
+            "at": place(row.where),
             "label": formatting.method(row),
             "marks": formatting.marks(row),
             "broken": row.verdict == "broken",
@@ -75,7 +75,7 @@ def _row(row: Row) -> dict[str, Any]:
 def _pair(pair: Pair) -> dict[str, Any]:
     known: dict[str, Any] = plain(
         {
-            "at": place(pair.row),
+            "at": place(pair.row.where),
             "variant": pair.row.variant,
             "over": pair.over,
             "under": pair.under,

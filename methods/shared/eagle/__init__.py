@@ -1,1 +1,1 @@
-"""EAGLE heads: files, networks, growth of trees, training."""
+"""EAGLE draft heads: checkpoints, configuration, networks, tree growth and training."""

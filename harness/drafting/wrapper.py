@@ -1,0 +1,63 @@
+"""DrafterWrapper: a drafter around another one, for recorders, timers and learners that add to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from typing_extensions import override
+
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import Drafter, Outcome, Scope, Tap, TargetView
+
+
+class DrafterWrapper(Drafter):
+    """Passes every call of the loop on to `inner`; a subclass overrides what it adds to."""
+
+    def __init__(self, inner: Drafter) -> None:
+        """inner: the drafter that guesses. Its policy is the wrapper's, because the loop asks the wrapper."""
+        super().__init__(policy=inner.policy)
+        self.inner = inner
+
+    @property
+    @override
+    def scope(self) -> Scope:
+        return self.inner.scope
+
+    @property
+    @override
+    def corpus(self) -> str | None:
+        return self.inner.corpus
+
+    @property
+    @override
+    def taps(self) -> tuple[Tap, ...]:
+        return self.inner.taps
+
+    @property
+    @override
+    def num_drafted(self) -> int | None:
+        return self.inner.num_drafted
+
+    @override
+    def bind(self, target: TargetView) -> None:
+        self.inner.bind(target)
+
+    @override
+    def new_call(self, keep_memory: bool) -> None:
+        self.inner.new_call(keep_memory)
+
+    @override
+    def reset(self, num_rows: int) -> None:
+        self.inner.reset(num_rows)
+
+    @override
+    def propose(self, room: Sequence[int]) -> Draft:
+        return self.inner.propose(room)
+
+    @override
+    def observe(self, outcome: Outcome) -> None:
+        self.inner.observe(outcome)
+
+    @override
+    def keep(self, rows: Sequence[int]) -> None:
+        self.inner.keep(rows)

@@ -1,0 +1,69 @@
+"""Quantities: the numbers of one generation. A new one is a field here; records, files and columns follow.
+
+A *round* is one target forward over the pending token and the draft. Prefill is not a round and emits one
+token. All `_ns` are nanoseconds of a monotonic clock, and 0 in an untimed run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+_ROUND_COUNT = {"per": "round", "unit": "count"}
+_ROUND_TIME = {"per": "round", "unit": "ns"}
+_TIME = {"per": "generation", "unit": "ns"}
+_METERED = {"per": "generation", "unit": "metered"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantities:
+    """What is counted and timed of one generation."""
+
+    drafted: list[int] = field(default_factory=list, metadata=_ROUND_COUNT)
+    """Nodes of the draft."""
+    depth: list[int] = field(default_factory=list, metadata=_ROUND_COUNT)
+    """The deepest level of the draft; equal to `drafted` for a chain."""
+    accepted: list[int] = field(default_factory=list, metadata=_ROUND_COUNT)
+    """Drafted tokens that were kept, before trimming at the end token and the cap."""
+    emitted: list[int] = field(default_factory=list, metadata=_ROUND_COUNT)
+    """Accepted tokens plus one, after trimming."""
+    riders: list[int] = field(default_factory=list, metadata=_ROUND_COUNT)
+    """Tokens that shared the forward without being part of the draft."""
+    draft_ns: list[int] = field(default_factory=list, metadata=_ROUND_TIME)
+    """Proposing the draft, and learning from the outcome of the round before."""
+    verify_ns: list[int] = field(default_factory=list, metadata=_ROUND_TIME)
+    """The target's forward."""
+    accept_ns: list[int] = field(default_factory=list, metadata=_ROUND_TIME)
+    """Acceptance, and reading its result on the host."""
+    commit_ns: list[int] = field(default_factory=list, metadata=_ROUND_TIME)
+    """Moving the accepted rows of the cache."""
+    prefill_ns: int = field(default=0, metadata=_TIME)
+    """Feeding the prompt to the target and to the drafter."""
+    total_ns: int = field(default=0, metadata=_TIME)
+    """The generation's share of the time of its batch, so that shares add up."""
+    latency_ns: int = field(default=0, metadata=_TIME)
+    """From entering the batch to the last token, waiting for others included."""
+    first_token_ns: int | None = field(default=None, metadata=_METERED)
+    """From entering the batch until the first token is known and the drafter has read the prompt: the end of
+    the prefill. None where the clock does not count or the loop is not ours."""
+    peak_memory_bytes: int | None = field(default=None, metadata=_METERED)
+    """The most memory that was held until the end of the call."""
+    energy_mj: int | None = field(default=None, metadata=_METERED)
+    """Millijoules that the device used."""
+
+    def quantities(self, **measured: int | None) -> dict[str, Any]:
+        """All quantities by name; `measured` replaces some of them."""
+        return {**{one.name: getattr(self, one.name) for one in dataclasses.fields(Quantities)}, **measured}
+
+
+def _names(kind: dict[str, str]) -> tuple[str, ...]:
+    """The quantities of one kind, in the order of their declaration."""
+    return tuple(one.name for one in dataclasses.fields(Quantities) if one.metadata == kind)
+
+
+ROUND_COUNTS = _names(_ROUND_COUNT)
+ROUND_TIMES = _names(_ROUND_TIME)
+TIMES = _names(_TIME)
+METERED = _names(_METERED)
+"""One number per generation, None where the machine or the engine cannot measure it."""
