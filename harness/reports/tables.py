@@ -76,12 +76,24 @@ def ladder_table(rows: Sequence[Row]) -> Table:
         ("mean of rates", lambda row: formatting.times(row.speedup_mean_of_rates)),
         ("free drafter", lambda row: formatting.times(row.speedup_free_drafter)),
         *_cost_columns(rows),
+        *_median_columns(rows),
         ("loop overhead", lambda row: formatting.percent(row.loop_overhead)),
         ("ms / forward", lambda row: formatting.number(1000 * row.forward_s, 1)),
         ("its % of roof", lambda row: formatting.percent(row.forward_roof_fraction)),
         ("round / vanilla's", lambda row: formatting.number(row.round_forwards)),
     ]
     return _table([row for row in rows if not math.isnan(row.tokens_per_s)], columns)
+
+
+def _median_columns(rows: Sequence[Row]) -> list[Column]:
+    """The medians that any row knows."""
+    headings = {"first_token_s": "s to first token"}
+    known = [name for row in rows for name, value in row.medians.items() if not math.isnan(value)]
+    return [(headings[name], _median(name)) for name in headings if name in known]
+
+
+def _median(name: str) -> Callable[[Row], str]:
+    return lambda row: formatting.number(row.medians.get(name, math.nan), 3)
 
 
 def _cost_columns(rows: Sequence[Row]) -> list[Column]:
