@@ -1,4 +1,4 @@
-"""Job: one composed configuration from plan to reported runs; a fault in one leaves the others standing."""
+"""One composed configuration, from its plan to reported runs; a failed run does not stop the others."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console, warn_on_error
 from harness.system.machine_lock import machine_lock
 from harness.system.processes import is_follower
+from harness.target.spec import TargetSpec
 
 
 class Job:
-    """Measures a run per decoding; remembers where they lie and what went wrong."""
+    """Measures a run per decoding; keeps the folders of the runs and the errors."""
 
     def __init__(self, config: DictConfig, overrides: list[str], console: Console) -> None:
         self._config, self._overrides, self._console = config, overrides, console
@@ -36,7 +37,7 @@ class Job:
         self.interrupted = False
 
     def outcome(self) -> dict[str, Any]:
-        """For the aggregate; JSON types."""
+        """What the command's last line is made from; JSON types."""
         return {
             "run_dirs": [str(folder) for folder in self._folders],
             "errors": self._errors,
@@ -87,12 +88,12 @@ class Job:
         self._folders.append(folder)
 
     def _report(self, plan: Plan, folder: Path, fresh: bool) -> None:
-        """Figures and the tracker's files of a finished run; those that are there already stay."""
+        """Draw the figures of a finished run and hand it to the tracker; figures that exist are kept."""
         with warn_on_error(self._console, "the report"):
             run = load_run(folder)
             rows = summarise(run, load_tables(plan.results))
             figures = sorted((folder / "figures").glob("*"))
-            # Of a run that was packed the folder is not there; its figures are in the pack.
+            # An archived run has no folder; its figures are in the archive.
             if not figures and folder.is_dir():
                 with warn_on_error(self._console, "drawing"):
                     figures = draw(rows, folder / "figures")
@@ -113,23 +114,23 @@ class Job:
                     )
 
     def _fail(self, error: BaseException, cell: Cell) -> None:
-        """A cell that has no run, or one that cannot be read."""
+        """Record the failure of a cell that has no readable run."""
         where = f"{cell.target}, {cell.task}, {cell.decoding}"
         config: Any = OmegaConf.to_container(self._config, resolve=False)
-        told = self._note(error, where)
+        failed = self._note(error, where)
         try:
             self._folders.append(
-                self._store.write_failed_cell(told, cell, config=config, overrides=self._overrides)
+                self._store.write_failed_cell(failed, cell, config=config, overrides=self._overrides)
             )
         except (ConfigError, OSError) as fault:
             self._errors.append(f"{where}: {fault}")
 
     def _note(self, error: BaseException, where: str) -> Failure:
         self.interrupted |= isinstance(error, KeyboardInterrupt)
-        told = failure(error, where)
-        self._errors.append(f"{where}: {told.message}")
+        failed = failure(error, where)
+        self._errors.append(f"{where}: {failed.message}")
         self._status = 1
-        return told
+        return failed
 
 
 def _is_sound(folder: Path) -> bool:
@@ -141,7 +142,7 @@ def _is_sound(folder: Path) -> bool:
 
 
 def cells_of(config: DictConfig) -> list[Cell]:
-    """The cells that a configuration asks for, as far as it can be read without building anything."""
+    """The cells that a configuration asks for, as far as they can be read without building everything."""
     return [
         Cell(
             target=str(config.target.name),
@@ -150,15 +151,23 @@ def cells_of(config: DictConfig) -> list[Cell]:
             temperature=_number(node.get("temperature", 0)),
             batch_size=int(_number(config.measure.get("batch_size", 1))),
             profile=str(config.measure.profile),
-            baseline="strong"
-            if config.target.get("cache") == "auto" and config.target.get("compile")
-            else "eager",
+            baseline=_baseline(config),
             acceptor=_name_of(config.acceptor, "acceptor"),
             engine=_name_of(config.engine, "engine"),
             scenario=str(config.scenario.name),
         )
         for name, node in (config.decodings or {}).items()
     ]
+
+
+def _baseline(config: DictConfig) -> str:
+    """What the engine calls its vanilla; the local engine's word if either cannot be built."""
+    try:
+        target: TargetSpec = build(config.target, "target")
+        return str(build(config.engine, "engine").baseline(target))
+    except ConfigError:
+        strong = config.target.get("cache") == "auto" and config.target.get("compile")
+        return "strong" if strong else "eager"
 
 
 def _name_of(node: DictConfig, where: str) -> str:

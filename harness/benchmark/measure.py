@@ -1,4 +1,4 @@
-"""Measure: the settings of the protocol, that is how much is measured and how often."""
+"""The settings of the protocol: how much is measured, and how often."""
 
 from __future__ import annotations
 
@@ -11,31 +11,34 @@ from harness.config import configurable
 
 @configurable
 class Measure:
-    """How much is measured. `full` is what the protocol asks for; `quick` and `acceptance` mark their rows.
-
-    batch_size: sequences that run at the same time. waves: above 1, a block of interleaved arms is that many
-    times as many conversations, which enter as others leave; a block's end, where places stay empty, counts.
-    profile `acceptance` runs one untimed pass in batches of `batch_size`: tau and verdicts, no clock.
-    repeats: timed repetitions of vanilla and every arm at temperature 0; sampled_repeats: above, a seed.
-    rung_repeats, sampled_rung_repeats: the same for the rungs of the ladder; 0 leaves them out.
-    num_warmup: prompts (outside the test set) run before the clock counts, per arm.
-    num_null: conversations whose vanilla tokens are replayed for the null of the tie rate; None is all.
-    order_seed: of the random order of arms within a prompt.
-    bandwidth_gib: buffer of the read-bandwidth probe; None is 1, or four times the last-level cache if more,
-    and on a device 8, or half of what is free: beside a read of less a launch is long.
-    """
+    """How much is measured, and how often."""
 
     profile: Literal["full", "quick", "acceptance"]
+    """`full` is what the protocol asks for; the rows of the others are marked. `acceptance` makes one untimed
+    pass in batches of `batch_size`: acceptance lengths and verdicts, no seconds."""
     repeats: int = Field(default=3, ge=1)
+    """Timed repetitions of vanilla and of every arm at temperature 0."""
     sampled_repeats: int = Field(default=3, ge=1)
+    """The same above temperature 0, per seed."""
     rung_repeats: int = Field(default=3, ge=0)
+    """Timed repetitions of every rung of the ladder at temperature 0; 0 leaves the rungs out."""
     sampled_rung_repeats: int = Field(default=3, ge=0)
+    """The same above temperature 0, per seed."""
     num_warmup: int = Field(default=2, ge=0)
+    """Prompts outside the test set that every arm answers before the clock counts."""
     num_null: int | None = Field(default=None, ge=0)
+    """Conversations whose vanilla tokens are replayed for the null of the tie rate; None is all of them."""
     batch_size: int = Field(default=1, ge=1)
+    """Sequences that run at the same time."""
     waves: int = Field(default=4, ge=1)
+    """Conversations of a block over `batch_size`, where that is above 1: conversations enter as others leave.
+    The end of a block, where rows of the batch stay empty, counts."""
     order_seed: int = 0
+    """Seed of the random order of the arms within a block."""
     bandwidth_gib: float | None = Field(default=None, gt=0)
+    """GiB of the buffer of the read-bandwidth probe. None: on a CPU 1, or four times the last-level cache if
+    that is more; on a GPU 8, or half of the free memory if that is less, because a kernel's launch is long
+    beside a smaller read."""
 
     @property
     def timed(self) -> bool:
@@ -44,7 +47,7 @@ class Measure:
 
     @property
     def block_size(self) -> int:
-        """Conversations that an arm is given together."""
+        """Conversations that an arm is given at once."""
         return self.batch_size * self.waves if self.batch_size > 1 else 1
 
     def repeats_at(self, greedy: bool) -> int:
@@ -52,7 +55,7 @@ class Measure:
         return self.repeats if greedy else self.sampled_repeats
 
     def rung_repeats_at(self, greedy: bool) -> int:
-        """Repetitions of a rung; a rung has no batch and is there for its clock only."""
+        """Repetitions of a rung: 0 if untimed or in batches, as a rung gives only the time of one request."""
         if not self.timed or self.batch_size > 1:
             return 0
         return self.rung_repeats if greedy else self.sampled_rung_repeats

@@ -1,4 +1,4 @@
-"""Progress of a run: a live bar on a terminal, elsewhere a line now and then."""
+"""The progress of a run: a live bar on a terminal, elsewhere a line every few seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.system.console import Console
 
 
 class RunProgress:
-    """Counts the generations of one run and shows how fast they come and when the last one is due."""
+    """Counts the generations of one run, and shows their rate and when the last one is due."""
 
     def __init__(
         self,
@@ -20,7 +20,7 @@ class RunProgress:
         interval_s: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """interval_s: seconds between two lines where there is no terminal."""
+        """interval_s: seconds between two lines where the output is no terminal."""
         self._console = console
         self._interval_s, self._clock = interval_s, clock
         self._bar: Progress | None = None
@@ -31,7 +31,7 @@ class RunProgress:
     def plan(self, num_generations: int, most_seconds: float | None = None) -> None:
         """Set how many generations will be measured. Called before `start`.
 
-        most_seconds: how long they take at the speed of the warm-up if every answer reaches the cap.
+        most_seconds: seconds they take at the speed of the warm-up if every answer reaches the cap.
         """
         self._num_total = num_generations
         if most_seconds is not None:
@@ -41,7 +41,7 @@ class RunProgress:
             )
 
     def start(self, manifest: RunManifest) -> None:
-        """Begin to count; the manifest is on the disk."""
+        """Begin to count, once the manifest is written."""
         self._console.note(f"run {manifest.run_id}: {', '.join([*manifest.arms, *manifest.rungs])}")
         self._num_done = self._num_tokens = 0
         self._begin = self._last_line = self._clock()
@@ -74,7 +74,7 @@ class RunProgress:
             )
 
     def stop(self) -> None:
-        """Remove the bar, also when a run is cut short."""
+        """Remove the bar, also after an error."""
         if self._bar:
             self._bar.stop()
             self._bar = None

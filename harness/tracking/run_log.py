@@ -251,7 +251,7 @@ def _values(record: GenerationRecord) -> dict[str, Any]:
     return {
         **{key: getattr(record, key) for key in _PLACE},
         "tokens": len(record.output_ids),
-        "rounds": rounds,
+        "rounds": None if record.kind == "roundless" else rounds,
         "tau": sum(record.emitted) / rounds if rounds else None,
         "seconds": record.total_ns * 1e-9 if record.timed else None,
         "verdict": record.verdict.kind if record.verdict else None,
