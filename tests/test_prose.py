@@ -18,7 +18,6 @@ BAD_OPENING = re.compile(r"(Of|See)\b")
 PRIVATE_WORDS = re.compile(r"\b(laws?|told|(go|goes|going|gone) on)\b", re.IGNORECASE)
 """Field terms instead: distribution; given, reported, known; resume, continue."""
 UNMENDED: set[str] = {
-    "harness",
     "harness.analysis",
     "harness.benchmark",
     "harness.benchmark.scenarios",
@@ -36,7 +35,6 @@ UNMENDED: set[str] = {
     "harness.sweeps",
     "harness.target",
     "harness.tasks",
-    "harness.tracking",
     "harness.training",
     "methods",
     "methods.shared",

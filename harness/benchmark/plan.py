@@ -18,7 +18,7 @@ from harness.store.identity import run_config
 from harness.store.records import BASELINE
 from harness.target.spec import TargetSpec
 from harness.tasks.task import Task
-from harness.tracking.tracker import NoTracker
+from harness.tracking.tracker import Tracker
 
 """The arm that every other one is compared with; it is always among the arms."""
 
@@ -37,7 +37,7 @@ class Plan:
     acceptor: Acceptor
     measure: Measure
     rungs: dict[str, Rung]
-    tracker: NoTracker
+    tracker: Tracker
     replicate: int | Literal["next"]
     results: Path
     config: dict[str, Any]
