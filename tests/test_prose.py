@@ -18,27 +18,11 @@ BAD_OPENING = re.compile(r"(Of|See)\b")
 PRIVATE_WORDS = re.compile(r"\b(laws?|told|(go|goes|going|gone) on)\b", re.IGNORECASE)
 """Field terms instead: distribution; given, reported, known; resume, continue."""
 UNMENDED: set[str] = {
-    "harness.analysis",
     "harness.benchmark",
     "harness.benchmark.scenarios",
-    "harness.cli",
-    "harness.conformance",
-    "harness.conformance.eagle",
-    "harness.costs",
     "harness.decoding",
-    "harness.drafting",
     "harness.engines",
-    "harness.profiling",
-    "harness.reports",
-    "harness.runtime",
     "harness.store",
-    "harness.sweeps",
-    "harness.target",
-    "harness.tasks",
-    "harness.training",
-    "methods",
-    "methods.shared",
-    "methods.shared.eagle",
 }
 """Packages that still break a rule. One that breaks none must not be listed, so that the set only shrinks."""
 PACKAGES = sorted(

@@ -19,7 +19,7 @@ from harness.store.records import RunManifest
 
 Floats = NDArray[np.float64]
 _NOT_SETTINGS = ("scope", "card")
-"""Of a manifest's arm: what is not its configuration."""
+"""Keys of a manifest's arm that are not part of its configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,10 @@ class Headroom:
 def headroom(
     records: Records, table: CostTable | None, method: str, settings: Mapping[str, Any] | None
 ) -> Headroom:
-    """Of an arm's timed records. settings: the arm's configuration, to find its drafting in the table."""
+    """Headroom of an arm's timed records.
+
+    settings: the arm's configuration, by which the table is searched for its drafter.
+    """
     columns = Columns.of(records)
     drafting = table.drafting(method, settings) if table and settings is not None else None
     num_tokens = float(columns.num_tokens.sum())
@@ -109,7 +112,7 @@ def table_of(manifest: RunManifest, tables: Sequence[CostTable]) -> CostTable | 
 
 
 def run_identity(manifest: RunManifest) -> dict[str, dict[str, Any]]:
-    """What a table must have been measured on to speak of a run; see `cost_table.identity`."""
+    """What a table must have been measured on to speak of a run; see `costs.table.identity`."""
     facts = manifest.provenance
     return identity(manifest.target, facts.get("device") or {}, facts.get("packages") or {})
 

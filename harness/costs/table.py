@@ -27,7 +27,7 @@ _SHAPE = (
     *("architecture", "num_parameters", "num_layers", "vocab_size", "step_bytes", "cache_bytes_per_token"),
     *("dtype", "attention", "linear", "cache", "compile", "quantisation", "num_experts", "experts_per_token"),
 )
-"""Of a target's card, what its seconds depend on; which weights they are does not matter."""
+"""Keys of a target's card that its seconds depend on. The values of the weights do not matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +61,13 @@ class CostTable:
     made: dict[str, Any] = field(default_factory=dict)
 
     def seconds(self, batch: ArrayLike, context: ArrayLike, tokens: ArrayLike) -> Floats:
-        """Of one forward over `tokens` tokens of each of `batch` sequences behind `context` cached ones.
+        """Seconds of a forward of `tokens` tokens per sequence, for `batch` sequences with `context` cached.
 
-        Numbers or arrays that broadcast. Rises with each of the three; linear between what was measured.
-        Below the first context the first one's value holds.
+        Takes numbers or arrays that broadcast. The seconds rise with each of the three and are linear between
+        measured points. Below the first context the value of the first one holds.
 
         Raises:
-            ConfigError: outside of what was measured.
+            ConfigError: a point outside of the measured range.
         """
         return self.forward.at(batch=batch, context=context, tokens=tokens)
 
@@ -82,7 +82,7 @@ class CostTable:
         )
 
     def drafting(self, method: str, settings: Mapping[str, Any]) -> DraftingCost | None:
-        """Of a method with exactly these settings, where it was measured."""
+        """Costs of a method with exactly these settings; None if it was not measured."""
         found = self.drafters.get(method)
         return found if found is not None and class_names(found.settings) == class_names(settings) else None
 

@@ -160,7 +160,7 @@ def _same_cell(one: Row, other: Row) -> bool:
 
 
 def _manifest(row: Row, runs: Sequence[Run]) -> RunManifest | None:
-    """Of the first run of the row."""
+    """Manifest of the first run that the row was made from; None if there is none."""
     for run in runs:
         if run.manifest.cell == row.where and row.method in run.manifest.arms:
             return run.manifest

@@ -105,7 +105,7 @@ def send_all(
 ) -> dict[str, Any]:
     """Send the arms of `runs` that the tracker lacks, with the runs' figures.
 
-    The result has four keys. `sent` and `already`: lists of arms by run id. `left_out`: ids of unfinished runs.
+    Keys of the result: `sent` and `already`: lists of arms by run id. `left_out`: ids of unfinished runs.
     `failed`: error texts by run id, for every run if the tracker as a whole failed.
     """
     outcome: dict[str, Any] = {"sent": {}, "already": {}, "left_out": [], "failed": {}}
