@@ -24,16 +24,16 @@ _NOT_SETTINGS = ("scope", "card")
 
 @dataclass(frozen=True, kw_only=True)
 class Headroom:
-    """Tokens per second of an arm, had something been otherwise, and as a cost table alone predicts them.
-
-    free_drafter: drafting took no time. oracle_length: every round drafted just what it kept; drafting took
-    as long as it did. both: the two together. predicted: prefill as measured, every round by the table.
-    """
+    """Tokens per second that an arm would reach under other assumptions, or by a cost table alone."""
 
     free_drafter: float
+    """Drafting takes no time."""
     oracle_length: float
+    """Every round drafts exactly the tokens that it keeps; drafting takes as long as it did."""
     both: float
+    """The two assumptions together."""
     predicted: float
+    """Prefill takes as long as it did, and every round as long as the table says."""
 
 
 def headroom(

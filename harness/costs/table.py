@@ -32,33 +32,32 @@ _SHAPE = (
 
 @dataclass(frozen=True, kw_only=True)
 class DraftingCost:
-    """What a drafter costs. settings: its configuration.
-
-    round: seconds of propose and observe together, by (batch, context). call: of one forward of its own model
-    over so many tokens of every sequence, by (batch, context, tokens); None where it has no model.
-    """
+    """Seconds that a drafter takes."""
 
     settings: dict[str, Any]
+    """Configuration of the drafter."""
     round: Grid
+    """Seconds of propose and observe together, by (batch, context)."""
     call: Grid | None = None
+    """Seconds of a forward of the drafter's own model, by (batch, context, tokens); None if it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostTable:
-    """Costs of one target on one device.
-
-    identity: see `identity`. forward: of `Target.verify`. settle: of acceptance, the host's look at it and
-    the commit. spread: median over cells of the interquartile range of a cell's repeats over its median.
-    made: when and with which code.
-    """
+    """Costs of one target on one device."""
 
     identity: dict[str, Any]
+    """The facts that the seconds depend on, as the function `identity` gives them."""
     name: str
     forward: Grid
+    """Seconds of `Target.verify`."""
     settle: Grid
+    """Seconds of acceptance, its transfer to the host, and the commit."""
     spread: float
+    """Median over grid points of (interquartile range of the repeats / their median)."""
     drafters: dict[str, DraftingCost] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
+    """When and with which code the table was measured."""
 
     def seconds(self, batch: ArrayLike, context: ArrayLike, tokens: ArrayLike) -> Floats:
         """Seconds of a forward of `tokens` tokens per sequence, for `batch` sequences with `context` cached.

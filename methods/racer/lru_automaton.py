@@ -20,7 +20,7 @@ leaves; `leaf_to_root` touches it once more on the way back, as the paper means 
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """A string of the trie, told by its last token."""
+    """A string of the trie, represented by its last token."""
 
     token: int = -1
     depth: int = 0

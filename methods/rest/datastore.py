@@ -90,7 +90,7 @@ def suffix_order(ids: NDArray[np.uint32]) -> NDArray[np.int64]:
     rank = np.unique(ids, return_inverse=True)[1].astype(np.int64)
     order, step = np.argsort(rank, kind="stable"), 1
     while len(ids) and int(rank.max()) < len(ids) - 1:
-        # A suffix is told from another by its first `step` tokens, then by the `step` behind them.
+        # A suffix is compared with another by its first `step` tokens, then by the `step` behind them.
         behind = np.concatenate([rank[step:] + 1, np.zeros(min(step, len(rank)), np.int64)])[: len(rank)]
         key = rank * (len(rank) + 1) + behind
         order = np.argsort(key, kind="stable")

@@ -161,5 +161,5 @@ class TokenRecycling(Drafter):
         self._table[torch.arange(len(ids), device=ids.device)[:, None], index] = best.to(ids.device)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with the tables of these sequences."""
+        """Keep the tables of these sequences only."""
         self._table, self._pending = self._table[list(rows)], self._pending[list(rows)]
