@@ -174,7 +174,7 @@ def output_table(rows: Sequence[Row]) -> Table:
 
 
 def batches_table(group: Sequence[Row]) -> Table:
-    """Of rows that differ in method and batch: each method by batch, and where it ceases to pay."""
+    """Rows that differ in method and batch size, by method, and where each method stops being faster."""
     columns: list[Column] = [
         ("method", formatting.method),
         ("batch", lambda row: str(row.where.batch_size)),
@@ -190,8 +190,8 @@ def batches_table(group: Sequence[Row]) -> Table:
     for curve in curves(group).values():
         headers, lines = _table(curve, columns)
         end = break_even_of(curve)
-        told = end.told if end else formatting.UNKNOWN
-        body += [[*line, told if i == 0 else ""] for i, line in enumerate(lines)]
+        text = end.text if end else formatting.UNKNOWN
+        body += [[*line, text if i == 0 else ""] for i, line in enumerate(lines)]
     return [*headers, "break-even batch"], body
 
 
