@@ -10,7 +10,7 @@ from pathlib import Path
 import harness
 
 ROOT = Path(harness.__file__).parent
-METHOD = re.compile(r"eagle|\bmethods\.\w", re.IGNORECASE)
+METHOD = re.compile(r"eagle|\bmethods\.(?!NAME\b)\w", re.IGNORECASE)
 CONVENTIONS = {
     # Published tables count tau in the ways of three codes, and columns are called after them.
     "analysis/metrics.py": {"as_eagle"},

@@ -1,4 +1,4 @@
-"""Batches: how a method does as more sequences run at the same time, and where it ceases to pay."""
+"""Speedup by batch size, and the batch size at which a method stops being faster than vanilla."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ from harness.store.records import BASELINE, Cell
 
 
 class BreakEven(NamedTuple):
-    """Where a method's speedup over vanilla at the same batch falls to 1.
-
-    batch: that place, by straight lines over the logarithm of the batch between those measured; None where
-    the speedup is at least 1 at the largest (`above` it) or at none (`below` the smallest).
-    """
+    """The batch size at which a method's speedup over vanilla at the same batch size falls to 1."""
 
     batch: float | None
-    told: str
+    """Interpolated linearly over the logarithm of the batch size; None outside the measured range."""
+    text: str
+    """The number, or `above N` or `below N` with the largest or smallest batch size that was measured."""
 
 
 def break_even(points: Sequence[tuple[int, float]]) -> BreakEven:
-    """Of (batch, speedup) pairs: where the speedup goes below 1 for good."""
+    """The batch size above which the speedup stays below 1. points: pairs (batch size, speedup)."""
     ordered = sorted(points)
     if ordered[-1][1] >= 1:
         return BreakEven(None, f"above {ordered[-1][0]}")
@@ -37,7 +35,7 @@ def break_even(points: Sequence[tuple[int, float]]) -> BreakEven:
 
 
 def by_batch(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows that differ in nothing but method and batch, by batch; only where batches differ."""
+    """Groups of rows that differ only in method and batch size, with two sizes or more, sorted by size."""
     groups: dict[tuple[Cell, str], list[Row]] = {}
     for row in rows:
         if row.kind == "arm" and not row.failed:
@@ -47,14 +45,14 @@ def by_batch(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def curves(group: Sequence[Row]) -> dict[str, list[Row]]:
-    """Of each method the rows by batch, vanilla first."""
+    """Rows by method, vanilla first; each method's rows in the order of `group`."""
     methods = dict.fromkeys(row.method for row in group)
     ordered = sorted(methods, key=lambda name: name != BASELINE)
     return {name: [row for row in group if row.method == name] for name in ordered}
 
 
 def break_even_of(curve: Sequence[Row]) -> BreakEven | None:
-    """Of one method's rows; None for vanilla, without times, and where a row is broken."""
+    """Break-even of one method's rows; None for vanilla, without times, and if a row is broken."""
     timed = [(row.where.batch_size, row.speedup) for row in curve if math.isfinite(row.speedup)]
     if curve[0].method == BASELINE or len(timed) < 2 or any(row.verdict == "broken" for row in curve):
         return None

@@ -1,4 +1,4 @@
-"""Comparable: which facts two runs must share to stand in one table, and in which they differ."""
+"""Comparability: the facts that two runs must share to stand in one table, and those in which they differ."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Facts = dict[str, str]
 SETTING = ("target", "batch_size", "profile", "baseline", "acceptor", "engine", "scenario")
 """Fields of a cell that all rows of one table share."""
 _AXES = {"target", "task", "methods", "rungs", "decoding", "decodings", "max_new_tokens", "seeds"}
-"""Parts of the configuration that have facts of their own below, told apart by the tables' axes."""
+"""Parts of the configuration whose facts are named separately, because the tables' axes vary them."""
 _OUTPUT = {"tracker", "results", "replicate", "hydra", "dry_run"}
 _CHANGING = {"cpu_mhz", "gpu_sm_mhz", "gpu_memory_mhz"}
 """Clocks as they happened to be; the limits they are held to stay among the facts."""

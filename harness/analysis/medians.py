@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 from harness.store.columns import Columns
 
-_VALUES: Mapping[str, Callable[[Columns], NDArray[np.float64]]] = {}
+_VALUES: Mapping[str, Callable[[Columns], NDArray[np.float64]]] = {
+    # See `Quantities.first_token_ns`.
+    "first_token_s": lambda columns: np.asarray(columns.first_token_ns * 1e-9, np.float64),
+}
 """Per name, the values [N] of the generations; those below 0 are not known."""
 
 

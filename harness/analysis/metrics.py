@@ -138,15 +138,16 @@ def n_alpha(records: Records) -> tuple[float, ...]:
 class Ledger:
     """All that the rounds of an arm say about acceptance.
 
-    num_drafted: nodes. num_verified: tokens that went through the target (drafted and pending).
-    num_wasted: drafted and not accepted. coverage: rounds with a draft over rounds.
-    along_stride, along: see `tau_along`. The others: see the functions of their names.
+    Fields without documentation of their own are results of the functions of the same names.
     """
 
     num_rounds: int
     num_drafted: int
+    """Nodes of all drafts."""
     num_verified: int
+    """Tokens that went through the target, drafted and pending ones."""
     num_wasted: int
+    """Tokens that were drafted and not accepted."""
     tau: float
     macro_tau: float
     untrimmed_tau: float
@@ -154,11 +155,13 @@ class Ledger:
     as_vllm: float
     as_spec_bench: float
     coverage: float
+    """Share of rounds that had a draft."""
     joint: tuple[float, ...]
     conditional: tuple[float, ...]
     n_alpha: tuple[float, ...]
     histogram: tuple[int, ...]
     along_stride: int
+    """Like `along`, a result of `tau_along`."""
     along: tuple[float, ...]
 
 

@@ -32,19 +32,17 @@ class Place(NamedTuple):
 
 
 class Value(NamedTuple):
-    """What a paper says of a method in a cell; None where it does not. method: as the paper calls it."""
+    """The numbers of a method in a cell of a paper; None where the paper has none."""
 
     method: str
+    """Name of the method in the paper."""
     speedup: float | None
     tau: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """One paper. reference: our name of the method that ratios are taken to.
-
-    cells: place -> our name of a method (else the paper's) -> value.
-    """
+    """The results of one paper."""
 
     name: str
     title: str
@@ -52,7 +50,9 @@ class Paper:
     setting: dict[str, Any]
     cautions: list[str]
     reference: str
+    """Our name of the method that ratios are relative to."""
     cells: dict[Place, dict[str, Value]] = field(default_factory=dict)
+    """Values by place and by our name of the method, or the paper's where we have none."""
 
 
 def load_papers(folder: Path = FOLDER) -> list[Paper]:

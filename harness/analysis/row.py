@@ -1,4 +1,4 @@
-"""Row: what is known of one method in one cell; pair: of two of them."""
+"""Rows and pairs: the results of one method in one cell, and the comparison of two methods."""
 
 from __future__ import annotations
 
@@ -26,73 +26,87 @@ _MAX_PROBE_SHARE = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What is known of one method (an arm, or a rung of the ladder) in one cell. nan: not known.
+    """What is known of one method in one cell; numbers that are not known are nan.
 
-    Speedups are ratios of (sum of tokens / sum of seconds) to vanilla's on the same prompts. `_ci`: ends of
-    95 % intervals. speedup_ci of vanilla is that of its first repeats against its others, aa_floor its
-    half-width. speedup_vs: the same against each rung that was run. roof_fraction: tokens_per_s over what
-    reading the bytes of plain decoding allows. latency_s, latency_per_token_s: as one sequence sees it.
-    num_prompts: conversations (the clusters); num_tokens: of all repeats. speedup_free_drafter,
-    _oracle_length, _free_and_oracle, _predicted: see `headroom`; all but the first need a cost table of the
-    run's machine and target. forward_s: mean seconds of a forward of the target, over the whole batch;
-    forward_roof_fraction: over what reading a single-token step's bytes takes; round_forwards: seconds of a
-    round over those of vanilla's forward. memory_bytes: weights, packed weights (copies), drafter, cache (of
-    the longest sequences, all allocated at once), peak (of the device; on a CPU of the process so far).
-    mean_output_tokens: of a generation. split: shares of decode time; probe_share:
-    of it, what reading the clock costs. variant: letter of a footnote where runs that differ are shown
-    together. failures: what stopped a run of the row; partial: one did not end. lossless: False for an
-    acceptor that does not claim it.
+    Speedups are ratios of (sum of tokens / sum of seconds) to vanilla's on the same prompts. Fields that end
+    in `_ci` are the ends of 95 % intervals.
     """
 
     where: Cell
     method: str
     kind: Literal["arm", "rung"] = "arm"
+    """Whether the method is an arm of the run or a rung of the ladder."""
     variant: str = ""
+    """Letter of a footnote where runs that differ are shown together, else ""."""
     scope: str = "conversation"
     seeds: tuple[int, ...] = ()
     forced_length: bool = False
     partial: bool = False
+    """Whether a run of the row did not finish."""
     failures: tuple[Failure, ...] = ()
+    """What stopped runs of the row."""
     verdict: VerdictKind | None = None
     num_prompts: int = 0
+    """Number of conversations, which are the clusters of the intervals."""
     num_tokens: int = 0
+    """Output tokens of all repeats."""
     tau: float = math.nan
     tau_ci: Ends = None
     tokens_per_s: float = math.nan
     latency_s: float = math.nan
+    """Median seconds of a sequence from entering the batch to its last token."""
     latency_per_token_s: float = math.nan
+    """Seconds per output token as one sequence sees them, prefill included, pooled."""
     medians: dict[str, float] = field(default_factory=dict)
     """Medians over generations; see `harness.analysis.medians`."""
     speedup: float = math.nan
     speedup_ci: Ends = None
+    """Vanilla's own is the interval of its first repeats against its later ones."""
     speedup_vs: dict[str, float] = field(default_factory=dict)
+    """Speedup over each rung that was run, by name."""
     speedup_vs_ci: dict[str, Ends] = field(default_factory=dict)
     speedup_decode_only: float = math.nan
     speedup_geometric: float = math.nan
     speedup_mean_of_rates: float = math.nan
     speedup_free_drafter: float = math.nan
+    """Speedup if drafting took no time (`Headroom.free_drafter`)."""
     speedup_oracle_length: float = math.nan
+    """From `Headroom.oracle_length`; like the next two, it needs a cost table of machine and target."""
     speedup_free_and_oracle: float = math.nan
     speedup_predicted: float = math.nan
     aa_floor: float = math.nan
+    """Half-width of vanilla's `speedup_ci`."""
     roof_fraction: float = math.nan
+    """`tokens_per_s` over the most that the bandwidth allows plain decoding."""
     mean_output_tokens: float = math.nan
+    """Output tokens per generation."""
     mean_baseline_tokens: float = math.nan
+    """Output tokens per generation of vanilla."""
     looped_share: float = math.nan
     loop_overhead: float = math.nan
     probe_share: float = math.nan
+    """Share of decode time that reading the clock costs."""
     forward_s: float = math.nan
+    """Mean seconds of a forward of the target over the whole batch."""
     forward_roof_fraction: float = math.nan
+    """Seconds in which the bytes of a single-token step can be read, over `forward_s`."""
     round_forwards: float = math.nan
+    """Seconds of a round over those of vanilla's forward."""
     energy_per_token_j: float = math.nan
     memory_bytes: dict[str, int] = field(default_factory=dict)
+    """By content: weights, packed weights (copies), drafter, cache, peak.
+
+    The cache is that of the longest sequences, allocated all at once. The peak is the device's, or on a CPU
+    that of the process so far.
+    """
     split: dict[str, float] = field(default_factory=dict)
+    """Shares of decode time by stage."""
     ties: Ties | None = None
     ledger: Ledger | None = None
 
     @property
     def failed(self) -> bool:
-        """Whether there is no number at all."""
+        """Whether the row has no number at all."""
         return self.num_prompts == 0
 
     @property
@@ -107,12 +121,12 @@ class Row:
 
     @property
     def lossless(self) -> bool:
-        """False for an acceptor that does not claim it."""
+        """False if the acceptor does not claim to be lossless."""
         return self.verdict not in ("lossy", "forced")
 
     @property
     def difference(self) -> Difference | None:
-        """What may be said of this method against vanilla; None for vanilla, and where nothing was timed."""
+        """How the method compares with vanilla; None for vanilla, and if nothing was timed."""
         if self.method == BASELINE or math.isnan(self.speedup):
             return None
         low, high = self.speedup_ci or (math.nan, math.nan)
@@ -120,19 +134,21 @@ class Row:
 
     @property
     def setting(self) -> tuple[Any, ...]:
-        """What rows of one table share."""
+        """The fields of the cell that all rows of a table share."""
         return tuple(getattr(self.where, name) for name in SETTING)
 
 
 class Pair(NamedTuple):
-    """Two methods of one cell: how much faster `over` is than `under`. broken: void, as one of them is."""
+    """Two methods of one cell: how much faster `over` is than `under`."""
 
     row: Row
+    """The row of `over`."""
     over: str
     under: str
     ratio: Interval
     difference: Difference
     broken: bool
+    """Whether the comparison is void, because one of the methods is broken."""
 
 
 def to_json(row: Row) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def difference(interval: Interval, floor: float) -> Difference:
 
 
 def geometric_mean(ratios: Floats) -> float:
-    """Of positive numbers [C]; nan of none."""
+    """Geometric mean of positive numbers [C]; nan if there are none."""
     return float(np.exp(np.log(ratios).mean())) if len(ratios) else float("nan")
 
 

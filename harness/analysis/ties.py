@@ -1,4 +1,4 @@
-"""Ties: the verdict on an arm from those on its generations; whether its ties are too many for rounding."""
+"""The verdict on an arm from those on its generations, and whether rounding explains its number of ties."""
 
 from __future__ import annotations
 
@@ -29,23 +29,29 @@ _SEVERITY: tuple[VerdictKind, ...] = (
 class Ties:
     """First differences that rounding explains, beside the null: vanilla's own tokens in other shapes.
 
-    rate and null_rate: per token; null_ci: Clopper-Pearson, 95 %. num_compared: tokens up to a difference.
-    excessive: the rate is above the null's, and chance does not explain it: of the ties of both, the arm has
-    more than its share of their tokens (the interval of that share, 95 %; Przyborowski and Wilenski 1940).
-    The protocol's letter, a rate above `null_ci`, leaves out what chance does to the arm's own rate: of right
-    arms it calls one in four broken where the null was replayed over many more tokens than were compared.
+    The written protocol calls ties excessive if their rate is above `null_ci`. That ignores the chance in the
+    arm's own rate: it calls one in four correct arms broken where the null was replayed over many more tokens
+    than were compared.
     """
 
     num_ties: int
     num_compared: int
+    """Tokens up to and including the first difference of each generation."""
     rate: float
+    """Ties per compared token."""
     null_rate: float
+    """Differences per token of the null."""
     null_ci: tuple[float, float]
+    """Clopper-Pearson interval of `null_rate`, 95 %."""
     excessive: bool
+    """Whether the arm has more of both ties than its share of both tokens, by more than chance explains.
+
+    The test is the 95 % interval of that share (Przyborowski and Wilenski 1940).
+    """
 
 
 def ties(records: Records, nulls: Sequence[NullReplay]) -> Ties:
-    """Count ties once a place: repeats of the same prompt are no new evidence."""
+    """Count ties once per place, because repeats of the same prompt are no new evidence."""
     columns = Columns.of(records)
     severity = _severities(columns)
     judged = np.flatnonzero(severity > _SEVERITY.index("unpaired"))

@@ -21,7 +21,7 @@ from harness.store.identity import run_config
 from harness.store.records import BASELINE, Cell
 from harness.target.spec import TargetSpec
 from harness.tasks.task import Task
-from harness.tracking.tracker import NoTracker
+from harness.tracking.tracker import Tracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Plan:
     acceptor: Acceptor
     measure: Measure
     rungs: dict[str, Rung]
-    tracker: NoTracker
+    tracker: Tracker
     replicate: int | Literal["next"]
     """`next` is the first replicate that is not finished."""
     results: Path

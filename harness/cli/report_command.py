@@ -92,6 +92,19 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_build(commands)
+    replay_table.add_command(commands)
+    sync.add_command(commands)
+    wandb_workspace.add_command(commands)
+    _add_diff(commands)
+    for name, purpose in _UPKEEP.items():
+        description = f"{purpose[0].upper()}{purpose[1:]}."
+        command = commands.add_parser(name, help=purpose, description=description, allow_abbrev=False)
+        _add_results(command)
+    return parser
+
+
+def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "build", help="write tables, figures or the HTML report of all stored runs", allow_abbrev=False
     )
@@ -117,9 +130,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="put runs that differ into one table with footnotes, instead of refusing",
     )
-    replay_table.add_command(commands)
-    sync.add_command(commands)
-    wandb_workspace.add_command(commands)
+
+
+def _add_diff(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     command = commands.add_parser(
         "diff",
         help="show how two runs differ and how that may affect their numbers",
@@ -128,11 +141,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name in ("first", "second"):
         command.add_argument(name, metavar="RUN", help="id of a run, part of the id, or its folder")
+    _add_results(command)
+
+
+def _add_results(command: argparse.ArgumentParser) -> None:
     command.add_argument("--results", type=Path, default=Path("results"), help="the folder that holds runs/")
-    for name, purpose in _UPKEEP.items():
-        description = f"{purpose[0].upper()}{purpose[1:]}."
-        command = commands.add_parser(name, help=purpose, description=description, allow_abbrev=False)
-        command.add_argument(
-            "--results", type=Path, default=Path("results"), help="the folder that holds runs/"
-        )
-    return parser

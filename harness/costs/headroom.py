@@ -19,27 +19,30 @@ from harness.store.records import RunManifest
 
 Floats = NDArray[np.float64]
 _NOT_SETTINGS = ("scope", "card")
-"""Of a manifest's arm: what is not its configuration."""
+"""Keys of a manifest's arm that are not part of its configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Headroom:
-    """Tokens per second of an arm, had something been otherwise, and as a cost table alone predicts them.
-
-    free_drafter: drafting took no time. oracle_length: every round drafted just what it kept; drafting took
-    as long as it did. both: the two together. predicted: prefill as measured, every round by the table.
-    """
+    """Tokens per second that an arm would reach under other assumptions, or by a cost table alone."""
 
     free_drafter: float
+    """Drafting takes no time."""
     oracle_length: float
+    """Every round drafts exactly the tokens that it keeps; drafting takes as long as it did."""
     both: float
+    """The two assumptions together."""
     predicted: float
+    """Prefill takes as long as it did, and every round as long as the table says."""
 
 
 def headroom(
     records: Records, table: CostTable | None, method: str, settings: Mapping[str, Any] | None
 ) -> Headroom:
-    """Of an arm's timed records. settings: the arm's configuration, to find its drafting in the table."""
+    """Headroom of an arm's timed records.
+
+    settings: the arm's configuration, by which the table is searched for its drafter.
+    """
     columns = Columns.of(records)
     drafting = table.drafting(method, settings) if table and settings is not None else None
     num_tokens = float(columns.num_tokens.sum())
@@ -109,7 +112,7 @@ def table_of(manifest: RunManifest, tables: Sequence[CostTable]) -> CostTable | 
 
 
 def run_identity(manifest: RunManifest) -> dict[str, dict[str, Any]]:
-    """What a table must have been measured on to speak of a run; see `cost_table.identity`."""
+    """What a table must have been measured on to speak of a run; see `costs.table.identity`."""
     facts = manifest.provenance
     return identity(manifest.target, facts.get("device") or {}, facts.get("packages") or {})
 

@@ -31,10 +31,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """One method at one batch and one draft length. tokens_per_s: of the whole batch.
-
-    length: levels of a draft; None is as recorded. speedup: over vanilla, replayed at the same batch.
-    """
+    """One method at one batch size and one draft length."""
 
     run_id: str
     target: str
@@ -43,9 +40,12 @@ class Replayed:
     method: str
     batch: int
     length: int | None
+    """Levels of a draft; None means as recorded."""
     tau: float
     tokens_per_s: float
+    """Tokens per second of the whole batch."""
     speedup: float
+    """Speedup over vanilla, replayed at the same batch size."""
     marks: tuple[str, ...]
 
 

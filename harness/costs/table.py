@@ -27,47 +27,46 @@ _SHAPE = (
     *("architecture", "num_parameters", "num_layers", "vocab_size", "step_bytes", "cache_bytes_per_token"),
     *("dtype", "attention", "linear", "cache", "compile", "quantisation", "num_experts", "experts_per_token"),
 )
-"""Of a target's card, what its seconds depend on; which weights they are does not matter."""
+"""Keys of a target's card that its seconds depend on. The values of the weights do not matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DraftingCost:
-    """What a drafter costs. settings: its configuration.
-
-    round: seconds of propose and observe together, by (batch, context). call: of one forward of its own model
-    over so many tokens of every sequence, by (batch, context, tokens); None where it has no model.
-    """
+    """Seconds that a drafter takes."""
 
     settings: dict[str, Any]
+    """Configuration of the drafter."""
     round: Grid
+    """Seconds of propose and observe together, by (batch, context)."""
     call: Grid | None = None
+    """Seconds of a forward of the drafter's own model, by (batch, context, tokens); None if it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CostTable:
-    """Costs of one target on one device.
-
-    identity: see `identity`. forward: of `Target.verify`. settle: of acceptance, the host's look at it and
-    the commit. spread: median over cells of the interquartile range of a cell's repeats over its median.
-    made: when and with which code.
-    """
+    """Costs of one target on one device."""
 
     identity: dict[str, Any]
+    """The facts that the seconds depend on, as the function `identity` gives them."""
     name: str
     forward: Grid
+    """Seconds of `Target.verify`."""
     settle: Grid
+    """Seconds of acceptance, its transfer to the host, and the commit."""
     spread: float
+    """Median over grid points of (interquartile range of the repeats / their median)."""
     drafters: dict[str, DraftingCost] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
+    """When and with which code the table was measured."""
 
     def seconds(self, batch: ArrayLike, context: ArrayLike, tokens: ArrayLike) -> Floats:
-        """Of one forward over `tokens` tokens of each of `batch` sequences behind `context` cached ones.
+        """Seconds of a forward of `tokens` tokens per sequence, for `batch` sequences with `context` cached.
 
-        Numbers or arrays that broadcast. Rises with each of the three; linear between what was measured.
-        Below the first context the first one's value holds.
+        Takes numbers or arrays that broadcast. The seconds rise with each of the three and are linear between
+        measured points. Below the first context the value of the first one holds.
 
         Raises:
-            ConfigError: outside of what was measured.
+            ConfigError: a point outside of the measured range.
         """
         return self.forward.at(batch=batch, context=context, tokens=tokens)
 
@@ -82,7 +81,7 @@ class CostTable:
         )
 
     def drafting(self, method: str, settings: Mapping[str, Any]) -> DraftingCost | None:
-        """Of a method with exactly these settings, where it was measured."""
+        """Costs of a method with exactly these settings; None if it was not measured."""
         found = self.drafters.get(method)
         return found if found is not None and class_names(found.settings) == class_names(settings) else None
 

@@ -34,14 +34,13 @@ def charge(
     prefills, running = iter(entered), iter(rounds)
     seen: dict[int, int] = defaultdict(lambda: -1)
     begun: dict[int, int] = {}
-    clock = 0
-    numbers: Sequence[int] = []
+    clock, numbers = 0, list[int]()
     for name, span_ns in spans:
         if name == "prefill":
-            numbers = next(prefills)
+            numbers = list(next(prefills))
             begun.update(dict.fromkeys(numbers, clock))
         elif name == "draft":
-            numbers = next(running)
+            numbers = list(next(running))
             for number in numbers:
                 seen[number] += 1
         clock += span_ns

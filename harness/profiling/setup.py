@@ -68,8 +68,8 @@ class ProfilingSetup:
         """
         if not self.drafters:
             raise ConfigError(
-                "method=[]: this command profiles drafters; type method=[eagle3], or method=[eagle3]"
-                " methods.eagle3.head=random for any target"
+                "method=[]: this command profiles drafters; type method=[NAME], and for a drafter with a head"
+                " methods.NAME.head=random if none fits the target"
             )
         return self.drafters
 

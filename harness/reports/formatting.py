@@ -90,12 +90,12 @@ def speedup_vs(row: Row, rung: str) -> str:
 
 
 def tau(row: Row) -> str:
-    """Acceptance length; of vanilla it is 1 by definition and has no interval."""
+    """Acceptance length. Vanilla's is 1 by definition and has no interval."""
     return number(row.tau) + ("" if row.method == BASELINE else interval(row.tau_ci))
 
 
 def per_thousand(rate: float | None) -> str:
-    """Of a rate per token, the number in 1,000 tokens."""
+    """A rate per token as a number per 1,000 tokens."""
     return number(None if rate is None else 1000 * rate)
 
 

@@ -1,8 +1,9 @@
-r"""LaTeX: rows as the papers lay them out; needs the packages booktabs, longtable and siunitx.
+r"""LaTeX tables in the papers' layout; they need the packages booktabs, longtable and siunitx.
 
-One table a target: methods down, tasks across, speedup and acceptance length side by side, aligned at their
-decimal points, and one block of lines a temperature. Tasks that are too many for the width of a page stand in
-further tables, lines that are too many for its height in a table that goes on over the page.
+Each target has one table, with methods down and tasks across. Speedup and acceptance length stand side by
+side, aligned at their decimal points, and each temperature has a block of lines. If the tasks exceed the
+width of a page, they are spread over several tables; if the lines exceed its height, the table continues on
+the next page.
 """
 
 from __future__ import annotations

@@ -34,11 +34,10 @@ _LEFT = ("target", "task", "method", "marks", "what differs")
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One method of one cell, as a paper has it and as we have it.
+    """One method of one cell, with the numbers of a paper and ours.
 
-    ratios: speedup over that of the paper's reference, in the same cell of the same harness; nan where it has
-    none.
-    replication: the target and, where there is one, the head have their makers' weights.
+    Ratios are speedups over that of the paper's reference in the same cell of the same harness, or nan if
+    there is none.
     """
 
     place: Place
@@ -47,6 +46,7 @@ class Line:
     their_ratio: float
     our_ratio: float
     replication: bool
+    """Whether the target and the head, if there is one, have the weights that their makers published."""
     marks: list[str]
     differs: list[str]
 
@@ -160,7 +160,7 @@ def _same_cell(one: Row, other: Row) -> bool:
 
 
 def _manifest(row: Row, runs: Sequence[Run]) -> RunManifest | None:
-    """Of the first run of the row."""
+    """Manifest of the first run that the row was made from; None if there is none."""
     for run in runs:
         if run.manifest.cell == row.where and row.method in run.manifest.arms:
             return run.manifest

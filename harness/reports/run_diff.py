@@ -50,20 +50,23 @@ def _some(names: Sequence[str]) -> str:
 
 
 class Fact(NamedTuple):
-    """Its name, and its values in the two runs as JSON; null where it is not set."""
+    """A fact in which two runs differ."""
 
     name: str
     first: str
+    """Its value in the first run as JSON; null where it is not set."""
     second: str
+    """The same for the second run."""
 
 
 class Finding(NamedTuple):
-    """A topic in which two runs differ. consequences: facts that differ because of it."""
+    """A topic in which two runs differ."""
 
     topic: str
     effect: str
     facts: list[Fact]
     consequences: list[Fact]
+    """Facts that differ because of `facts`."""
 
 
 def findings(first: Run, second: Run) -> list[Finding]:

@@ -76,12 +76,24 @@ def ladder_table(rows: Sequence[Row]) -> Table:
         ("mean of rates", lambda row: formatting.times(row.speedup_mean_of_rates)),
         ("free drafter", lambda row: formatting.times(row.speedup_free_drafter)),
         *_cost_columns(rows),
+        *_median_columns(rows),
         ("loop overhead", lambda row: formatting.percent(row.loop_overhead)),
         ("ms / forward", lambda row: formatting.number(1000 * row.forward_s, 1)),
         ("its % of roof", lambda row: formatting.percent(row.forward_roof_fraction)),
         ("round / vanilla's", lambda row: formatting.number(row.round_forwards)),
     ]
     return _table([row for row in rows if not math.isnan(row.tokens_per_s)], columns)
+
+
+def _median_columns(rows: Sequence[Row]) -> list[Column]:
+    """The medians that any row knows."""
+    headings = {"first_token_s": "s to first token"}
+    known = [name for row in rows for name, value in row.medians.items() if not math.isnan(value)]
+    return [(headings[name], _median(name)) for name in headings if name in known]
+
+
+def _median(name: str) -> Callable[[Row], str]:
+    return lambda row: formatting.number(row.medians.get(name, math.nan), 3)
 
 
 def _cost_columns(rows: Sequence[Row]) -> list[Column]:
@@ -162,7 +174,7 @@ def output_table(rows: Sequence[Row]) -> Table:
 
 
 def batches_table(group: Sequence[Row]) -> Table:
-    """Of rows that differ in method and batch: each method by batch, and where it ceases to pay."""
+    """Rows that differ in method and batch size, by method, and where each method stops being faster."""
     columns: list[Column] = [
         ("method", formatting.method),
         ("batch", lambda row: str(row.where.batch_size)),
@@ -178,8 +190,8 @@ def batches_table(group: Sequence[Row]) -> Table:
     for curve in curves(group).values():
         headers, lines = _table(curve, columns)
         end = break_even_of(curve)
-        told = end.told if end else formatting.UNKNOWN
-        body += [[*line, told if i == 0 else ""] for i, line in enumerate(lines)]
+        text = end.text if end else formatting.UNKNOWN
+        body += [[*line, text if i == 0 else ""] for i, line in enumerate(lines)]
     return [*headers, "break-even batch"], body
 
 

@@ -1,1 +1,1 @@
-"""Mirrors runs to a dashboard: Weights & Biases or Trackio, live or later from the store."""
+"""Mirrors runs to a dashboard (Weights & Biases or Trackio) when they end, or later from the store."""

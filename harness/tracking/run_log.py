@@ -1,4 +1,4 @@
-"""Tracking: what a tracker is told of a run, one log an arm, as plain values; trackers only pass them on."""
+"""The contents that every tracker sends of a run: one log per arm, as plain values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.store.records import BASELINE, Cell, GenerationRecord, Run
 from harness.system.naming import redact, slug
 
 PAGE_SHOWN = 100_000
-"""Tokens of answers and nodes of trees in the page of one run: about 1 MB, and 0.6 MB of scripts."""
+"""Most tokens of answers and nodes of trees in the page of one run: about 1 MB, plus 0.6 MB of scripts."""
 _PLACE = ("conversation", "category", "turn", "sample", "repeat")
 _HISTORY = ("tokens", "rounds", "tau", "seconds")
 _COLUMNS = (*_PLACE, *_HISTORY, "verdict")
@@ -33,7 +33,7 @@ class Table(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A table to draw: the first column along the axis, the second as height, a third for each line."""
+    """A table to draw: the first column is the axis, the second the height, a third names the line."""
 
     kind: Literal["bar", "line"]
     title: str
@@ -47,7 +47,7 @@ class Picture(NamedTuple):
 
 
 class Page(NamedTuple):
-    """An HTML document that needs nothing but itself."""
+    """A self-contained HTML document."""
 
     html: str
 
@@ -57,42 +57,44 @@ Shown = Table | Chart | Picture | Page
 
 @dataclass(frozen=True, kw_only=True)
 class ArmLog:
-    """What is logged of one arm of one stored run; all of it follows from the store, in the same order.
-
-    id: the same whenever it is sent. group: of all arms that may be compared, over runs. config: columns to
-    filter and group by. history: one point a generation. numbers: one value each, by stable names. shown:
-    charts, tables and, in the log that leads, what belongs to the whole run.
-    """
+    """Everything that is logged of one arm of one stored run, in a fixed order; it follows from the store."""
 
     id: str
+    """The tracker's id for this arm, the same whenever it is sent."""
     name: str
     group: str
+    """Name of the cell, shared by arms of all runs that may be compared."""
     job_type: str
     tags: tuple[str, ...]
     config: dict[str, Any]
+    """Columns to filter and group by."""
     history: list[dict[str, float]]
+    """One point per generation."""
     numbers: dict[str, Any]
+    """One value per name; the names do not change between versions."""
     shown: dict[str, Shown]
+    """Charts and tables; in the leading log, also those of the whole run."""
     leads: bool
+    """Whether this log carries what belongs to the whole run."""
 
 
 def group_of(cell: Cell) -> str:
-    """The name of a cell: its runs compare, whatever command made them."""
+    """The name of a cell, which all comparable runs share, whatever command made them."""
     names = [slug(name) for name in (cell.target, cell.task, cell.decoding)]
     setting = [f"T{cell.temperature:g}", f"b{cell.batch_size}", cell.profile, cell.baseline, cell.acceptor]
-    # What every run did before there was a choice is not named, so that groups keep their names.
+    # Defaults are left out, so that groups of runs from before these axes existed keep their names.
     later = [getattr(cell, name) for name in ("engine", "scenario")]
     setting += [value for value in later if value not in (Cell.engine, Cell.scenario)]
     return clean(".".join([*names, *setting]))
 
 
 def log_id(run: Run, arm: str) -> str:
-    """What a tracker calls this arm of this run."""
+    """The id of this arm of this run in a tracker."""
     return clean(f"{run.manifest.run_id}-{arm}")
 
 
 def log_name(run: Run, arm: str) -> str:
-    """The same for people: the method first, as a legend is narrow."""
+    """The display name of this arm of this run: the method comes first, because legends are narrow."""
     return f"{arm} {run.manifest.run_id}"
 
 
@@ -102,9 +104,10 @@ def clean(text: str) -> str:
 
 
 def arm_log(run: Run, arm: str, rows: Sequence[Row], files: Sequence[Path], tables: bool = True) -> ArmLog:
-    """Everything about `arm`. rows: those of `run`; files: of which images are shown, by the log that leads.
+    """The log of `arm`.
 
-    tables: whether to show what has a line a generation, and the page.
+    rows: those of `run`. files: its figures, of which the leading log shows the images. tables: whether to
+    include the tables with one line per generation, and the page.
     """
     cell, row = run.manifest.cell, next(row for row in rows if row.method == arm and row.kind == "arm")
     leads = arm == leader(run)
@@ -135,13 +138,13 @@ def arm_log(run: Run, arm: str, rows: Sequence[Row], files: Sequence[Path], tabl
 
 
 def leader(run: Run) -> str:
-    """The arm whose log also shows what belongs to the whole run, so that it is sent once."""
+    """The arm whose log carries what belongs to the whole run, so that this is sent only once."""
     arms = run.manifest.arms
     return BASELINE if BASELINE in arms else next(iter(arms))
 
 
 def _config(run: Run, arm: str) -> dict[str, Any]:
-    """Flat columns that a reader filters by; `settings.` are the method's own, `resolved.` is everything."""
+    """Columns to filter by. `settings` are the method's own, `resolved` is the whole configuration."""
     manifest = run.manifest
     decoding = manifest.config.get("decoding") or {}
     device = manifest.provenance.get("device") or {}
@@ -165,24 +168,24 @@ def _config(run: Run, arm: str) -> dict[str, Any]:
 
 
 def _tags(row: Row) -> tuple[str, ...]:
-    told = [
+    tags = [
         row.where.profile,
         row.where.baseline,
         f"T={row.where.temperature:g}",
         row.where.acceptor,
         row.verdict or "no verdict",
     ]
-    return tuple(dict.fromkeys([*told, *(["indicative"] if row.indicative else [])]))
+    return tuple(dict.fromkeys([*tags, *(["indicative"] if row.indicative else [])]))
 
 
 def _numbers(row: Row) -> dict[str, Any]:
-    """The numbers of the JSON line by its names, each alone: an interval is NAME_low and NAME_high."""
+    """The numbers of the JSON line as scalars by name: an interval becomes NAME_low and NAME_high."""
     found: dict[str, Any] = {}
     for key, value in to_json(row).items():
         if key in (*vars(row.where), "method", "variant"):
             continue
         if isinstance(value, Mapping):
-            # A dot would be read as a level.
+            # W&B would read a dot as a level of nesting.
             found |= {f"{key}/{name.replace('.', '_')}": ratio for name, ratio in value.items()}
         elif isinstance(value, list):
             found |= dict(zip((f"{key}_low", f"{key}_high"), value, strict=True))
@@ -192,7 +195,7 @@ def _numbers(row: Row) -> dict[str, Any]:
 
 
 def _charts(row: Row) -> dict[str, Chart]:
-    """Of one arm; of the same key in several logs a tracker draws one panel."""
+    """The charts of one arm. A tracker draws one panel of the charts that share a key in several logs."""
     found: dict[str, Chart] = {}
     ledger = row.ledger
     if ledger and ledger.conditional:
@@ -214,7 +217,7 @@ def _charts(row: Row) -> dict[str, Chart]:
 
 
 def _of_the_run(run: Run, rows: Sequence[Row], files: Sequence[Path], tables: bool) -> dict[str, Shown]:
-    """What compares the run's methods, rungs too."""
+    """Charts, tables and the page that compare the methods of the run, rungs included."""
     found: dict[str, Shown] = {}
     for key, title in (("speedup", "Speedup over vanilla"), ("tokens_per_s", "Tokens per second")):
         bars = [[row.method, value] for row in rows if (value := to_json(row)[key]) is not None]
@@ -234,19 +237,19 @@ def _of_the_run(run: Run, rows: Sequence[Row], files: Sequence[Path], tables: bo
 
 
 def _methods(rows: Sequence[Row]) -> Table:
-    """The table of the run."""
+    """The table with one line per method."""
     columns = ("method", "tokens_per_s", "speedup", "speedup_low", "speedup_high", "tau", "verdict", "marks")
     body = []
     for row in rows:
-        told = to_json(row)
-        low, high = told["speedup_ci"] or (None, None)
-        numbers = [told["tokens_per_s"], told["speedup"], low, high, told["tau"]]
+        known = to_json(row)
+        low, high = known["speedup_ci"] or (None, None)
+        numbers = [known["tokens_per_s"], known["speedup"], low, high, known["tau"]]
         body.append([row.method, *numbers, row.verdict, marks(row)])
     return Table(columns, body)
 
 
 def _values(record: GenerationRecord) -> dict[str, Any]:
-    """A record in the words of the per-prompt table; None where it has no such number."""
+    """The line of a record in the per-prompt table; None where the record lacks the number."""
     rounds = len(record.emitted)
     return {
         **{key: getattr(record, key) for key in _PLACE},

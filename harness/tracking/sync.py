@@ -1,7 +1,7 @@
-"""Sync: sends runs of the store to a tracker: after an outage, after `tracker=none`, or to another project.
+"""Sends stored runs to a tracker: after an outage, after `tracker=none`, or to another project.
 
-Nothing is sent twice: a run has the same id whoever sends it, one that the tracker has whole is left alone,
-and one that broke off is gone on with.
+Nothing is sent twice: a run's id does not depend on who sends it, runs that the tracker has completely are
+skipped, and runs that broke off are resumed.
 """
 
 from __future__ import annotations
@@ -23,31 +23,35 @@ from harness.costs.table import load_tables
 from harness.store.records import Run
 from harness.store.run_store import load_runs
 from harness.system.console import Console
-from harness.tracking.tracker import Tracker
+from harness.tracking.tracker import DashboardTracker
 
 _FOLDER = Path(conf.__file__).parent / "tracker"
 _NONE = "none"
 _SENT_AT_ONCE = {"wandb": {"mode": "online"}}
-"""Settings of trackers that differ from their YAMLs unless given: whoever types `sync` wants it sent."""
+"""Defaults that differ from the trackers' YAML files here, because `sync` is typed to send."""
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """The sub-command `sync` of `python -m harness.report`."""
     command = commands.add_parser(
         "sync",
-        help="send stored runs to W&B or another tracker, those that it has not got",
+        help="send stored runs that W&B or another tracker lacks",
         description=f"{__doc__}\nstdout gets one JSON document. Exit status 1: a run could not be sent.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    command.add_argument("--tracker", choices=_names(), default="wandb", help="a YAML of conf/tracker")
+    command.add_argument(
+        "--tracker", choices=_names(), default="wandb", help="name of a YAML file in conf/tracker"
+    )
     add_settings(command)
     command.add_argument("--results", type=Path, default=Path("results"), help="folder that holds runs/")
-    command.add_argument("--only", metavar="PATTERN", help="of run ids, as in 'smollm2_135m.*'")
+    command.add_argument(
+        "--only", metavar="PATTERN", help="only run ids that match it, as in 'smollm2_135m.*'"
+    )
 
 
 def add_settings(command: argparse.ArgumentParser) -> None:
-    """Arguments that say how the tracker is set, in the words of the benchmark."""
+    """Add the arguments that set the tracker, which are the same as the benchmark's."""
     command.add_argument(
         "settings",
         nargs="*",
@@ -58,7 +62,7 @@ def add_settings(command: argparse.ArgumentParser) -> None:
 
 
 def run_command(given: argparse.Namespace, console: Console) -> bool:
-    """Send the chosen runs; whether all of them are there now.
+    """Send the chosen runs and return whether the tracker has all of them now.
 
     Raises:
         ConfigError: there are no such runs, or the tracker is set wrongly.
@@ -76,7 +80,7 @@ def run_command(given: argparse.Namespace, console: Console) -> bool:
     return not outcome["failed"]
 
 
-def make_tracker(name: str, settings: Sequence[str], results: Path) -> Tracker:
+def make_tracker(name: str, settings: Sequence[str], results: Path) -> DashboardTracker:
     """The tracker that `conf/tracker/NAME.yaml` describes. settings: `tracker.KEY=VALUE` each.
 
     Raises:
@@ -89,18 +93,20 @@ def make_tracker(name: str, settings: Sequence[str], results: Path) -> Tracker:
             raise ConfigError(f"{setting}: a setting is tracker.KEY=VALUE, as in tracker.project=NAME")
     try:
         config = OmegaConf.merge(config, OmegaConf.from_dotlist(list(settings)))
-        tracker: Tracker = build(config.tracker, "tracker")
+        tracker: DashboardTracker = build(config.tracker, "tracker")
     except OmegaConfBaseException as error:
         raise ConfigError(f"{' '.join(settings)}: {error}") from error
     tracker.require()
     return tracker
 
 
-def send_all(tracker: Tracker, runs: Sequence[Run], results: Path, console: Console) -> dict[str, Any]:
-    """Send what is missing of `runs`, with their figures.
+def send_all(
+    tracker: DashboardTracker, runs: Sequence[Run], results: Path, console: Console
+) -> dict[str, Any]:
+    """Send the arms of `runs` that the tracker lacks, with the runs' figures.
 
-    sent, already: arms, by run id. left_out: ids of runs that were not measured to their end. failed: what
-    went wrong, by run id; after an error of the tracker as a whole, of every run.
+    Keys of the result: `sent` and `already`: lists of arms by run id. `left_out`: ids of unfinished runs.
+    `failed`: error texts by run id, for every run if the tracker as a whole failed.
     """
     outcome: dict[str, Any] = {"sent": {}, "already": {}, "left_out": [], "failed": {}}
     whole = [run for run in runs if run.finished and run.manifest.arms]
@@ -110,8 +116,8 @@ def send_all(tracker: Tracker, runs: Sequence[Run], results: Path, console: Cons
     try:
         tracker.check()
     except Exception as error:
-        console.error(f"nothing can be sent: {_told(error)}")
-        outcome["failed"] = {run.manifest.run_id: _told(error) for run in whole}
+        console.error(f"nothing can be sent: {_describe(error)}")
+        outcome["failed"] = {run.manifest.run_id: _describe(error) for run in whole}
         return outcome
     costs = load_tables(results)
     for run in whole:
@@ -119,8 +125,8 @@ def send_all(tracker: Tracker, runs: Sequence[Run], results: Path, console: Cons
         try:
             sent = tracker.send(run, summarise(run, costs), sorted(Path(run.folder).glob("figures/*")))
         except Exception as error:
-            console.error(f"run {run_id}: not sent: {_told(error)}")
-            outcome["failed"][run_id] = _told(error)
+            console.error(f"run {run_id}: not sent: {_describe(error)}")
+            outcome["failed"][run_id] = _describe(error)
             continue
         for key, arms, words in (("sent", sent.now, "sent"), ("already", sent.already, "there already")):
             if arms:
@@ -129,7 +135,7 @@ def send_all(tracker: Tracker, runs: Sequence[Run], results: Path, console: Cons
     return outcome
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}"
 
 

@@ -1,11 +1,13 @@
-"""Trackers: reporters that mirror the store into somebody's dashboard. What they lack can be sent again."""
+"""Trackers mirror the store into a dashboard. Whatever a dashboard lacks can be sent again from the store."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+from typing_extensions import override
 
 from harness.analysis.row import Row
 from harness.config import configurable
@@ -13,48 +15,72 @@ from harness.store.records import Run
 from harness.system.console import Console, cause
 
 Curves = Callable[[Mapping[str, float], int], None]
-"""Takes a point of a training's curves: numbers and the step."""
+"""Takes one point of the curves of a training: numbers by name, and the step."""
 
 
 class Sent(NamedTuple):
-    """The arms of a run that were sent now, and those that were there already."""
+    """The arms of a run by whether they had to be sent."""
 
     now: list[str]
+    """Arms that this call sent."""
     already: list[str]
+    """Arms that the dashboard had before."""
 
 
-@configurable
-class NoTracker:
-    """Tracks nothing."""
+class Tracker(Protocol):
+    """What the benchmark and the training need of a tracker."""
 
     def require(self) -> None:
-        """Raise ConfigError where a package is missing; asked before anything is measured."""
+        """Raise ConfigError where a package is missing; called before anything is measured."""
 
     def finish(self, run: Run, rows: Sequence[Row], files: Sequence[Path]) -> None:
-        """Mirror a run that ended. rows: one per method; files: its figures. Never raises."""
+        """Mirror a run that has ended. rows: one per method; files: the run's figures. Never raises."""
 
     def curves(self, name: str, config: Mapping[str, Any]) -> Curves:
-        """Begin the curves of a training; what takes their points."""
-        return lambda numbers, step: None
+        """Begin the curves of a training and return the function that takes their points. Never raises."""
+        ...
 
 
 @configurable
-class Tracker(NoTracker, ABC):
-    """What trackers share: what goes wrong is a warning and stops nothing."""
+class NoTracker(Tracker):
+    """Tracks nothing."""
 
+    @override
+    def require(self) -> None:
+        pass
+
+    @override
+    def finish(self, run: Run, rows: Sequence[Row], files: Sequence[Path]) -> None:
+        pass
+
+    @override
+    def curves(self, name: str, config: Mapping[str, Any]) -> Curves:
+        return drop_point
+
+
+@configurable
+class DashboardTracker(Tracker, ABC):
+    """A tracker that sends runs to a dashboard; its failures are warnings and stop nothing."""
+
+    @abstractmethod
     def check(self) -> None:
         """Raise where nothing can be sent at all: a package or a server is missing."""
 
     @abstractmethod
     def send(self, run: Run, rows: Sequence[Row], files: Sequence[Path]) -> Sent:
-        """Send the arms of a finished run that are not there yet, whoever asks. Raises what goes wrong."""
+        """Send those arms of a finished run that the dashboard lacks. Raises whatever goes wrong."""
 
     @abstractmethod
     def begin_curves(self, name: str, config: Mapping[str, Any]) -> Curves:
-        """See `curves`. Raises what goes wrong."""
+        """Begin the curves of a training as `curves` does, but raise whatever goes wrong."""
 
+    @override
+    def require(self) -> None:
+        pass
+
+    @override
     def finish(self, run: Run, rows: Sequence[Row], files: Sequence[Path]) -> None:
-        """Send the run; a failure is a warning, because the run itself is safe in the store."""
+        # A failure is only a warning, because the run itself is safe in the store.
         try:
             self.check()
             self.send(run, rows, files)
@@ -62,10 +88,14 @@ class Tracker(NoTracker, ABC):
             remedy = "Send it later: python -m harness.report sync. `tracker=none` tracks nothing."
             Console().warn(f"{cause(type(self).__name__, error)} {remedy}")
 
+    @override
     def curves(self, name: str, config: Mapping[str, Any]) -> Curves:
-        """See `NoTracker`."""
         try:
             return self.begin_curves(name, config)
         except Exception as error:
             Console().warn(f"{cause(type(self).__name__, error)} `tracker=none` tracks nothing.")
-            return NoTracker.curves(self, name, config)
+            return drop_point
+
+
+def drop_point(numbers: Mapping[str, float], step: int) -> None:
+    """The curves of a training that nothing tracks."""

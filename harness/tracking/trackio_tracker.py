@@ -1,4 +1,4 @@
-"""Trackio: the same logs as W&B's, in a database on this disk; `trackio show` opens it in a browser."""
+"""Sends the same logs as W&B's to Trackio, a database on the local disk that `trackio show` opens."""
 
 from __future__ import annotations
 
@@ -10,42 +10,46 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from harness.analysis.row import Row
 from harness.config import ConfigError, configurable
 from harness.store.records import Run
 from harness.system.console import Console
 from harness.tracking.run_log import ArmLog, Chart, Page, Picture, Shown, Table, arm_log
-from harness.tracking.tracker import Curves, Sent, Tracker
+from harness.tracking.tracker import Curves, DashboardTracker, Sent
 
 _DIR = "TRACKIO_DIR"
 
 
 @configurable
-class TrackioTracker(Tracker):
+class TrackioTracker(DashboardTracker):
     """Trackio, an optional package.
 
-    Every arm is a run `<arm> <run id>`, group the cell. dir: where the database goes. log_records: also
-    the per-prompt tables and the page of the run. Charts are logged as their tables.
+    Every arm is one Trackio run, `<arm> <run id>`, in the group of its cell. Charts are logged as tables.
     """
 
     project: str = "specbench-harness"
     dir: str = "results/trackio"
+    """Folder of the database."""
     log_records: bool = True
+    """Whether to log the per-prompt tables and the HTML page of the run too."""
 
+    @override
     def require(self) -> None:
-        """See `NoTracker`."""
         if find_spec("trackio") is None:
             raise ConfigError(
                 "tracker=trackio: the package trackio is not installed; type pip install trackio, or choose"
                 " tracker=wandb or tracker=none"
             )
 
+    @override
     def check(self) -> None:
-        """See `Tracker`."""
         self.require()
 
+    @override
     def send(self, run: Run, rows: Sequence[Row], files: Sequence[Path]) -> Sent:
-        """See `Tracker`. An arm is there if its last point is; one that broke off is gone on with."""
+        # An arm is complete if its last point is there; one that broke off is resumed.
         now, already = [], []
         with self._opened() as trackio:
             for arm in run.manifest.arms:
@@ -59,14 +63,14 @@ class TrackioTracker(Tracker):
             Console().note(f"look at it with: {_DIR}={self.dir} trackio show --project {self.project}")
         return Sent(now, already)
 
+    @override
     def begin_curves(self, name: str, config: Mapping[str, Any]) -> Curves:
-        """See `Tracker`."""
         with self._opened() as trackio:
             tracked = self._init(trackio, name=name, group="training", config=dict(config))
         return lambda numbers, step: tracked.log(dict(numbers), step=step)
 
     def _write(self, trackio: Any, log: ArmLog) -> None:
-        """One run from its beginning or from where it broke off."""
+        """Write one run, from its beginning or from where it broke off."""
         config = {**log.config, "job_type": log.job_type, "tags": ", ".join(log.tags)}
         begin = self._num_points(log.name)
         tracked = self._init(trackio, name=log.name, group=log.group, config=config, resume="allow")
@@ -77,10 +81,10 @@ class TrackioTracker(Tracker):
         tracked.log({**log.numbers, **media}, step=len(log.history))
         trackio.finish()
         if self._num_points(log.name) <= len(log.history):
-            raise RuntimeError(f"{self.dir}: has not got all of {log.name}")
+            raise RuntimeError(f"{self.dir}: {log.name} is incomplete there")
 
     def _num_points(self, name: str) -> int:
-        """How many points of a run the database has."""
+        """Number of points of a run in the database."""
         from trackio.sqlite_storage import SQLiteStorage
 
         last = SQLiteStorage.get_max_step_for_run(self.project, name)
@@ -93,7 +97,7 @@ class TrackioTracker(Tracker):
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
-        """The package, at our folder, silent on stdout; it reads where to write when it is imported."""
+        """The package, set to write to `dir` and nothing to stdout. It reads its folder once, at import."""
         self.require()
         place = Path(self.dir).resolve()
         if "trackio" not in sys.modules:
@@ -110,7 +114,7 @@ class TrackioTracker(Tracker):
 
 
 def _converted(trackio: Any, shown: Shown) -> Any:
-    """In Trackio's own types; it draws no charts of its own from tables."""
+    """Convert to Trackio's own types. It draws no charts from tables, so that charts stay tables."""
     match shown:
         case Table(columns, rows) | Chart(_, _, (columns, rows)):
             return trackio.Table(columns=list(columns), data=rows)

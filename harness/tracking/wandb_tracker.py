@@ -1,4 +1,4 @@
-"""W&B: a run for each arm of a stored run. Offline unless asked otherwise; under `wandb agent`, a trial."""
+"""Sends each arm of a stored run to W&B as one run: offline by default, as a trial under `wandb agent`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
+
+from typing_extensions import override
 
 from harness.analysis.row import Row
 from harness.config import ConfigError, configurable
@@ -28,62 +30,63 @@ from harness.tracking.run_log import (
     log_id,
     log_name,
 )
-from harness.tracking.tracker import Curves, NoTracker, Sent, Tracker
+from harness.tracking.tracker import Curves, DashboardTracker, Sent, drop_point
 
 WHOLE = "whole"
-"""File in the folder of an offline run that was written to its end."""
+"""Name of the file that marks the folder of an offline run as complete."""
 _OF_A_SWEEP = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 _LOOKS_S = (0.0, 1.0, 3.0)
-"""Seconds before each look at whether the server has what was sent."""
+"""Seconds to wait before each query of whether the server has everything that was sent."""
 
 
 class Trial(NamedTuple):
-    """What `wandb agent` asks of this process: the run `id` of the sweep, with these parameters."""
+    """The trial of a sweep that `wandb agent` started this process for."""
 
     sweep: str
     id: str
+    """Id of the W&B run that the agent expects."""
     project: str | None
     entity: str | None
     parameters: dict[str, Any]
 
 
 class Found(NamedTuple):
-    """A run that the server has. whole: it ended well, so all of it is there."""
+    """A run that is already in W&B."""
 
     id: str
     name: str
     whole: bool
+    """Whether the run ended well, so that all of it is there."""
 
 
 @configurable
-class WandbTracker(Tracker):
+class WandbTracker(DashboardTracker):
     """Weights & Biases.
 
-    Every arm is a run `<run id>-<arm>`, job type the arm, group the cell. mode: `offline` writes files that
-    `wandb sync` uploads later, `online` uploads at once, `disabled` does nothing. dir: where the files
-    go. log_records: also the per-prompt tables, the page of the run, and an artifact with the records and
-    the manifest. timeout_s: how long an upload may take before it is given up.
+    Every arm is one W&B run, `<run id>-<arm>`, with the arm as its job type and its cell as its group.
     """
 
     project: str = "specbench-harness"
     entity: str | None = None
     mode: Literal["offline", "online", "disabled"] = "offline"
+    """`offline` writes files for a later `wandb sync`, `online` uploads at once, `disabled` does nothing."""
     dir: str = "results/wandb"
+    """Folder of the files."""
     tags: tuple[str, ...] = ()
     log_records: bool = True
+    """Whether to log the per-prompt tables, the HTML page, and an artifact of records and manifest too."""
     timeout_s: float = 300.0
+    """Time limit of one upload, in seconds."""
 
+    @override
     def check(self) -> None:
-        """See `Tracker`."""
         if self.mode == "online":
             _server().default_entity  # noqa: B018 - asking is the test
 
+    @override
     def send(self, run: Run, rows: Sequence[Row], files: Sequence[Path]) -> Sent:
-        """See `Tracker`; twice the same is sent once.
-
-        Offline, an arm is there if a folder holds all of it; online, if the server says that its run ended.
-        One that broke off is gone on with.
-        """
+        # An arm is complete if its folder is marked as whole (offline) or the server says that its run
+        # finished (online). An arm that broke off is resumed.
         arms = list(run.manifest.arms)
         if self.mode == "disabled":
             return Sent([], [])
@@ -112,15 +115,15 @@ class WandbTracker(Tracker):
             self._confirm(run, trial, [ids[arm] for arm in missing])
         return Sent(missing, [arm for arm in arms if arm not in missing])
 
+    @override
     def begin_curves(self, name: str, config: Mapping[str, Any]) -> Curves:
-        """See `Tracker`."""
         if self.mode == "disabled":
-            return NoTracker.curves(self, name, config)
+            return drop_point
         tracked = self._open(None, name=name, job_type="training", tags=list(self.tags), config=dict(config))
         return lambda numbers, step: tracked.log(dict(numbers), step=step)
 
     def _found(self, run: Run, trial: Trial | None) -> dict[str, Found]:
-        """What is there already of this run's cell, by the ids of W&B's runs."""
+        """W&B's runs of this run's cell, by id."""
         if self.mode == "offline":
             folders = Path(self.dir).glob("wandb/offline-run-*")
             names = {log_id(run, arm): log_name(run, arm) for arm in run.manifest.arms}
@@ -137,7 +140,7 @@ class WandbTracker(Tracker):
             return {}
 
     def _confirm(self, run: Run, trial: Trial | None, ids: Sequence[str]) -> None:
-        """Raise unless the server has these runs whole."""
+        """Raise RuntimeError unless the server has these runs completely."""
         missing: list[str] = list(ids)
         for pause in _LOOKS_S:
             time.sleep(pause)
@@ -145,7 +148,7 @@ class WandbTracker(Tracker):
             missing = [id_ for id_ in ids if not (id_ in found and found[id_].whole)]
             if not missing:
                 return
-        raise RuntimeError(f"the server has not got all of {', '.join(missing)}")
+        raise RuntimeError(f"the server lacks parts of {', '.join(missing)}")
 
     def _write(self, log: ArmLog, folder: Path, id_: str, trial: Trial | None) -> str:
         """One W&B run from its beginning or from where it broke off; the folder of its files."""
@@ -174,7 +177,7 @@ class WandbTracker(Tracker):
         return str(written)
 
     def _log(self, wandb: Any, tracked: Any, log: ArmLog, folder: Path) -> None:
-        """What the run has not got yet of `log`."""
+        """Log the part of `log` that the run lacks."""
         tracked.define_metric("prompt/number", hidden=True, summary="none")
         tracked.define_metric("prompt/*", step_metric="prompt/number", summary="none")
         for step, values in enumerate(log.history):
@@ -185,11 +188,11 @@ class WandbTracker(Tracker):
             if self.mode == "online":
                 artifact.wait(timeout=int(self.timeout_s))
         media = {key: _converted(wandb, shown) for key, shown in log.shown.items()}
-        # In the history, not in the summary alone: W&B draws panels by itself of these only.
+        # The numbers go into the history, because W&B draws no panels of a mere summary by itself.
         tracked.log({**log.numbers, **media}, step=max(len(log.history), tracked.starting_step))
 
     def _open(self, trial: Trial | None, **given: Any) -> Any:
-        """A new run of W&B's; of the sweep only if `trial` is given."""
+        """Open a new W&B run, as part of the sweep only if `trial` is given."""
         import wandb
 
         Path(self.dir).mkdir(parents=True, exist_ok=True)
@@ -213,7 +216,7 @@ class WandbTracker(Tracker):
 
 
 def asked_trial() -> Trial | None:
-    """What the environment says of a sweep; None where no agent started this process."""
+    """The trial that the environment describes; None where no agent started this process."""
     sweep, id_ = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
     if not sweep or not id_:
         return None
@@ -227,7 +230,7 @@ def asked_trial() -> Trial | None:
 
 @contextmanager
 def _apart_from_sweep() -> Iterator[None]:
-    """W&B would make every run that it opens the trial's, whatever id it is given; hence it sees no sweep."""
+    """Hide the sweep from W&B, which would make every run that it opens the trial's, whatever its id."""
     kept = {name: os.environ.pop(name) for name in _OF_A_SWEEP if name in os.environ}
     try:
         yield
@@ -236,22 +239,22 @@ def _apart_from_sweep() -> Iterator[None]:
 
 
 def _tuned(run: Run, mode: str) -> str:
-    """The arm whose numbers a trial is judged by.
+    """The arm whose numbers the sweep optimises.
 
     Raises:
-        ConfigError: the sweep would never hear of them, or there is not exactly one.
+        ConfigError: the run is not sent online, or it does not have exactly one method beside vanilla.
     """
     if mode != "online":
         raise ConfigError(f"tracker.mode={mode}: a sweep needs its numbers; type tracker.mode=online")
     methods = [arm for arm in run.manifest.arms if arm != BASELINE]
     if len(methods) != 1:
-        told = ", ".join(methods) or f"only {BASELINE}"
-        raise ConfigError(f"a sweep tunes one method, not {told}; type method=[NAME]")
+        given = ", ".join(methods) or f"only {BASELINE}"
+        raise ConfigError(f"a sweep tunes one method, not {given}; type method=[NAME]")
     return methods[0]
 
 
 def _id_of(run: Run, arm: str, found: Mapping[str, Found]) -> str:
-    """The arm's own id, unless its numbers are whole under a trial's."""
+    """The arm's own id, unless a trial's run already holds all its numbers."""
     own, name = log_id(run, arm), log_name(run, arm)
     return next((one.id for one in found.values() if one.name == name and one.whole), own)
 
@@ -265,7 +268,7 @@ def _records(wandb: Any, folder: Path) -> Any:
 
 
 def _converted(wandb: Any, shown: Shown) -> Any:
-    """In W&B's own types."""
+    """Convert to W&B's own types."""
     match shown:
         case Table(columns, rows):
             return wandb.Table(columns=list(columns), data=rows)
@@ -277,12 +280,12 @@ def _converted(wandb: Any, shown: Shown) -> Any:
         case Picture(path):
             return wandb.Image(str(path))
         case Page(html):
-            # W&B's style sheet is not added: the page refuses what is not its own.
+            # W&B must not add its style sheet: the page blocks content from elsewhere.
             return wandb.Html(html, inject=False, data_is_not_path=True)
 
 
 def _server() -> Any:
-    """W&B's interface for questions; it remembers answers, so each question needs a new one."""
+    """A new client of W&B's public API. A client caches answers, so that every query needs a new one."""
     import wandb
 
     with _apart_from_sweep():
@@ -290,7 +293,7 @@ def _server() -> Any:
 
 
 def _quiet(wandb: Any, timeout_s: float, sweep: str | None) -> Any:
-    """Settings under which W&B prints nothing and learns nothing of this machine and its user."""
+    """Settings under which W&B prints nothing and collects nothing about this machine and its user."""
     return wandb.Settings(
         silent=True,
         console="off",

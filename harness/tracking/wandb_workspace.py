@@ -1,4 +1,4 @@
-"""Workspace: a saved view of W&B: columns and panels for the benchmark. Only saving it needs a server."""
+"""A saved view of W&B with columns and panels for the benchmark. Only saving it needs a server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLUMNS = (
 )
 _MAX_RUNS = 100
 _ANY = "ENTITY"
-"""Stands for the entity where the definition is only looked at."""
+"""Placeholder for the entity in a dry run."""
 
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -33,13 +33,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         allow_abbrev=False,
     )
     add_settings(command)
-    command.add_argument("--view", metavar="URL", help="renew this view; a new one is made unless given")
+    command.add_argument("--view", metavar="URL", help="overwrite this view (default: make a new one)")
     command.add_argument("--dry-run", action="store_true", help="print the definition, save nothing")
     command.add_argument("--results", type=Path, default=Path("results"), help=argparse.SUPPRESS)
 
 
 def run_command(given: argparse.Namespace, console: Console) -> None:
-    """Save the view and print its address; with `--dry-run` its definition as JSON.
+    """Save the view and print its address, or with `--dry-run` only print its definition as JSON.
 
     Raises:
         ConfigError: the package is not installed, or the server refuses.
@@ -54,16 +54,16 @@ def run_command(given: argparse.Namespace, console: Console) -> None:
     try:
         saved = save(tracker, given.view)
     except Exception as error:
-        told = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(
-            f"workspace: not saved: {told} (`wandb login`; --dry-run needs no server)"
+            f"workspace: not saved: {reason} (`wandb login`; --dry-run needs no server)"
         ) from error
     console.note(f"saved: {saved}")
     print(saved)
 
 
 def save(tracker: WandbTracker, url: str | None) -> str:
-    """Save the view on the tracker's project, into the view at `url` if one is given; its address."""
+    """Save the view in the tracker's project and return its address. url: an existing view to overwrite."""
     import wandb
     import wandb_workspaces.workspaces as ws
 
@@ -78,59 +78,63 @@ def save(tracker: WandbTracker, url: str | None) -> str:
 
 
 def definition(made: Any) -> dict[str, Any]:
-    """The view as W&B stores it; JSON types."""
+    """The view as W&B stores it, in JSON types."""
     found: dict[str, Any] = json.loads(made._to_model().model_dump_json(by_alias=True, exclude_none=True))
     return found
 
 
 def view(entity: str, project: str) -> Any:
-    """The view, not saved. Panels of charts, tables, figures and pages that runs log come by themselves."""
-    import wandb_workspaces.reports.v2 as wr
+    """The view, not saved. W&B itself adds panels of the charts, tables, figures and pages that runs log."""
     import wandb_workspaces.workspaces as ws
 
-    def bars(metric: str, title: str) -> Any:
-        return wr.BarPlot(title=title, metrics=[metric], max_runs_to_show=_MAX_RUNS)
-
-    def number(name: str) -> Any:
-        return wr.SummaryMetric(name)
-
-    cell = [wr.Config(name) for name in ("method", "task", "temperature", "batch_size")]
-    outcome = [number(name) for name in ("tau", "tokens_per_s", "speedup")]
     return ws.Workspace(
         entity=entity,
         project=project,
         name=NAME,
         auto_generate_panels=True,
-        sections=[
-            ws.Section(
-                name="Comparison",
-                is_open=True,
-                pinned=True,
-                panels=[
-                    bars("speedup", "Speedup over vanilla"),
-                    bars("tokens_per_s", "Tokens per second"),
-                    bars("tau", "Tokens a round (tau)"),
-                    wr.ScatterPlot(title="What tau buys", x=number("tau"), y=number("speedup")),
-                    wr.ParallelCoordinatesPlot(
-                        title="Cells and outcomes",
-                        columns=[wr.ParallelCoordinatesPlotColumn(metric=one) for one in (*cell, *outcome)],
-                    ),
-                    wr.RunComparer(diff_only="split"),
-                ],
-            ),
-            ws.Section(
-                name="Prompts",
-                panels=[
-                    wr.LinePlot(title="tau by prompt", x="prompt/number", y=["prompt/tau"]),
-                    wr.LinePlot(title="Seconds by prompt", x="prompt/number", y=["prompt/seconds"]),
-                ],
-            ),
-            ws.Section(
-                name="Report", panels=[wr.MediaBrowser(title="The page of a run", media_keys=["report"])]
-            ),
-        ],
+        sections=_sections(),
         settings=ws.WorkspaceSettings(max_runs=_MAX_RUNS, group_by_prefix="first"),
         runset_settings=ws.RunsetSettings(
             filters="JobType != 'training'", pinned_columns=["run:displayName", *COLUMNS]
         ),
     )
+
+
+def _sections() -> list[Any]:
+    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.workspaces as ws
+
+    prompts = [
+        wr.LinePlot(title="tau by prompt", x="prompt/number", y=["prompt/tau"]),
+        wr.LinePlot(title="Seconds by prompt", x="prompt/number", y=["prompt/seconds"]),
+    ]
+    page = wr.MediaBrowser(title="The page of a run", media_keys=["report"])
+    return [
+        ws.Section(name="Comparison", is_open=True, pinned=True, panels=_comparison()),
+        ws.Section(name="Prompts", panels=prompts),
+        ws.Section(name="Report", panels=[page]),
+    ]
+
+
+def _comparison() -> list[Any]:
+    """Panels that set the arms beside each other."""
+    import wandb_workspaces.reports.v2 as wr
+
+    def bars(metric: str, title: str) -> Any:
+        return wr.BarPlot(title=title, metrics=[metric], max_runs_to_show=_MAX_RUNS)
+
+    tau, tokens_per_s, speedup = (wr.SummaryMetric(name) for name in ("tau", "tokens_per_s", "speedup"))
+    cell = [wr.Config(name) for name in ("method", "task", "temperature", "batch_size")]
+    return [
+        bars("speedup", "Speedup over vanilla"),
+        bars("tokens_per_s", "Tokens per second"),
+        bars("tau", "Tokens per round (tau)"),
+        wr.ScatterPlot(title="Speedup by tau", x=tau, y=speedup),
+        wr.ParallelCoordinatesPlot(
+            title="Cells and outcomes",
+            columns=[
+                wr.ParallelCoordinatesPlotColumn(metric=one) for one in (*cell, tau, tokens_per_s, speedup)
+            ],
+        ),
+        wr.RunComparer(diff_only="split"),
+    ]

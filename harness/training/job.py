@@ -26,7 +26,7 @@ from harness.target.chat_template import render
 from harness.target.model import Target
 from harness.target.spec import LoadedWeights, TargetSpec
 from harness.tasks.task import JsonlTask, Task
-from harness.tracking.tracker import NoTracker
+from harness.tracking.tracker import NoTracker, Tracker
 from harness.training.dialogues import Dialogues, Sample, Writer
 from harness.training.features import CachedFeatures, Features
 from harness.training.folder import HEAD
@@ -54,7 +54,7 @@ def run_training(config: DictConfig) -> None:
     settings: Any = OmegaConf.to_container(config, resolve=True)
     name, drafter = _drafter(config, console)
     training: Training = build(config.training, "training")
-    tracker: NoTracker = build(config.tracker, "tracker") if processes.is_main_process else NoTracker()
+    tracker: Tracker = build(config.tracker, "tracker") if processes.is_main_process else NoTracker()
     tracker.require()
     data: Dialogues = build(config.data, "data")
     with machine_lock(units_of(spec.resolved_device(), spec.device_map is not None), False, console.note):

@@ -45,8 +45,8 @@ def test_the_break_even_lies_on_the_line_over_the_logarithm_of_the_batch() -> No
     assert break_even([(1, 1.5), (8, 1.0)]) == (None, "above 8")
     assert break_even([(1, 0.9), (8, 0.4)]) == (None, "below 1")
     # Where it dips and comes back, what counts is where it goes below for good.
-    assert break_even([(1, 2), (2, 0.5), (4, 1.5), (8, 0.5)]).told == f"{4 * math.sqrt(2):.1f}"
-    assert break_even([(1, 2), (2, 0.5), (4, 1.5)]).told == "above 4"
+    assert break_even([(1, 2), (2, 0.5), (4, 1.5), (8, 0.5)]).text == f"{4 * math.sqrt(2):.1f}"
+    assert break_even([(1, 2), (2, 0.5), (4, 1.5)]).text == "above 4"
 
 
 def test_rows_of_one_setting_are_put_together_by_batch_with_latency_and_break_even() -> None:

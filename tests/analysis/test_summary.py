@@ -366,3 +366,14 @@ def test_memory_is_told_by_what_it_holds() -> None:
     }
     assert vanilla.memory_bytes == common
     assert ngram.memory_bytes == {**common, "drafter": 20}
+
+
+def test_the_time_to_first_token_is_a_median_of_those_that_know_it() -> None:
+    records = [
+        make_record("ngram", f"c{i}", [1], [4], first_token_ns=known)
+        for i, known in enumerate((2_000_000_000, 4_000_000_000, None))
+    ]
+    vanilla = [make_record("vanilla", f"c{i}", [0], [0]) for i in range(3)]
+    rows = rows_of(make_run([*vanilla, *records]))
+    assert rows["ngram"].medians["first_token_s"] == pytest.approx(3.0)
+    assert math.isnan(rows["vanilla"].medians["first_token_s"])

@@ -121,7 +121,7 @@ def test_prompts_are_timed_alone_and_in_groups(
 def test_a_command_about_drafters_asks_for_one(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match=r"method=\[\]: .* type method=\[eagle3\]"):
+    with pytest.raises(ConfigError, match=r"method=\[\]: .* type method=\[NAME\]"):
         findings(capsys, monkeypatch, command)
 
 

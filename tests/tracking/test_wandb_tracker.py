@@ -21,7 +21,7 @@ from harness.store.records import BASELINE, Run
 from harness.store.run_store import load_run
 from harness.tracking import run_log
 from harness.tracking.run_log import group_of
-from harness.tracking.tracker import NoTracker
+from harness.tracking.tracker import NoTracker, Tracker
 from harness.tracking.wandb_tracker import WHOLE, WandbTracker
 from tests.support.builders import sample_run, write_runs
 
@@ -197,7 +197,7 @@ def test_a_failing_wandb_is_one_warning(
 
 @pytest.mark.parametrize("tracker", [NoTracker(), WandbTracker(mode="disabled")])
 def test_without_a_tracker_nothing_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: NoTracker
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracker: Tracker
 ) -> None:
     run = stored(tmp_path)
     monkeypatch.chdir(tmp_path)
