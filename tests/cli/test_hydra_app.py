@@ -29,7 +29,7 @@ from tests.support.typing_in import type_bench
 ROOT = Path(__file__).parents[2]
 KEYS = {
     *("target", "task", "method", "temperature", "batch_size", "profile", "baseline", "acceptor", "tau"),
-    "tau_ci",
+    *("tau_ci", "engine", "scenario"),
     *("tokens_per_s", "latency_s", "speedup", "speedup_ci", "speedup_vs", "verdict", "roof_fraction"),
     *("num_prompts", "num_tokens", "variant"),
 }
