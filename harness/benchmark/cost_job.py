@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from harness.config import ConfigError, near
 from harness.costs.grid import Grid, repaired
 from harness.costs.table import COSTS, CostTable, DraftingCost, identity
-from harness.decoding.loop import LocalEngine
 from harness.profiling.kernels import kernels
 from harness.profiling.products import linear, prompts
 from harness.profiling.profile import DrafterTimings, Profile
@@ -63,7 +62,8 @@ def _write_table(config: DictConfig, console: Console) -> dict[str, Any]:
     with prepared(config, console.note) as setup:
         profile, target, weights = setup.profile, setup.target, setup.weights
         timings = profile.target(target, console.note)
-        engine = LocalEngine(target, weights.end_token_ids, weights.max_context)
+        # Timing ignores end tokens, so the loop needs none.
+        engine = setup.engine
         costs = {}
         for name, drafter in setup.drafters.items():
             console.note(f"profiling {name}")
