@@ -19,8 +19,9 @@ from harness.benchmark.session import Session
 from harness.benchmark.verdict import Referee
 from harness.config import ConfigError
 from harness.decoding.sampling import DecodingParams
+from harness.store.journal import RunWriter
 from harness.store.records import BASELINE, Cell, Failure, GenerationRecord, Probe, RunManifest, Verdict
-from harness.store.run_store import OpenRun, ResultStore
+from harness.store.run_store import ResultStore
 from harness.tasks.conversation import Conversation
 
 _WARMUP_TOKENS = 32
@@ -95,7 +96,7 @@ class Experiment:
                 self.progress.stop()
         return run.folder
 
-    def _measure_all(self, run: OpenRun) -> None:
+    def _measure_all(self, run: RunWriter) -> None:
         blocks = [one for one in self.schedule.blocks() if block_name(one) not in run.finished_blocks]
         if self.plan.measure.timed and (probe := self.session.engine.probe(self.plan.measure.bandwidth_gib)):
             run.write_probe(Probe(**asdict(probe)))
@@ -129,7 +130,7 @@ class Experiment:
         numbers = range(self.plan.measure.batch_size)
         return tuple(replace(conversation, id=f"{conversation.id} {number}") for number in numbers)
 
-    def _measure(self, run: OpenRun, block: Block) -> None:
+    def _measure(self, run: RunWriter, block: Block) -> None:
         """All passes over a block, their verdicts and the null; then the records, as one unit."""
         name, frozen = block_name(block), None
         if self.plan.task.history == "frozen":
@@ -168,7 +169,7 @@ class Experiment:
         measure = self.plan.measure
         return one.record(verdict, min(len(block), measure.batch_size), measure.timed)
 
-    def _exhibit(self, run: OpenRun, results: list[TurnResult]) -> None:
+    def _exhibit(self, run: RunWriter, results: list[TurnResult]) -> None:
         """Keep the trees and texts of the first conversations, so that people can look at them."""
         chosen = {conversation.id for conversation in self.session.conversations[:MAX_CONVERSATIONS]}
         for one in results:

@@ -1,30 +1,39 @@
-"""Following: the store as a process sees it whose first process writes: the same calls, and no file."""
+"""The store as a process sees it that measures along with the first one: the same calls write no file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from harness.store.journal import JOURNAL, Journal, read_journal
+from typing_extensions import override
+
+from harness.store.journal import JOURNAL, Journal, RunWriter, read_journal
 from harness.store.records import Cell, Failure, RunManifest
-from harness.store.run_store import OpenRun, ResultStore
+from harness.store.run_store import ResultStore
 
 
-class FollowedRun(OpenRun):
-    """A run that the first process writes."""
+class FollowedRun(RunWriter):
+    """A run that the first process writes to disk: the journal of this process stays in memory."""
 
     def __init__(self, folder: Path, manifest: RunManifest) -> None:
-        """Read what is finished of it. The first process adds no block that this one has not measured too."""
-        self.folder, self.manifest, self.healed = folder, manifest, ""
+        """Read which blocks are finished.
+
+        The first process adds no block that this one has not measured too, so both see the same.
+        """
         known = read_journal(folder / JOURNAL)
-        self._journal = Journal(blocks=known.blocks, finished=known.finished)
+        super().__init__(folder, manifest, Journal(blocks=known.blocks, finished=known.finished))
 
+    @override
     def close(self) -> None:
-        """Nothing is held."""
+        # Nothing is held: the first process has the lock.
+        pass
 
+    @override
     def finish(self) -> None:
-        """The first process says so."""
+        # The first process writes the end of the run.
+        pass
 
+    @override
     def _write(self, kind: str, data: Any) -> None:
         self._journal.add(kind, data)
 
@@ -32,13 +41,16 @@ class FollowedRun(OpenRun):
 class FollowedStore(ResultStore):
     """A store that the first process writes."""
 
+    @override
     def check_writable(self) -> None:
-        """The first process looks."""
+        # The first process checks it.
+        pass
 
-    def open_run(self, manifest: RunManifest) -> OpenRun:
-        """Take part in the run of `manifest.run_id`."""
+    @override
+    def open_run(self, manifest: RunManifest) -> RunWriter:
         return FollowedRun(self.root / manifest.run_id, manifest)
 
+    @override
     def write_failed_cell(self, failure: Failure, cell: Cell, **_: Any) -> Path:
-        """The first process fails as this one does, and says so."""
+        # The first process fails in the same way and writes that down.
         return self.root

@@ -8,14 +8,16 @@ from __future__ import annotations
 import io
 import json
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from harness.config import ConfigError
 from harness.store.locations import size_of
-from harness.store.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe
+from harness.store.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe, RunManifest
 
 JOURNAL = "journal.jsonl"
 """Its name in a run folder."""
@@ -112,6 +114,73 @@ class Journal:
         if self._block is None:
             raise ValueError("a line outside a block")
         return self._block
+
+
+class RunWriter(ABC):
+    """What the benchmark writes one run with, a block at a time. Use it as a context manager."""
+
+    def __init__(self, folder: Path, manifest: RunManifest, journal: Journal, healed: str = "") -> None:
+        """journal: what was written of the run before. healed: what was mended on opening, "" for nothing."""
+        self.folder, self.manifest, self.healed = folder, manifest, healed
+        self._journal = journal
+
+    @abstractmethod
+    def _write(self, kind: str, data: Any) -> None:
+        """Add one line to the journal."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Export the records and mark the run finished; calling it again changes nothing."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let another process have the run; what was written stays."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def finished(self) -> bool:
+        """Whether `finish` was called, now or earlier."""
+        return self._journal.finished
+
+    @property
+    def finished_blocks(self) -> set[str]:
+        """Names of the blocks that need not be measured again."""
+        return set(self._journal.blocks)
+
+    def begin_block(self, name: str) -> None:
+        """Begin a block; earlier records of it, left by an attempt that did not finish it, are void."""
+        self._write("begin_block", name)
+
+    def write_record(self, record: GenerationRecord) -> None:
+        """Keep one generation of the current block."""
+        self._write("record", record.to_json())
+
+    def write_null(self, null: NullReplay) -> None:
+        """Keep one null replay of the current block."""
+        self._write("null", null._asdict())
+
+    def write_exhibit(self, exhibit: Exhibit) -> None:
+        """Keep the text and trees of one generation of the current block for readers of the report."""
+        self._write("exhibit", exhibit.to_json())
+
+    def write_probe(self, probe: Probe) -> None:
+        """Keep the speed of the machine as it was when this process began."""
+        self._write("probe", probe._asdict())
+
+    def write_failure(self, failure: Failure) -> None:
+        """Keep a failure; one outside a finished block is forgotten when a later attempt opens the run."""
+        self._write("failure", failure._asdict())
+
+    def finish_block(self, name: str) -> None:
+        """End a block: all of its records are there and count from now on."""
+        self._write("finish_block", name)
 
 
 def encode(kind: str, data: Any) -> bytes:

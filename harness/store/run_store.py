@@ -14,22 +14,19 @@ from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from typing_extensions import override
 
 from harness.config import ConfigError
-from harness.store.journal import JOURNAL, CorruptJournal, Journal, encode, read_journal
+from harness.store.journal import JOURNAL, CorruptJournal, Journal, RunWriter, encode, read_journal
 from harness.store.locations import run_folder, run_folders
 from harness.store.parquet import COLUMNS, About, StoredExhibits, StoredRecords, encode_columns, read_about
 from harness.store.records import (
     READABLE_VERSIONS,
     SCHEMA_VERSION,
     Cell,
-    Exhibit,
     Failure,
-    GenerationRecord,
-    NullReplay,
-    Probe,
     Run,
     RunManifest,
 )
@@ -43,10 +40,10 @@ _SAME = ("run_id", "cell", "arms", "rungs", "prompts", "replicate", "schema_vers
 _SAME_TARGET = ("source", "revision", "dtype", "attention", "cache", "num_parameters")
 
 
-class OpenRun:
-    """A run that this process writes; made by `ResultStore.open_run`. Use it as a context manager.
+class OpenRun(RunWriter):
+    """A run that this process writes to disk; made by `ResultStore.open_run`.
 
-    Every `write_` has reached the disk when it returns. healed: what was mended on opening, "" for nothing.
+    Every `write_` has reached the disk when it returns.
     """
 
     def __init__(self, folder: Path, manifest: RunManifest) -> None:
@@ -57,17 +54,15 @@ class OpenRun:
             CorruptJournal: a line other than the last is not what was written.
             ConfigError: the folder holds a different run.
         """
-        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lease = Lease(folder)
         try:
-            self.manifest = self._settle(manifest)
-            path = folder / JOURNAL
-            self._journal = read_journal(path)
-            self.healed = ""
-            if self._journal.torn:
-                self.healed = f"{path}: {self._journal.torn}; dropped it, its prompt is measured again"
-                os.truncate(path, self._journal.num_bytes)
+            settled, path = _settle(folder, manifest), folder / JOURNAL
+            journal, healed = read_journal(path), ""
+            if journal.torn:
+                healed = f"{path}: {journal.torn}; dropped it, its prompt is measured again"
+                os.truncate(path, journal.num_bytes)
+            super().__init__(folder, settled, journal, healed)
             self._file = path.open("ab")
             sync_folder(folder)
             if not self.finished:
@@ -76,91 +71,51 @@ class OpenRun:
             self._lease.close()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
+    @override
     def close(self) -> None:
-        """Let another process have the run; what was written stays."""
         if not self._file.closed:
             self._file.close()
             self._lease.close()
 
-    @property
-    def finished(self) -> bool:
-        """Whether `finish` was called, now or earlier."""
-        return self._journal.finished
-
-    @property
-    def finished_blocks(self) -> set[str]:
-        """Names of the blocks that need not be measured again."""
-        return set(self._journal.blocks)
-
-    def begin_block(self, name: str) -> None:
-        """Records of this block follow; earlier ones of an unfinished block are void."""
-        self._write("begin_block", name)
-
-    def write_record(self, record: GenerationRecord) -> None:
-        """Keep one generation of the current block."""
-        self._write("record", record.to_json())
-
-    def write_null(self, null: NullReplay) -> None:
-        """Keep one null replay of the current block."""
-        self._write("null", null._asdict())
-
-    def write_exhibit(self, exhibit: Exhibit) -> None:
-        """Keep what the current block has to show of one generation."""
-        self._write("exhibit", exhibit.to_json())
-
-    def write_probe(self, probe: Probe) -> None:
-        """Keep what the machine could do when this process began."""
-        self._write("probe", probe._asdict())
-
-    def write_failure(self, failure: Failure) -> None:
-        """Keep a failure; one outside a finished block is forgotten when a later attempt opens the run."""
-        self._write("failure", failure._asdict())
-
-    def finish_block(self, name: str) -> None:
-        """All records of the block are there: they count from now on."""
-        self._write("finish_block", name)
-
+    @override
     def finish(self) -> None:
-        """Export the records and mark the run finished; calling it again changes nothing."""
         data = {"at": now(), "num_records": len(self._journal.records())}
         # The columns name the line that ends the journal: they are written first and count once it is there.
         export_records(self.folder, self._journal, b"" if self.finished else encode("finished", data))
         if not self.finished:
             self._write("finished", data)
 
+    @override
     def _write(self, kind: str, data: Any) -> None:
         self._journal.add(kind, data)
         self._file.write(encode(kind, data))
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _settle(self, manifest: RunManifest) -> RunManifest:
-        """The manifest that counts: the one already there if it tells of the same run, else this one."""
-        path = self.folder / MANIFEST
-        if not path.exists():
-            text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-            write_whole(path, f"{text}\n".encode())
-        stored = read_manifest(path)
-        ours, theirs = (json.loads(json.dumps(each.to_json())) for each in (manifest, stored))
-        differing = [key for key in _SAME if ours[key] != theirs[key]]
-        differing += [
-            f"target.{key}" for key in _SAME_TARGET if ours["target"].get(key) != theirs["target"].get(key)
-        ]
-        if differing:
-            raise ConfigError(
-                f"{self.folder}: holds another run under the same id; these differ: {', '.join(differing)}."
-                " Something outside the configuration changed (a task file, the weights). Measure beside it"
-                " with `replicate=next`, or move the folder away."
-            )
-        return stored
+
+def _settle(folder: Path, manifest: RunManifest) -> RunManifest:
+    """The manifest that counts: the one in `folder` if it describes the same run, else this one, now written.
+
+    Raises:
+        ConfigError: the folder holds a different run.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+        write_whole(path, f"{text}\n".encode())
+    stored = read_manifest(path)
+    ours, theirs = (json.loads(json.dumps(each.to_json())) for each in (manifest, stored))
+    differing = [key for key in _SAME if ours[key] != theirs[key]]
+    differing += [
+        f"target.{key}" for key in _SAME_TARGET if ours["target"].get(key) != theirs["target"].get(key)
+    ]
+    if differing:
+        raise ConfigError(
+            f"{folder}: holds another run under the same id; these differ: {', '.join(differing)}."
+            " Something outside the configuration changed (a task file, the weights). Measure beside it"
+            " with `replicate=next`, or move the folder away."
+        )
+    return stored
 
 
 class ResultStore:
@@ -179,7 +134,7 @@ class ResultStore:
         except OSError as error:
             raise unwritable(self.root, error) from error
 
-    def open_run(self, manifest: RunManifest) -> OpenRun:
+    def open_run(self, manifest: RunManifest) -> RunWriter:
         """Begin or resume the run of `manifest.run_id`; see `OpenRun` for what can be wrong."""
         return OpenRun(self.root / manifest.run_id, manifest)
 

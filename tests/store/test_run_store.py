@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 
 from harness.config import ConfigError
-from harness.store.journal import CorruptJournal, encode
+from harness.store.journal import CorruptJournal, RunWriter, encode
 from harness.store.records import Failure, GenerationRecord, NullReplay, Probe, RunManifest, Verdict
-from harness.store.run_store import OpenRun, ResultStore, load_run, load_runs
+from harness.store.run_store import ResultStore, load_run, load_runs
 from harness.store.write_lock import RunBusy
 from tests.support import builders
 
@@ -65,7 +65,7 @@ def make_record(conversation: str, arm: str = "ngram", repeat: int = 0) -> Gener
     )
 
 
-def write_block(run: OpenRun, conversation: str) -> None:
+def write_block(run: RunWriter, conversation: str) -> None:
     run.begin_block(conversation)
     for arm in ("vanilla", "ngram"):
         run.write_record(make_record(conversation, arm))
