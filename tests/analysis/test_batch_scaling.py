@@ -57,7 +57,7 @@ def test_rows_of_one_setting_are_put_together_by_batch_with_latency_and_break_ev
     headers, body = tables.batches_table(group)
     assert headers[-1] == "break-even batch"
     lines = {(line[0], line[1]): dict(zip(headers, line, strict=True)) for line in body}
-    assert lines["ngram", "1"]["break-even batch"] == end.told
+    assert lines["ngram", "1"]["break-even batch"] == end.text
     assert lines["vanilla", "1"]["break-even batch"] == "-"
     # 5 rounds of 10 ms at half the time, of which 4 run at the same time.
     assert lines["ngram", "4"]["s / sequence"] == f"{4 * 0.05 / 1.25:.2f}"

@@ -154,7 +154,7 @@ def test_a_forced_run_is_marked_and_its_vanilla_is_not(tmp_path: Path) -> None:
     assert not ngram.lossless
     assert "forced" in formatting.marks(ngram).split(", ")
     assert "forced" not in formatting.marks(vanilla).split(", ")
-    assert ngram.acceptor == "forced tau 2"
+    assert ngram.where.acceptor == "forced tau 2"
 
 
 def test_a_random_target_is_made_in_its_dtype_without_reading_or_converting(
