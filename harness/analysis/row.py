@@ -11,7 +11,7 @@ from harness.analysis import stats
 from harness.analysis.comparability import SETTING
 from harness.analysis.metrics import Ledger
 from harness.analysis.stats import Difference, Interval
-from harness.analysis.ties import Ties
+from harness.analysis.tie_rates import Ties
 from harness.store.records import BASELINE, Cell, Failure, VerdictKind
 
 Ends = tuple[float, float] | None

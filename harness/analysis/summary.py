@@ -16,7 +16,7 @@ from harness.analysis.comparability import variants
 from harness.analysis.medians import medians
 from harness.analysis.row import Pair, Row
 from harness.analysis.stats import Interval, Totals
-from harness.analysis.ties import row_verdict, ties
+from harness.analysis.tie_rates import row_verdict, ties
 from harness.costs.headroom import headroom, settings_of, table_of
 from harness.costs.table import CostTable
 from harness.store.columns import Columns

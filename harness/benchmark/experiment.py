@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from harness.benchmark.lossless_verdict import Referee
 from harness.benchmark.manifest import ManifestMaker
 from harness.benchmark.plan import make_cell
 from harness.benchmark.run_progress import RunProgress
@@ -16,7 +17,6 @@ from harness.benchmark.sample_trees import MAX_CONVERSATIONS, exhibit, piece_rea
 from harness.benchmark.scenarios.turn_runner import Block, Call, Pass, TurnResult, TurnRunner
 from harness.benchmark.schedule import Schedule, block_name
 from harness.benchmark.session import Session
-from harness.benchmark.verdict import Referee
 from harness.config import ConfigError
 from harness.decoding.sampling import DecodingParams
 from harness.store.journal import RunWriter

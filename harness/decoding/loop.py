@@ -13,8 +13,8 @@ from harness.decoding.acceptance import Acceptor
 from harness.decoding.batch import Batch, Generation, Request, read
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft
+from harness.drafting.draft_policy import shorten
 from harness.drafting.drafter import Drafter, keeps_memory
-from harness.drafting.policy import shorten
 from harness.system.clock import Stopwatch
 from harness.target.model import Target
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from harness.config import configurable
 from harness.drafting.draft import Draft
-from harness.drafting.policy import DraftPolicy, KeepAll
+from harness.drafting.draft_policy import DraftPolicy, KeepAll
 from harness.runtime.cache import SlotCache
 from harness.runtime.compiled_step import SIZES, Program
 from harness.runtime.cuda_graphs import Captured
@@ -136,7 +136,7 @@ class Drafter(ABC):
     samples: ClassVar[bool] = True
     """False for a method that is only defined at temperature 0."""
     policy: DraftPolicy = Field(default_factory=KeepAll)
-    """Decides which nodes of a proposed draft are verified; see `harness.drafting.policy`."""
+    """Decides which nodes of a proposed draft are verified; see `harness.drafting.draft_policy`."""
 
     @property
     def scope(self) -> Scope:

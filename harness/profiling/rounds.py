@@ -15,8 +15,8 @@ from typing_extensions import override
 
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, Outcome
+from harness.drafting.drafter_wrapper import DrafterWrapper
 from harness.drafting.trees import DynamicTree
-from harness.drafting.wrapper import DrafterWrapper
 from harness.profiling.setup import Finding, ProfilingSetup
 from harness.system.clock import synchronize
 

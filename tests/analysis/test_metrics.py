@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis import metrics, ties
+from harness.analysis import metrics, tie_rates
 from harness.store.records import GenerationRecord, NullReplay, Verdict
 from tests.support.builders import ROUND_NS, make_record, make_rung
 
@@ -66,7 +66,7 @@ def test_nothing_is_known_of_nothing() -> None:
     numbers = (found.tau, found.macro_tau, found.as_eagle, found.as_vllm, found.as_spec_bench)
     assert all(map(math.isnan, numbers))
     assert math.isnan(metrics.tokens_per_s([]))
-    assert ties.row_verdict([], []) is None
+    assert tie_rates.row_verdict([], []) is None
 
 
 def test_speed_counts_whole_calls_and_decode_speed_leaves_the_prefill_out() -> None:
@@ -112,7 +112,7 @@ def test_looped_text_is_the_share_of_repeated_eight_grams() -> None:
 def test_ties_are_counted_once_a_place_however_often_it_was_repeated() -> None:
     tie = [make_record(repeat=repeat, verdict=Verdict("tie", 2, 0.0)) for repeat in range(3)]
     other = make_record(conversation="c01")
-    found = ties.ties([*tie, other], [NullReplay("c00", 1000, 2)])
+    found = tie_rates.ties([*tie, other], [NullReplay("c00", 1000, 2)])
     assert (found.num_ties, found.num_compared) == (1, 3 + len(other.output_ids))
     assert found.null_rate == pytest.approx(0.002)
 
@@ -130,13 +130,13 @@ def test_ties_are_counted_once_a_place_however_often_it_was_repeated() -> None:
 )
 def test_a_row_has_the_worst_verdict_of_its_records(kinds: list, expected: str) -> None:  # type: ignore[type-arg]
     records = [make_record(conversation=str(i), verdict=Verdict(kind, 1)) for i, kind in enumerate(kinds)]
-    assert ties.row_verdict(records, []) == expected
+    assert tie_rates.row_verdict(records, []) == expected
 
 
 def test_more_ties_than_the_null_explains_are_broken() -> None:
     records = [make_record(conversation=str(i), verdict=Verdict("tie", 1, 0.0)) for i in range(20)]
-    assert ties.row_verdict(records, [NullReplay("0", 10_000, 0)]) == "broken"
-    assert ties.row_verdict(records, [NullReplay("0", 10, 5)]) == "tie"
+    assert tie_rates.row_verdict(records, [NullReplay("0", 10_000, 0)]) == "broken"
+    assert tie_rates.row_verdict(records, [NullReplay("0", 10, 5)]) == "tie"
 
 
 def test_right_arms_are_seldom_called_broken_however_few_tokens_they_have() -> None:
@@ -147,7 +147,7 @@ def test_right_arms_are_seldom_called_broken_however_few_tokens_they_have() -> N
     for num_ties, count in Counter(noise.binomial(num_compared, rate, num_arms).tolist()).items():
         places = [make_record(conversation=str(i), verdict=Verdict("tie", 0, 0.0)) for i in range(num_ties)]
         whole = make_rung("x", "whole", num_compared - num_ties, 1)
-        found = ties.ties([*places, whole], null)
+        found = tie_rates.ties([*places, whole], null)
         assert found.num_compared == num_compared
         alarms += count * found.excessive
         by_the_letter += count * (found.rate > found.null_ci[1])
@@ -158,7 +158,7 @@ def test_right_arms_are_seldom_called_broken_however_few_tokens_they_have() -> N
 @pytest.mark.parametrize(("num_ties", "broken"), [(1, False), (5, False), (6, True), (20, True)])
 def test_beside_a_silent_null_a_few_ties_are_chance_and_many_are_not(num_ties: int, broken: bool) -> None:
     records = [make_record(conversation=str(i), verdict=Verdict("tie", 0, 0.0)) for i in range(num_ties)]
-    assert ties.ties(records, [NullReplay("0", num_ties, 0)]).excessive is broken
+    assert tie_rates.ties(records, [NullReplay("0", num_ties, 0)]).excessive is broken
 
 
 rounds = st.lists(

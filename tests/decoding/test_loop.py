@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.benchmark.verdict import Judge
+from harness.benchmark.lossless_verdict import Judge
 from harness.config import ConfigError, configurable
 from harness.decoding.acceptance import Accepted, Coupled, sweep, walk
 from harness.decoding.batch import Request, read, trim

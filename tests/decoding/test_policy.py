@@ -15,7 +15,7 @@ from harness.config import ConfigError, build, configurable
 from harness.decoding.acceptance import Coupled, Rejection
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft, Riders, TreeShape
-from harness.drafting.policy import DraftPolicy, KeepAll, shorten
+from harness.drafting.draft_policy import DraftPolicy, KeepAll, shorten
 from methods.ngram import NGram
 from methods.vanilla import Vanilla
 from tests.support.targets import VOCAB, RandomTrees, engine, oracle, requests

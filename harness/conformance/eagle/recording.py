@@ -17,7 +17,7 @@ from harness.config import build
 from harness.conformance.case import Case
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, Outcome, TargetView
-from harness.drafting.wrapper import DrafterWrapper
+from harness.drafting.drafter_wrapper import DrafterWrapper
 
 
 def recorded_drafter(

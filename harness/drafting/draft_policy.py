@@ -68,7 +68,7 @@ def shorten(draft: Draft, policy: DraftPolicy, exact_for_any_draft: bool) -> Dra
         raise ConfigError(
             f"policy: {type(policy).__name__} may not shorten drafts of sampled tokens where tokens are"
             " accepted with min(1, p/q); type accept=coupled, or methods.NAME.policy._target_="
-            "harness.drafting.policy.KeepAll"
+            "harness.drafting.draft_policy.KeepAll"
         )
     keep = policy.select(draft.shape)
     return draft if keep is None else draft.restricted(keep)
