@@ -21,7 +21,7 @@ from harness.conformance.suite import families, find, main, run
 from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console
 from methods.shared.eagle.checkpoint import save_head
-from tests.methods.test_eagle import HEADS, PROMPT, model_of, random_weights, reference
+from tests.methods.eagle.test_drafter import HEADS, PROMPT, model_of, random_weights, reference
 
 RECORDED = Path(__file__).parents[3] / "shared" / "fixtures" / "public"
 CASES = find(RECORDED) if RECORDED.is_dir() else []

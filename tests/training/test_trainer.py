@@ -29,7 +29,7 @@ from harness.training.row_packing import Rows, pack
 from harness.training.trainer import Trainer, Training
 from methods.eagle import Eagle
 from methods.shared.eagle.training import EagleRecipe
-from tests.methods.test_eagle import VOCAB, model_of
+from tests.methods.eagle.test_drafter import VOCAB, model_of
 
 
 def samples(count: int = 24) -> list[Sample]:

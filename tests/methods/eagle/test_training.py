@@ -22,7 +22,7 @@ from methods.shared.eagle.heads.base import DraftHead
 from methods.shared.eagle.steps import HeadSteps
 from methods.shared.eagle.training import DraftVocabulary, EagleRecipe, counting_rows, unrolled_steps
 from methods.vanilla import Vanilla
-from tests.methods.test_eagle import HEADS, VOCAB, model_of, random_weights
+from tests.methods.eagle.test_drafter import HEADS, VOCAB, model_of, random_weights
 
 
 def row_of(target: Target, taps: Any, documents: list[list[int]], num_prompt: int) -> TrainingRow:

@@ -26,7 +26,7 @@ LIKE = SimpleNamespace(
     num_attention_heads=4, num_key_value_heads=2, head_dim=4, intermediate_size=24, hidden_size=16
 )
 BOTH = pytest.mark.parametrize("architecture", ["eagle", "eagle3"])
-FIXTURES = Path(__file__).parents[3] / "shared/fixtures/public/models"
+FIXTURES = Path(__file__).parents[4] / "shared/fixtures/public/models"
 Tensors = dict[str, Tensor]
 Config = dict[str, Any]
 
