@@ -1,7 +1,7 @@
-"""Packs: many finished run folders in one archive, and back, byte for byte.
+"""Packs: put many finished run folders into one archive and restore them byte for byte.
 
-A pack is a ZIP file of whole folders, so that any tool can open it; the reports read runs in it as they read
-folders. Whatever breaks off, every run lies whole in its folder, in a pack, or in both.
+A pack is a ZIP file of whole folders, so any tool can open it, and reports read the runs in it like folders.
+After a crash at any point, every run is complete in its folder, in a pack, or in both.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ from harness.system.files import PART, put_in_place, sync_folder, write_whole
 from harness.system.naming import digest
 
 NUM_TOGETHER = 250
-"""Runs of one pack."""
+"""The number of runs in a full pack."""
 _GONE = ".gone-"
-"""Beginning of the name of a folder that is being deleted."""
+"""The prefix of a folder that is being deleted or restored."""
 _LOCK = ".packing"
 
 Note = Callable[[str], None]
-"""Takes a line for the user."""
+"""A function that shows a line to the user."""
 
 
 def compact(root: Path, note: Note, together: int = NUM_TOGETHER) -> list[Path]:
-    """Put the finished runs below `root` into packs of `together` runs, and delete their folders; the packs.
+    """Move the finished runs below `root` into packs of `together` runs, and return the new packs.
 
-    A lock file, which says which process writes a run, is left out. Runs that are not finished stay.
+    Unfinished runs stay where they are. The lock file of a run, which names its writer, is left out.
 
     Raises:
-        ConfigError: a run lies in a pack already, with other content; or is no run.
+        ConfigError: a run is in a pack already, with other content; or a folder holds no run.
     """
     with FileLock(_checked(root) / _LOCK):
         _sweep(root)
         packed = {name: place for pack in _packs(root) for name, place in in_pack(pack).items()}
         finished = [folder for folder in _folders(root) if read_journal(folder / JOURNAL).finished]
         for folder in [folder for folder in finished if folder.name in packed]:
-            # An earlier packing was broken off before it could delete the folder.
+            # An earlier call was interrupted before it could delete the folder.
             _delete(folder, packed[folder.name])
             finished.remove(folder)
         made = []
@@ -59,10 +59,10 @@ def compact(root: Path, note: Note, together: int = NUM_TOGETHER) -> list[Path]:
 
 
 def expand(root: Path, note: Note) -> int:
-    """Put the runs of all packs below `root` back into their folders, and delete the packs; how many runs.
+    """Restore the runs of all packs below `root`, delete the packs, and return the number of runs.
 
     Raises:
-        ConfigError: a folder is there already, with other content.
+        ConfigError: a folder of that name exists already, with other content.
     """
     number = 0
     with FileLock(_checked(root) / _LOCK):
@@ -92,10 +92,12 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files of a run folder but its lock, by name."""
+    """All files of a run folder except its lock, sorted by name."""
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_dir() or path.is_file()):
-            raise ConfigError(f"{path}: is neither a file nor a folder, and cannot be packed; move it away.")
+            raise ConfigError(
+                f"{path}: is neither a file nor a folder, so it cannot be packed; move it away."
+            )
         if path.is_file() and path != folder / LOCK:
             yield path
 
@@ -107,7 +109,7 @@ def _write(root: Path, folders: Sequence[Path]) -> Path:
         for folder in folders:
             archive.mkdir(folder.name)
             for file in _files(folder):
-                # Columns are compressed in themselves.
+                # Parquet files are compressed already.
                 how = zipfile.ZIP_STORED if file.name == COLUMNS else zipfile.ZIP_DEFLATED
                 archive.write(file, file.relative_to(root), how)
     put_in_place(part, path)
@@ -115,11 +117,11 @@ def _write(root: Path, folders: Sequence[Path]) -> Path:
 
 
 def _delete(folder: Path, place: Path) -> None:
-    """A folder whose every byte is at `place` in a pack."""
+    """Delete a folder after checking that every byte of it is at `place` in a pack."""
     if differing := _differing(folder, place):
         raise _conflict(folder / differing, place)
     gone = folder.with_name(_GONE + folder.name)
-    # A folder that is half deleted would be no run.
+    # Renamed first, so that a crash leaves no half-deleted folder under the name of a run.
     folder.rename(gone)
     shutil.rmtree(gone)
 
@@ -129,7 +131,7 @@ def _restore(folder: Path, place: Path) -> None:
         if differing := _differing(folder, place):
             raise _conflict(folder / differing, place)
         return
-    # Until all of it is there it has the name of what a crash leaves behind.
+    # Until it is complete, the folder has a name that the next call cleans up.
     part = folder.with_name(_GONE + folder.name)
     part.mkdir()
     for name, packed in _packed_files(place).items():
@@ -140,12 +142,12 @@ def _restore(folder: Path, place: Path) -> None:
 
 def _conflict(path: Path, place: Path) -> ConfigError:
     return ConfigError(
-        f"{path}: is not the same as in {place}. Move one of the two away, then type the command again."
+        f"{path}: differs from {place}. Move one of the two away, then type the command again."
     )
 
 
 def _differing(folder: Path, place: Path) -> str:
-    """The first file in which a folder and its place in a pack differ, "" where they do not."""
+    """The first file in which a folder and its copy in a pack differ, "" if they are equal."""
     ours = {str(path.relative_to(folder)): path for path in _files(folder)}
     theirs = _packed_files(place)
     for name in sorted({*ours, *theirs}):
@@ -163,7 +165,7 @@ def _packed_files(place: Path, prefix: str = "") -> dict[str, Path]:
 
 
 def _sweep(root: Path) -> None:
-    """What a crash left half deleted or half written; all of it lies whole elsewhere."""
+    """Remove what a crash left half deleted or half written; complete copies are elsewhere."""
     for path in root.iterdir():
         if path.name.startswith(_GONE):
             shutil.rmtree(path)

@@ -1,6 +1,6 @@
-"""Columns: generations as arrays, one a field, so that a million of them are counted in seconds.
+"""Generations as arrays, one per field, so that metrics over a million of them take seconds.
 
-Shapes: N generations, M rounds of all of them, one generation after the other.
+Shapes: N generations; M rounds of all generations, one generation after the other.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ Flags = NDArray[np.bool_]
 VERDICTS: tuple[VerdictKind, ...] = get_args(VerdictKind)
 NAMES = ("arm", "kind", "conversation")
 SCALARS = ("turn", "sample", "repeat", "batch_size", "num_prompt_tokens", "timed")
-"""One value per generation, of what is no quantity."""
+"""Fields with one value per generation that are not quantities of the ledger."""
 LISTS = ("output_ids", *ROUND_COUNTS, *ROUND_TIMES)
-"""One list per generation."""
+"""Fields with one list per generation."""
 LOOP_NGRAM = 8
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Named(NamedTuple):
-    """A name of each generation [N], as an index into the different ones."""
+    """The name of each generation [N], as an index into the distinct names."""
 
     names: tuple[Any, ...]
     indices: Counts
 
     @classmethod
     def of(cls, names: Sequence[Any]) -> Named:
-        """The different ones in the order in which they come."""
+        """Encode names; the distinct ones keep the order of their first occurrence."""
         known = tuple(dict.fromkeys(names))
         place = {name: number for number, name in enumerate(known)}
         return cls(known, np.fromiter((place[name] for name in names), np.int32, len(names)))
 
     def among(self, known: Sequence[Any]) -> Counts:
-        """The same as indices into `known`."""
+        """The same names as indices [N] into `known`."""
         place = {name: number for number, name in enumerate(known)}
         return np.array([place[name] for name in self.names], np.int32)[self.indices]
 
 
 class Ragged(NamedTuple):
-    """Lists of several generations behind one another, and the length of each [N]."""
+    """The lists of several generations, concatenated, and the length of each [N]."""
 
     values: NDArray[Any]
     lengths: Counts
 
     @classmethod
     def of(cls, lists: Sequence[Sequence[int]]) -> Ragged:
-        """From a list for each generation."""
+        """Concatenate one list per generation."""
         flat = np.fromiter((value for one in lists for value in one), np.int64)
         return cls(flat, np.array([len(one) for one in lists], np.int32))
 
@@ -181,7 +181,7 @@ class Columns:
         )
 
     def subset(self, chosen: Flags) -> Columns:
-        """The generations [N] that are chosen, in their order; names keep their indices."""
+        """Select generations by a mask [N]; their order and the indices of names stay."""
         if chosen.all():
             return self
         rounds = np.repeat(chosen, self.num_rounds)
@@ -197,7 +197,7 @@ class Columns:
 
     @classmethod
     def join(cls, parts: Sequence[Columns]) -> Columns:
-        """The generations of all parts, in their order; `run` counts the parts."""
+        """Concatenate parts; `run` becomes the number of the part."""
         arms = tuple(dict.fromkeys(name for part in parts for name in part.arms))
         conversations = tuple(sorted({name for part in parts for name in part.conversations}))
         own = _concatenated([part._arrays() for part in parts])
@@ -221,35 +221,35 @@ class Columns:
 
     @cached_property
     def places(self) -> Ints:
-        """(conversation, turn, sample) of each [N] as one number: what the arms are paired by."""
+        """(conversation, turn, sample) of each generation [N] as one number; arms are paired by it."""
         place = self.conversation.astype(np.int64) << 40
         return np.asarray(place | (self.turn.astype(np.int64) << 20) | self.sample)
 
     @cached_property
     def begins(self) -> Ints:
-        """Output tokens that were there before each round [M]; the prefill has made one."""
+        """The number of output tokens before each round [M]; the prefill emits the first one."""
         ends = np.cumsum(self.emitted, dtype=np.int64)
         before = np.concatenate([[0], ends])[np.cumsum(self.num_rounds) - self.num_rounds]
         return np.asarray(1 + ends - self.emitted - np.repeat(before, self.num_rounds))
 
     def of_rounds(self, values: NDArray[Any]) -> NDArray[Any]:
-        """What is known of each generation [N], for each of its rounds [M]."""
+        """Repeat the value of each generation [N] for each of its rounds [M]."""
         return np.repeat(values, self.num_rounds)
 
     def clusters(self, *values: NDArray[Any]) -> tuple[NDArray[np.float64], ...]:
         """Sums [C] of values [N] over the turns, samples and repeats of each conversation, by its name."""
         present = np.unique(self.conversation)
-        # Exact up to 2 ** 53, which is a hundred days of nanoseconds.
+        # float64 is exact up to 2 ** 53, which is a hundred days in nanoseconds.
         return tuple(np.asarray(np.bincount(self.conversation, one)[present], float) for one in values)
 
     def rounds_sum(self, values: NDArray[Any]) -> Ints:
-        """Sums [N] over the rounds of each generation of values [M]."""
+        """Sum values [M] over the rounds of each generation [N]."""
         return Ragged(values, self.num_rounds).sums()
 
 
 @runtime_checkable
 class HasColumns(Protocol):
-    """Records that lie in a file of columns."""
+    """Records that can be read as columns."""
 
     def columns(self) -> Columns:
         """Read them."""
@@ -262,7 +262,7 @@ _OF_ROUNDS = ("round_verify_ns",)
 
 
 def _concatenated(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    """Arrays of the same names behind one another."""
+    """Concatenate the arrays of each name."""
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -1,4 +1,4 @@
-"""Identity of a run: what makes two runs the same measurement, and the name that follows from it."""
+"""The identity of a run decides whether two runs are the same measurement; the run id is made from it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from harness.system.provenance import device_identity, packages, source_hash
 
 _OUTPUT_OPTIONS = frozenset({"tracker", "results", "hydra", "replicate"})
 _NOT_OF_A_RUN = frozenset({"results", "tracker", "replicate", "decodings", "dry_run"})
-"""Where output goes and what a process does; replicate and decodings are put into a run in another form."""
+"""Options about output and about the process; the manifest has replicate and decodings in another form."""
 _IDENTITY_PACKAGES = ("torch", "transformers")
 
 
 def run_config(config: Mapping[str, Any], decoding: str) -> dict[str, Any]:
-    """What the manifest of the run with `decoding` holds of a whole resolved configuration."""
+    """The part of a resolved configuration that belongs in the manifest of the run with `decoding`."""
     kept = {key: value for key, value in config.items() if key not in _NOT_OF_A_RUN}
     return {**kept, "decoding": config["decodings"][decoding]}
 
 
 def identity(config: Mapping[str, Any], replicate: int, device: Mapping[str, Any]) -> dict[str, Any]:
-    """All that makes two runs the same measurement; JSON types only.
+    """The facts that must be equal for two runs to be the same measurement; JSON types only.
 
     config: the resolved configuration; options that only say where output goes are left out, and so
     are secrets. device: from `device_facts`; what changes by itself (clocks, free memory) is left out.
@@ -38,7 +38,7 @@ def identity(config: Mapping[str, Any], replicate: int, device: Mapping[str, Any
 
 
 def stored_identity(manifest: RunManifest) -> dict[str, Any]:
-    """The `identity` that a stored run had, without its prompts, weights and heads."""
+    """The `identity` of a stored run, without its prompts, weights and heads."""
     facts = manifest.provenance
     versions = facts.get("packages") or {}
     return {
@@ -51,7 +51,7 @@ def stored_identity(manifest: RunManifest) -> dict[str, Any]:
 
 
 def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that makes another measurement."""
+    """The part of a configuration whose change makes another measurement."""
     kept: dict[str, Any] = class_names({k: v for k, v in config.items() if k not in _OUTPUT_OPTIONS})
     return kept
 

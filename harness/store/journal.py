@@ -1,4 +1,4 @@
-"""Journal: the lines of one run, each with a checksum, and what they add up to.
+"""The journal of a run: lines with a checksum each, and the state that they add up to.
 
 A line is `{"crc":"<crc32 of what follows the comma>","kind":...,"data":...}`.
 """
@@ -20,10 +20,10 @@ from harness.store.locations import size_of
 from harness.store.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe, RunManifest
 
 JOURNAL = "journal.jsonl"
-"""Its name in a run folder."""
+"""The name of the journal in a run folder."""
 _CRC_BYTES = len(b'{"crc":"00000000",')
 _END_BYTES = 4096
-"""More than the line that ends a finished journal."""
+"""More bytes than the last line of a finished journal has."""
 
 
 class CorruptJournal(ConfigError):
@@ -31,12 +31,12 @@ class CorruptJournal(ConfigError):
 
 
 class _TornLine(ValueError):
-    """The bytes of a line are not those that were written."""
+    """A line is incomplete or does not match its checksum."""
 
 
 @dataclass
 class Block:
-    """What was written between the beginning and the end of one conversation or batch."""
+    """The entries between the beginning and the end of one conversation or batch."""
 
     name: str
     records: list[GenerationRecord] = field(default_factory=list)
@@ -47,27 +47,27 @@ class Block:
 
 @dataclass
 class Journal:
-    """What the lines of a journal add up to.
-
-    blocks: the finished ones, in the order of measuring. loose: failures outside of them.
-    num_bytes: length of the sound part of the file; torn: why its last line is not sound, "" if it is.
-    """
+    """The state that the lines of a journal add up to."""
 
     blocks: dict[str, Block] = field(default_factory=dict)
+    """The finished blocks by name, in the order of measuring."""
     loose: list[Failure] = field(default_factory=list)
+    """Failures outside of blocks."""
     probes: list[Probe] = field(default_factory=list)
     finished: bool = False
     num_bytes: int = 0
+    """The length of the part of the file that was read without a fault."""
     torn: str = ""
+    """Why the last line is not valid, "" if it is."""
     _block: Block | None = None
 
     def add(self, kind: str, data: Any) -> None:
-        """Take one line; raises ValueError, KeyError or TypeError for one that does not belong there."""
+        """Add one line; raises ValueError, KeyError or TypeError if it is not valid at this place."""
         if self.finished:
             raise ValueError("a line after the run was finished")
         match kind:
             case "open":
-                # A new attempt: what the earlier one left unfinished is measured again.
+                # A new attempt measures again what the earlier one left unfinished.
                 self._block, self.loose = None, []
             case "begin_block":
                 if data in self.blocks:
@@ -184,7 +184,7 @@ class RunWriter(ABC):
 
 
 def encode(kind: str, data: Any) -> bytes:
-    """One line, its end included."""
+    """The bytes of one line, with its newline."""
     body = json.dumps({"kind": kind, "data": data}, separators=(",", ":")).encode()[1:]
     return b'{"crc":"%08x",' % zlib.crc32(body) + body + b"\n"
 
@@ -220,7 +220,7 @@ def read_journal(path: Path, without: Sequence[str] = ()) -> Journal:
 
 
 def read_ends(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The first and the last line of a journal, {} where there is none or it is torn; reads no others."""
+    """Read only the first and the last line of a journal; {} for one that is missing or torn."""
     if not path.exists():
         return {}, {}
     with path.open("rb") as file:

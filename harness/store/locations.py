@@ -1,4 +1,4 @@
-"""Roots: where runs lie to be read: a folder, a URL of any kind that fsspec reads, and the packs in them."""
+"""Places that runs are read from: a folder, any URL that fsspec reads, and the packs in them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any, cast
 from harness.config import ConfigError
 
 RUNS = "runs"
-"""Folder of the runs, below the results."""
+"""The folder of the runs, below the results."""
 PACKS = "packed-", ".zip"
-"""Beginning and ending of a pack's name: an archive of many finished run folders."""
+"""Prefix and suffix of the name of a pack, which is an archive of finished run folders."""
 
 
 def locate(given: str | Path) -> Path:
-    """A folder, or the place of a URL (`s3://...`, `https://...`), which has a folder's reading methods.
+    """A local path, or for a URL (`s3://...`, `https://...`) an object with the reading methods of a path.
 
     Raises:
-        ConfigError: nothing here reads such URLs; what to install.
+        ConfigError: no installed package reads such URLs; the message says which one does.
     """
     if "://" not in str(given):
         return Path(given)
@@ -27,32 +27,32 @@ def locate(given: str | Path) -> Path:
 
     try:
         place = UPath(given)
-        # The file system is made at once, so that a missing package is reported at once.
+        # Making the file system now reports a missing package now.
         assert place.fs
     except (ImportError, ValueError) as error:
         raise ConfigError(
-            f"{given}: cannot be read here: {error}. fsspec reads such URLs with a package of its own: s3://"
+            f"{given}: cannot be read: {error}. fsspec needs a package for each kind of URL: s3://"
             " needs s3fs, gs:// gcsfs, http:// and https:// aiohttp; type pip install PACKAGE."
         ) from error
     return cast(Path, place)
 
 
 def is_local(place: Any) -> bool:
-    """Whether it is a file or folder of this machine, not one of a URL or in a pack."""
+    """Whether it is a file or folder of this machine, as opposed to one at a URL or in a pack."""
     return isinstance(place, Path)
 
 
 def size_of(file: Path) -> int:
-    """Bytes of a file, wherever it lies."""
+    """The size in bytes of a file at any place."""
     if isinstance(file, zipfile.Path):
         return file.root.getinfo(file.at).file_size
     return int(file.stat().st_size)
 
 
 def run_folders(root: Path) -> dict[str, Path]:
-    """The run folders below `root` by their names, sorted; those in packs too.
+    """The run folders below `root` by name, sorted, including those in packs.
 
-    One that lies beside its pack (packing or unpacking was broken off) is taken from its folder.
+    If packing or unpacking was interrupted, a run is both in a pack and in a folder; the folder counts.
     """
     found: dict[str, Path] = {}
     children = list(root.iterdir())
@@ -63,7 +63,7 @@ def run_folders(root: Path) -> dict[str, Path]:
 
 
 def run_folder(folder: Path) -> Path:
-    """A run's folder; where it was packed, its place in the pack; where it is neither, the folder."""
+    """The folder of a run, or its place in a pack; `folder` itself if the run does not exist."""
     if not is_local(folder) or folder.is_dir() or not folder.parent.is_dir():
         return folder
     for pack in sorted(folder.parent.glob("*".join(PACKS))):
@@ -78,15 +78,17 @@ def is_pack(name: str) -> bool:
 
 
 def in_pack(pack: Path) -> dict[str, Path]:
-    """The run folders in a pack by their names.
+    """The run folders in a pack, by name.
 
     Raises:
-        ConfigError: it is no archive, or not a whole one.
+        ConfigError: it is not an archive, or not a complete one.
     """
     try:
         archive = _archive(pack)
     except (zipfile.BadZipFile, OSError) as error:
-        raise ConfigError(f"{pack}: is no pack of runs ({error}). Restore it, or move it away.") from error
+        raise ConfigError(
+            f"{pack}: is not a readable pack of runs ({error}). Restore it, or move it away."
+        ) from error
     return {child.name: cast(Path, child) for child in zipfile.Path(archive).iterdir() if child.is_dir()}
 
 
@@ -96,7 +98,7 @@ def _archive(pack: Path) -> zipfile.ZipFile:
     try:
         archive = zipfile.ZipFile(pack.open("rb"))
     except ValueError:
-        # A web server that gives whole files only.
+        # This web server only sends whole files.
         archive = zipfile.ZipFile(BytesIO(pack.read_bytes()))
     archive.filename = str(pack)
     return archive

@@ -1,4 +1,4 @@
-"""Migration: stores of older versions of the harness, written anew as this one writes them."""
+"""Migration: bring stores of older versions of the harness to the form of this one."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from harness.store.run_store import MANIFEST, export_records, read_manifest
 from harness.system.files import write_whole
 
 STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    # Version 1 had no exhibits; a manifest says nothing of them.
+    # Version 1 had no exhibits, which a manifest does not mention.
     1: lambda manifest: manifest,
 }
-"""Version -> what makes of its manifest one of the next version, but for the version's number."""
+"""For each version, a function that converts its manifest to the next version, except for the number."""
 
 
 def migrate(root: Path, note: Callable[[str], None]) -> int:
-    """Bring every run folder below `root` up to this version; how many were not.
+    """Bring every run folder below `root` to this version, and return the number of those that changed.
 
-    A manifest gets this version's form, a finished run gets exports of its journal, which is not touched.
-    What is of this version already stays as it is, so that what broke off is completed by the same command.
+    Manifests are converted, and finished runs get the exports of their journals, which stay untouched.
+    Folders of this version stay as they are, so the same command completes a migration that was interrupted.
 
     Raises:
-        ConfigError: there is no such folder, or no way from a run's version to this one.
-        CorruptJournal: a journal is not what was written.
+        ConfigError: there is no such folder, or a run's version cannot be converted.
+        CorruptJournal: a journal does not hold what was written.
     """
     if not root.is_dir():
         raise ConfigError(f"{root}: no such folder. `python -m harness.bench` measures runs into it.")

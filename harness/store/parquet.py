@@ -1,7 +1,7 @@
-"""Export: the records of a finished run as columns, and which journal they were made of.
+"""The records of a finished run as a Parquet file, exported from its journal.
 
-The journal is the truth. An export knows the journal's size and its last line, which has the time and a
-checksum; where these are no longer the journal's own, the export is stale and is not read.
+The journal is authoritative. An export holds the size and the last line of its journal, and that line has the
+time and a checksum; if they do not match the journal, the export is stale and is not read.
 """
 
 from __future__ import annotations
@@ -24,19 +24,18 @@ from harness.store.records import Exhibit, Failure, GenerationRecord, NullReplay
 
 COLUMNS = "records.parquet"
 _ABOUT = b"journal"
-"""Key, in the file's metadata, of what it knows beside the records."""
+"""The key of `About` in the metadata of the file."""
 _WORDS = ("arm", "kind", "conversation", "category", "prompt_hash", "stop")
 
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """All that a report needs of a finished journal beside the records.
-
-    num_bytes, end: length and last line of the journal.
-    """
+    """What a report needs from a finished journal besides the records."""
 
     num_bytes: int
+    """The length of the journal."""
     end: str
+    """The last line of the journal."""
     num_records: int
     num_exhibits: int
     nulls: list[NullReplay]
@@ -72,7 +71,7 @@ class About:
 
 
 def encode_columns(records: Sequence[GenerationRecord], about: About) -> bytes:
-    """The file: a column a field of the records, and `about`."""
+    """The bytes of the file, which has one column per field of the records, and `about` in its metadata."""
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
@@ -80,7 +79,7 @@ def encode_columns(records: Sequence[GenerationRecord], about: About) -> bytes:
     rows = [record.to_json() for record in records]
     arrays = [pa.array([row[field.name] for row in rows], field.type) for field in schema]
     table, buffer = pa.Table.from_arrays(arrays, schema=schema), BytesIO()
-    # Times do not repeat: a dictionary of them would only take time.
+    # Times do not repeat, so encoding them with a dictionary would not pay.
     pq.write_table(table, buffer, compression="zstd", use_dictionary=list(_WORDS))
     return buffer.getvalue()
 
@@ -106,7 +105,7 @@ def read_about(folder: Path) -> About | None:
 
 
 def _about(path: Path) -> About | None:
-    """None also for a file that another version of the harness wrote, which may know less."""
+    """What the file says about its journal; None also if another version of the harness wrote less of it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -123,7 +122,7 @@ def _is_of(about: About, journal: Path) -> bool:
     if not journal.exists() or size_of(journal) != about.num_bytes:
         return False
     if not is_local(journal):
-        # Elsewhere a look at a file's end may take the whole file.
+        # Reading the end of a remote file may transfer all of it.
         return True
     end = about.end.encode()
     with journal.open("rb") as file:
@@ -132,7 +131,7 @@ def _is_of(about: About, journal: Path) -> bool:
 
 
 def read_columns(folder: Path) -> Columns:
-    """What a report reads of the records of a run folder.
+    """Read the columns that a report needs from the export of a run folder.
 
     Raises:
         CorruptJournal: the export cannot be read.
@@ -142,13 +141,13 @@ def read_columns(folder: Path) -> Columns:
 
     path = folder / COLUMNS
     try:
-        # Without pyarrow's data sets, which take longer to open a small file than it takes to read it.
+        # The data sets of pyarrow take longer to open a small file than this takes to read it.
         file = pq.ParquetFile(_file(path))
         wanted = [*NAMES, *SCALARS, *TIMES, *METERED, *LISTS, "verdict"]
         table = file.read([name for name in wanted if name in file.schema_arrow.names])
     except (pa.ArrowInvalid, OSError) as error:
         raise CorruptJournal(
-            f"{path}: cannot be read ({error}). Delete it: the journal beside it has all that it had."
+            f"{path}: cannot be read ({error}). Delete it: the journal beside it holds the same records."
         ) from error
     kinds, positions, _ = table["verdict"].combine_chunks().flatten()
     missing = set(wanted) - set(table.column_names)
@@ -175,7 +174,7 @@ def read_columns(folder: Path) -> Columns:
 
 
 def _file(path: Path) -> Any:
-    """What pyarrow reads: a local file by its name, any other from memory."""
+    """The argument for pyarrow: the path of a local file, or the bytes of a remote one."""
     return path if is_local(path) else BytesIO(path.read_bytes())
 
 
@@ -192,10 +191,10 @@ Kept = TypeVar("Kept")
 
 
 class _Stored(Sequence[Kept]):
-    """What a finished run holds of one kind; read from its journal where it is looked at one by one."""
+    """Entries of one kind of a finished run, read from its journal when they are iterated."""
 
     def __init__(self, folder: Path, count: int) -> None:
-        """Reads nothing; `count`: how many there are."""
+        """Read nothing yet. count: the number of entries."""
         self._folder, self._count = folder, count
 
     def __len__(self) -> int:
@@ -210,13 +209,13 @@ class _Stored(Sequence[Kept]):
 
 
 class StoredRecords(_Stored[GenerationRecord]):
-    """The records of a finished run: as columns from its export, one by one from its journal."""
+    """The records of a finished run: columns come from its export, single records from its journal."""
 
     def __iter__(self) -> Iterator[GenerationRecord]:
         return iter(read_journal(self._folder / JOURNAL).records())
 
     def columns(self) -> Columns:
-        """Read anew each time: a report needs those of one cell at a time."""
+        """Read the columns, each time from disk, because a report needs those of one cell at a time."""
         return read_columns(self._folder)
 
 

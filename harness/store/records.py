@@ -1,4 +1,4 @@
-"""What a run writes down: raw integers and ids, one record a generation. Formatting happens elsewhere."""
+"""The records of a run: raw integers and ids, one record per generation. Formatting happens elsewhere."""
 
 from __future__ import annotations
 
@@ -24,15 +24,13 @@ text means nothing.
 
 
 class Verdict(NamedTuple):
-    """How one generation compares with vanilla's for the same prompt and random stream.
-
-    position: index of the first differing output token, None where there is none.
-    gap: difference of the two tokens' perturbed logits there, in the one-token shape (nats).
-    """
+    """How one generation compares with vanilla's for the same prompt and random stream."""
 
     kind: VerdictKind
     position: int | None = None
+    """The index of the first output token that differs, None if none does."""
     gap: float | None = None
+    """The difference of the perturbed logits of the two tokens there, in nats, in a one-token forward."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,37 +89,36 @@ class GenerationRecord(Quantities):
 
 
 class DraftTree(NamedTuple):
-    """The draft of one round, whole. Lists are one entry a node; parents come before children.
-
-    round: index into the lists of the generation's record. parents: index of a node, -1 for the pending
-    token. kept: nodes on the accepted path, from the root, before trimming. confidence: the drafter's own
-    estimates that a node is kept, empty where it gave none.
-    """
+    """The whole draft of one round. Lists have one entry per node, and parents come before children."""
 
     round: int
+    """The index into the lists of the generation's record."""
     tokens: list[int]
     parents: list[int]
+    """The index of each node's parent, -1 for the pending token."""
     kept: list[int]
-    confidence: list[float] = []  # noqa: RUF012 - a NamedTuple's default, read only
+    """The nodes on the accepted path, from the root, before trimming."""
+    confidence: list[float] = []  # noqa: RUF012 - the default of a NamedTuple, which is only read
+    """The drafter's own estimate that each node is kept; empty if it gave none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exhibit:
-    """What a run keeps of one generation of an arm so that people can look at it; no number comes from it.
+    """Texts and draft trees of one generation for people to look at; no number is computed from them.
 
-    Bounded, whatever is measured: of a run its first 4 conversations, all their turns, first sample and first
-    repeat; of a generation up to 12 rounds, spread evenly over those that drafted something, and none whose
-    draft has more than 256 nodes; the texts of its first 1,024 tokens; 2,000 characters of the prompt.
-
-    prompt: what was said last. pieces: text of every token id that the answer or a tree shows. The record of
-    the same arm, conversation and turn (sample 0, repeat 0) has the ids and the rounds.
+    Its size is bounded. A run keeps exhibits of its first 4 conversations only, with all their turns, for the
+    first sample and the first repeat. An exhibit has at most 12 rounds, spread evenly over those that drafted
+    something, none of more than 256 nodes; the texts of the first 1,024 tokens; and 2,000 characters of the
+    prompt. The record of the same arm, conversation and turn (sample 0, repeat 0) has the ids and the rounds.
     """
 
     arm: str
     conversation: str
     turn: int
     prompt: str
+    """The last message of the user."""
     pieces: dict[int, str]
+    """The text of every token id that occurs in the answer or in a tree."""
     trees: list[DraftTree]
 
     def to_json(self) -> dict[str, Any]:
@@ -147,48 +144,42 @@ class NullReplay(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """Something that stopped a run or a cell of a sweep.
-
-    kind: "out-of-memory", "interrupted", "error", "config" or "lost" (its process ended without a word);
-    where: the arm and conversation, or the cell.
-    """
+    """Something that stopped a run or a cell of a sweep."""
 
     kind: str
+    """"out-of-memory", "interrupted", "error", "config" or "lost" (the process died without a message)."""
     where: str
+    """The arm and the conversation, or the cell."""
     message: str
 
 
 LAPS_PER_ROUND = 6
-"""Readings of the clock that the loop makes a round (see `harness.decoding.loop`), at `Probe.lap_ns` each."""
+"""Readings of the clock per round of `harness.decoding.loop`, each of which costs `Probe.lap_ns`."""
 
 
 class Probe(NamedTuple):
-    """The machine as this process found it, measured before the first prompt.
-
-    read_bandwidth: bytes per second, streaming a written buffer with all threads or the whole device.
-    lap_ns: cost of one clock reading of the time split. verify_ns: nanoseconds of a forward over
-    the pending token and n drafted ones, for n = 0, 1, ... (see `harness.profiling.profile`), None where it
-    was not
-    tried. steps: what verifies n drafted tokens: dynamic, static or compiled. memory: bytes by what they
-    hold: weights, packed copies of them, each drafter's own.
-    """
+    """The speed of the machine, measured by each process before its first prompt."""
 
     read_bandwidth: float
+    """Bytes per second of reading a buffer that was written before, with all threads or the whole device."""
     lap_ns: float
-    verify_ns: list[int | None] = []  # noqa: RUF012 - a NamedTuple's default, read only
+    """The cost of one clock reading of the time split, in nanoseconds."""
+    verify_ns: list[int | None] = []  # noqa: RUF012 - the default of a NamedTuple, which is only read
+    """Nanoseconds of a forward over the pending token and n drafted ones, for n = 0, 1, ...; None where it
+    was not tried."""
     steps: list[str] = []  # noqa: RUF012
+    """The kind of step that verifies n drafted tokens: dynamic, static or compiled."""
     memory: dict[str, int] = {}  # noqa: RUF012
+    """Bytes by what they hold: weights, packed copies of them, the own weights of each drafter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run folder, read back. Records of unfinished prompt blocks are not in it.
-
-    manifest: as written before the first token; its keys are those of `RunManifest`.
-    """
+    """One run folder, read back. Records of unfinished blocks are left out."""
 
     folder: str
     manifest: RunManifest
+    """The manifest as it was written before the first token."""
     records: Sequence[GenerationRecord]
     nulls: list[NullReplay] = field(default_factory=list)
     exhibits: Sequence[Exhibit] = field(default_factory=list)
@@ -199,9 +190,9 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What a run measures: the axes that tables tell runs apart by, each read by its name.
+    """The axes by which tables distinguish runs; read each by its name.
 
-    An axis that is added has a default: what every run that was stored before it did.
+    An axis that is added later needs a default: the value of all runs that were stored before.
     """
 
     target: str
@@ -223,26 +214,28 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class RunManifest:
-    """Everything that can explain a number, written before the first token. JSON types only.
-
-    arms: per arm its resolved configuration, with `scope`. rungs: names of the ladder's rungs in this run.
-    target: source, revision, dtype, attention, cache, num_parameters, step_bytes (weights that one
-    single-token step reads), cache_bytes_per_token, peak facts of the loaded model.
-    prompts: count, set hash, template hash, end token ids, categories.
-    provenance: git, packages, device, threads (see `harness.system.provenance`).
-    """
+    """Everything that can explain a number, written before the first token. JSON types only."""
 
     run_id: str
     cell: Cell
     arms: dict[str, dict[str, Any]]
+    """The resolved configuration of each arm, with its memory `scope` and the `card` of its head."""
     rungs: list[str]
+    """The names of the rungs of the ladder in this run."""
     config: dict[str, Any]
+    """The resolved configuration, without secrets and without options that only say where output goes."""
     overrides: list[str]
+    """The overrides as they were typed, without secrets."""
     target: dict[str, Any]
+    """The card of the loaded model: source, revision, dtype, attention, cache, num_parameters, step_bytes
+    (weights that a single-token step reads), cache_bytes_per_token and others."""
     prompts: dict[str, Any]
+    """The number of prompts, their hash, the hash of the template, the end token ids and the task's card."""
     provenance: dict[str, Any]
+    """Git, packages, device and threads; see `harness.system.provenance`."""
     replicate: int = 0
     created: str = ""
+    """When the manifest was written, in ISO 8601."""
     schema_version: int = SCHEMA_VERSION
 
     def to_json(self) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Store: one folder a run, written so that a crash loses no finished work and repeats none.
+"""The store has one folder per run and is written so that a crash neither loses nor repeats finished work.
 
-A folder holds `manifest.json` (written first), `journal.jsonl`, `lock` and, once finished, `records.jsonl`
-and `records.parquet`. Records lie in blocks (one conversation, or one batch of them): an
-unfinished block counts for nothing and is measured again whole.
+A folder holds `manifest.json` (written first), `journal.jsonl`, `lock` and, once the run has finished,
+`records.jsonl` and `records.parquet`. Records come in blocks of one conversation or one batch of them; an
+unfinished block does not count and is measured again as a whole.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class OpenRun(RunWriter):
     """
 
     def __init__(self, folder: Path, manifest: RunManifest) -> None:
-        """Take the lock, write or compare the manifest, heal the journal's tail.
+        """Take the lock, write or compare the manifest, and drop a torn last line of the journal.
 
         Raises:
             RunBusy: another process has the run open.
@@ -60,7 +60,7 @@ class OpenRun(RunWriter):
             settled, path = _settle(folder, manifest), folder / JOURNAL
             journal, healed = read_journal(path), ""
             if journal.torn:
-                healed = f"{path}: {journal.torn}; dropped it, its prompt is measured again"
+                healed = f"{path}: {journal.torn}; dropped it; its prompt is measured again"
                 os.truncate(path, journal.num_bytes)
             super().__init__(folder, settled, journal, healed)
             self._file = path.open("ab")
@@ -80,7 +80,7 @@ class OpenRun(RunWriter):
     @override
     def finish(self) -> None:
         data = {"at": now(), "num_records": len(self._journal.records())}
-        # The columns name the line that ends the journal: they are written first and count once it is there.
+        # The columns contain the last line of the journal; they are written first and valid once it is there.
         export_records(self.folder, self._journal, b"" if self.finished else encode("finished", data))
         if not self.finished:
             self._write("finished", data)
@@ -122,7 +122,7 @@ class ResultStore:
     """All run folders below `root`."""
 
     def __init__(self, root: Path) -> None:
-        """Does no work; `root` need not exist."""
+        """Do no work; `root` need not exist."""
         self.root = Path(root)
 
     def check_writable(self) -> None:
@@ -139,11 +139,11 @@ class ResultStore:
         return OpenRun(self.root / manifest.run_id, manifest)
 
     def load_runs(self) -> list[Run]:
-        """All runs of the store; see the function `load_runs`."""
+        """All runs of the store, as the function `load_runs` reads them."""
         return load_runs(self.root)
 
     def is_finished(self, run_id: str) -> bool:
-        """Whether this run was measured to its end."""
+        """Whether this run was measured completely."""
         return read_journal(run_folder(self.root / run_id) / JOURNAL).finished
 
     def next_replicate(self, make_id: Callable[[int], str]) -> int:
@@ -184,7 +184,7 @@ class ResultStore:
 
 
 def export_records(folder: Path, journal: Journal, end: bytes = b"") -> None:
-    """Write the exports of a run. end: the line that will end its journal, where it is not there yet."""
+    """Write the exports of a run. end: the line that will end its journal, if it is not written yet."""
     records = journal.records()
     lines = "".join(json.dumps(record.to_json(), separators=(",", ":")) + "\n" for record in records)
     write_whole(folder / RECORDS, lines.encode())
@@ -194,7 +194,7 @@ def export_records(folder: Path, journal: Journal, end: bytes = b"") -> None:
 
 
 def unwritable(folder: Path | str, error: OSError) -> ConfigError:
-    """What to tell of a folder below `results` that refuses."""
+    """The error for a folder below `results` that cannot be written."""
     return ConfigError(
         f"{folder}: cannot be written ({error.strerror}); choose another place with results=FOLDER"
     )
@@ -223,7 +223,7 @@ def load_run(folder: Path) -> Run:
 
 
 def load_runs(root: Path) -> list[Run]:
-    """Read all runs below `root`, by name, also packed ones; an empty folder (an early crash) is no run.
+    """Read all runs below `root` by name, packed ones too; an empty folder (an early crash) is skipped.
 
     Records stay in an export that is of its journal until they are asked for. Raises what `load_run` does;
     nothing is passed over because it cannot be read.
@@ -235,7 +235,7 @@ def load_runs(root: Path) -> list[Run]:
 
 
 def _load_columns(folder: Path) -> Run | None:
-    """A run whose records stay in its export; None without an export that is of its journal."""
+    """A run whose records stay in its export; None if it has no export that matches its journal."""
     if (about := read_about(folder)) is None:
         return None
     return Run(
@@ -255,12 +255,12 @@ def _has_content(folder: Path) -> bool:
 
 
 def read_manifest(path: Path) -> RunManifest:
-    """What a run is; raises what `load_run` does."""
+    """Read the manifest of a run; raises the errors of `load_run`."""
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ConfigError(
-            f"{path.parent}: has no {MANIFEST}, so it is no run folder. Move it away."
+            f"{path.parent}: has no {MANIFEST}, so it is not a run folder. Move it away."
         ) from None
     except ValueError as error:
         raise CorruptJournal(

@@ -1,8 +1,8 @@
-"""Lease: who writes a run folder, kept by a lock and, for all nodes that share the folder to see, by a beat.
+"""A lease on a run folder: a lock against a second writer, and a heartbeat that other nodes can see.
 
 The lock keeps a second writer out on every file system whose `flock` reaches all nodes (a local disk, NFS,
-Lustre mounted with `flock`). The beat, the file's time of change, tells those who only look whether the
-writer lives, and keeps another node out where its `flock` does not.
+Lustre mounted with `flock`). The heartbeat is the time of the lock file's last change. It shows readers
+whether the writer is alive, and keeps a writer on another node out where `flock` does not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from harness.config import ConfigError
 
 LOCK = "lock"
 BEAT_S, LAPSE_S = 15.0, 60.0
-"""Seconds between beats, and without a beat until a writer on another node is taken for dead."""
+"""Seconds between heartbeats, and seconds without one after which a writer on another node counts as dead."""
 
 
 class RunBusy(ConfigError):
@@ -36,13 +36,13 @@ class Holder(NamedTuple):
 
 
 class Lease:
-    """The right of this process to write a run folder; `close` gives it back, and so does its death."""
+    """The exclusive right to write a run folder, released by `close` or by the end of the process."""
 
     def __init__(self, folder: Path) -> None:
-        """Take it.
+        """Acquire the lease.
 
         Raises:
-            RunBusy: another process has it.
+            RunBusy: another process holds it.
         """
         import fcntl  # not on Windows, where runs can still be read
 
@@ -63,7 +63,7 @@ class Lease:
         self._thread.start()
 
     def close(self) -> None:
-        """Let another process have it."""
+        """Release the lease."""
         self._over.set()
         self._thread.join()
         os.truncate(self._descriptor, 0)
@@ -75,7 +75,10 @@ class Lease:
 
 
 def holder(folder: Path) -> Holder | None:
-    """Who writes the run, None for nobody; a dead writer of another node is seen after `LAPSE_S`."""
+    """The process that writes the run, None if there is none.
+
+    The death of a writer on another node is noticed after `LAPSE_S` seconds.
+    """
     written, beat = _read(folder)
     if written is None or time.time() - beat > LAPSE_S:
         return None
@@ -83,26 +86,29 @@ def holder(folder: Path) -> Holder | None:
 
 
 def last_holder(folder: Path) -> Holder | None:
-    """Who wrote the run last and did not give it back: it writes still, or was killed."""
+    """The last writer that did not release its lease: it is still writing, or it was killed."""
     return _read(folder)[0]
 
 
 def _read(folder: Path) -> tuple[Holder | None, float]:
-    """What the lock says, and when it last beat. Opened anew, as NFS keeps the times of an open file."""
+    """The holder of the lock and the time of the last heartbeat.
+
+    The file is opened each time, because NFS does not refresh the times of an open file.
+    """
     try:
         with (folder / LOCK).open() as file:
             text, beat = file.read(), os.fstat(file.fileno()).st_mtime
         return Holder(**json.loads(text)), beat
     except (OSError, ValueError, TypeError):
-        # None, an empty one, or one of an older version: a bare number.
+        # There is no lock file, or it is empty, or an older version wrote a bare number.
         return None, 0.0
 
 
 def _outlast(folder: Path) -> None:
-    """Wait until the beat of another node would have come.
+    """Wait long enough to see whether a writer on another node still sends heartbeats.
 
     Raises:
-        RunBusy: it came.
+        RunBusy: it does.
     """
     written, beat = _read(folder)
     if written is None or written.host == _here().host:

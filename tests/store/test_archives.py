@@ -123,7 +123,7 @@ def test_a_folder_that_is_not_what_was_packed_is_left_alone_and_told(root: Path)
     (kept / "records.jsonl").write_text("other")
     shutil.move(kept, root / "run-0")
     for command in (archives.compact, archives.expand):
-        with pytest.raises(ConfigError, match=r"run-0/records\.jsonl: is not the same as in"):
+        with pytest.raises(ConfigError, match=r"run-0/records\.jsonl: differs from"):
             command(root, quiet)
     assert (root / "run-0" / "records.jsonl").read_text() == "other"
 
@@ -131,7 +131,7 @@ def test_a_folder_that_is_not_what_was_packed_is_left_alone_and_told(root: Path)
 def test_a_broken_pack_is_named(root: Path) -> None:
     (pack,) = archives.compact(root, quiet)
     pack.write_bytes(pack.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match="is no pack of runs"):
+    with pytest.raises(ConfigError, match="is not a readable pack of runs"):
         run_folders(root)
 
 

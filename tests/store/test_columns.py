@@ -145,7 +145,7 @@ def test_a_damaged_export_is_told_and_a_file_that_is_none_is_passed_over(tmp_pat
     whole = (folder / COLUMNS).read_bytes()
     (folder / COLUMNS).write_bytes(b"\xff" * 2000 + whole[2000:])
     (run,) = load_runs(tmp_path / "runs")
-    with pytest.raises(CorruptJournal, match="the journal beside it has all"):
+    with pytest.raises(CorruptJournal, match="the journal beside it holds the same records"):
         Columns.of(run.records)
     (folder / COLUMNS).write_bytes(b"no columns")
     assert load_runs(tmp_path / "runs")[0].records == load_run(folder).records
