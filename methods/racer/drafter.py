@@ -26,10 +26,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from harness.config import ConfigError, configurable
+from harness.config import configurable
 from harness.drafting.drafter import HiddenTap, Outcome, TargetView
 from harness.drafting.sequence_drafter import SequenceTreeDrafter
 from methods.racer.lru_automaton import LruAutomaton, Node, TouchOrder
+from methods.shared.vocabulary import refuse_small_vocabulary
 
 BreadthRule = Literal["paper", "code"]
 Table = dict[int, list[int]]
@@ -77,10 +78,7 @@ class Racer(SequenceTreeDrafter):
             ConfigError: the vocabulary has fewer than k tokens.
         """
         super().bind(target)
-        if target.vocab_size < self.top_k:
-            raise ConfigError(
-                f"top_k={self.top_k}: the target's vocabulary has only {target.vocab_size} tokens"
-            )
+        refuse_small_vocabulary(target, self.top_k)
 
     def start_one(self) -> _State:
         """An empty automaton and an empty table."""

@@ -25,6 +25,7 @@ from torch import Tensor
 from harness.config import ConfigError, configurable
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, Outcome, TargetView
+from methods.shared.vocabulary import refuse_small_vocabulary
 
 Levels = tuple[tuple[int, ...], ...]
 
@@ -76,10 +77,7 @@ class TokenRecycling(Drafter):
             ConfigError: the vocabulary has fewer than k tokens.
         """
         super().bind(target)
-        if target.vocab_size < self.top_k:
-            raise ConfigError(
-                f"top_k={self.top_k}: the target's vocabulary has only {target.vocab_size} tokens"
-            )
+        refuse_small_vocabulary(target, self.top_k)
         self._levels = []
         first_parent, begin = 0, 1
         for counts in self.children:

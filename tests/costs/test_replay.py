@@ -39,7 +39,7 @@ def table_for(run: Run, call: bool = False) -> CostTable:
 
 
 def step(batch: int, width: int) -> float:
-    """Of the table, forward and settling, below its first context."""
+    """The table's seconds of forward and settling, below its first context."""
     return make_table.seconds(batch, 100, 1 + width) * 1.01
 
 

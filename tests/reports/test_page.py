@@ -240,7 +240,7 @@ def test_dark_mode_is_the_readers_choice(browser: Any, tmp_path: Path) -> None:
 
 
 def test_a_hundred_runs_open_in_under_three_seconds(browser: Any, tmp_path: Path) -> None:
-    """Of the page's own processor time, so that a busy machine does not fail it."""
+    """Seconds of the page's own processor time, so that a busy machine does not fail it."""
     runs = []
     for number in range(100):
         records = sample_records({"ngram": 0.5, "suffix": 0.7, "eagle": 0.8}, num_prompts=2, seed=number)

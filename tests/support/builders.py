@@ -89,7 +89,7 @@ def make_rung(
 
 
 def make_exhibit(record: GenerationRecord, prompt: str = "Tell me.", piece: str = "t{} ") -> Exhibit:
-    """Of a record: the trees of its first rounds; what was kept is a path, all else a child of the root."""
+    """The trees of a record's first rounds; what was kept is a path, all else a child of the root."""
     trees = []
     for number, (num_nodes, length) in enumerate(zip(record.drafted, record.accepted, strict=True)):
         start = 1 + sum(record.emitted[:number])

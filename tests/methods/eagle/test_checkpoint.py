@@ -84,7 +84,7 @@ def saved(folder: Path, head: DraftHead, edit: Callable[[Config, Tensors], objec
 
 
 def output(head: DraftHead) -> Tensor:
-    """Of a causal forward over five rows, with all that comes before and after the layer."""
+    """The output of a causal forward over five rows, with all that comes before and after the layer."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         mixed = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
