@@ -34,6 +34,10 @@ class Proposals(NamedTuple):
 class Grower(Protocol):
     """The drafter as a policy sees it: it guesses after the pending token, and after any node given to it."""
 
+    @property
+    def context(self) -> float:
+        """Tokens of a sequence that the target has cached, averaged over the batch."""
+
     def start(self, num_children: int) -> Proposals:
         """Children [B, c] of the pending token."""
 
