@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from typing_extensions import override
 
-from harness.costs.grid import Grid
-from harness.costs.table import CostTable
+from harness.drafting.step_costs import StepCosts
 from methods.shared.cost_aware.marginal import RISE, Floats, bucket, strictly_rising
+
+_REPEATS = 5
+"""Forwards of the drafter over which the fastest is taken; disturbances only ever make one slower."""
 
 
 class RoundCosts(ABC):
@@ -18,13 +22,11 @@ class RoundCosts(ABC):
 
     @abstractmethod
     def verify(self, context: float) -> Floats:
-        """[N] cost of a target forward over 1, 2, ... tokens of each sequence behind `context` cached
-        ones."""
+        """[N] cost of verifying 1, 2, ... nodes of each sequence behind `context` cached tokens."""
 
     @abstractmethod
     def draft(self, context: float) -> Floats:
-        """[N] cost of a drafter forward over 1, 2, ... nodes of each sequence behind `context` cached
-        tokens."""
+        """[N] cost of a drafter forward over 1, 2, ... nodes of each sequence, likewise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,34 +41,52 @@ class BucketedCosts(RoundCosts):
     """Tokens between two buckets, L in the paper."""
     rise: float = RISE
     """Seconds by which each further token costs more at least."""
+    pending_counts: bool = True
+    """Whether n nodes cost what n + 1 tokens cost, as the pending token is verified with them. The paper
+    looks up n."""
+
+    @override
+    def verify(self, context: float) -> Floats:
+        relative = self._relative(self.target, context)
+        return relative[1:] if self.pending_counts else relative
+
+    @override
+    def draft(self, context: float) -> Floats:
+        return self._relative(self.drafter, context)
 
     def _relative(self, curves: Mapping[int, Sequence[float]], context: float) -> Floats:
         place = bucket(context, self.spacing, len(self.target))
         return strictly_rising(curves[place], self.rise) / self.target[place][0]
 
-    def verify(self, context: float) -> Floats:
-        """The curve of the bucket that `context` falls into."""
-        return self._relative(self.target, context)
 
-    def draft(self, context: float) -> Floats:
-        """The curve of the bucket that `context` falls into."""
-        return self._relative(self.drafter, context)
-
-
-def from_table(
-    table: CostTable, call: Grid, batch_size: int, spacing: int, num_buckets: int
+def measured(
+    costs: StepCosts,
+    num_rows: int,
+    rehearse: Callable[[int, int], Callable[[int], None] | None],
+    *,
+    most_nodes: int,
+    spacing: int,
+    num_buckets: int,
 ) -> BucketedCosts:
-    """The curves of a measured table for a batch, at `num_buckets` multiples of `spacing` tokens of context.
+    """The target's curves from `costs`, and the drafter's by timing what `rehearse` gives.
 
-    call: seconds of a forward of the drafter's own model, by (batch, context, tokens).
-
-    Raises:
-        ConfigError: the table does not reach that batch or that context.
+    rehearse: `Drafter.rehearse`. most_nodes: the most nodes of a forward of the drafter. A drafter without a
+    model of its own costs nothing per node.
     """
     places = [spacing * (1 + number) for number in range(num_buckets)]
-    nodes = np.arange(1, call.axes["tokens"][-1] + 1)
     return BucketedCosts(
-        target={place: table.curve(batch_size, place).tolist() for place in places},
-        drafter={place: call.at(batch=batch_size, context=place, tokens=nodes).tolist() for place in places},
+        target={place: np.asarray(costs.curve(num_rows, place), float).tolist() for place in places},
+        drafter={place: _curve(rehearse(num_rows, place), most_nodes) for place in places},
         spacing=spacing,
     )
+
+
+def _curve(call: Callable[[int], None] | None, most_nodes: int) -> list[float]:
+    """Seconds of the drafter's forward over 1, 2, ... nodes: the fastest of a few."""
+    best = [0.0 if call is None else np.inf] * most_nodes
+    for _ in range(_REPEATS if call else 0):
+        for count in range(most_nodes):
+            begin = time.perf_counter()
+            call(count + 1)
+            best[count] = min(best[count], time.perf_counter() - begin)
+    return best

@@ -30,6 +30,9 @@ class Threshold(ABC):
     def rerank(self) -> float:
         """For another verified node, C3 in the paper."""
 
+    def forget(self) -> None:  # noqa: B027 - a hook
+        """Forget what was observed."""
+
     def observe(self, emitted: float, cost: float) -> None:  # noqa: B027 - a hook
         """A round emitted `emitted` tokens per sequence and cost `cost` one-token forwards of the target."""
 
@@ -76,6 +79,11 @@ class SpeedupThreshold(Threshold):
     """Never below this: vanilla emits one token per forward."""
 
     def __post_init__(self) -> None:
+        """Start with nothing observed."""
+        self.forget()
+
+    @override
+    def forget(self) -> None:
         """Begin with one vanilla forward, which emitted one token."""
         self._emitted = self._cost = 1.0
 

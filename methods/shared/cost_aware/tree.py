@@ -6,6 +6,7 @@ n drafted nodes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -16,8 +17,9 @@ from typing_extensions import override
 
 from harness.config import configurable
 from harness.drafting.draft import Draft
+from harness.drafting.step_costs import StepCosts
 from harness.drafting.trees import Grower, TreePolicy
-from methods.shared.cost_aware.costs import RoundCosts
+from methods.shared.cost_aware.costs import RoundCosts, measured
 from methods.shared.cost_aware.marginal import DepthGate, Floats, num_worthwhile
 from methods.shared.cost_aware.thresholds import SpeedupThreshold, Threshold
 
@@ -50,7 +52,16 @@ class TreeChoice:
     utility: Floats
     """[n] confidence of the best 1, 2, ... nodes, averaged over the batch."""
     cost: Floats
-    """[n] cost of verifying so many tokens."""
+    """[n] cost of verifying so many nodes."""
+
+    @property
+    def total_cost(self) -> float:
+        """The cost of the whole round, in one-token forwards of the target.
+
+        The last layer is not expanded; in its place stands the drafter's forward over the new true tokens.
+        """
+        drafting = [layer.cost[layer.num_nodes - 1] for layer in self.layers[:-1]]
+        return float(self.layers[0].cost[0] + sum(drafting) + self.cost[self.num_verified - 1])
 
 
 class _Layer(NamedTuple):
@@ -90,6 +101,10 @@ class CostAwareTree(TreePolicy):
     ratios: int = Field(default=16, ge=1)
     """Ratios between layers that the decision about depth averages; R in the paper, which does not give
     it."""
+    spacing: int = Field(default=256, ge=1)
+    """Tokens between the contexts at which costs are measured, L in the paper, which does not give it."""
+    num_buckets: int = Field(default=1, ge=1)
+    """The number of contexts at which costs are measured, M in the paper; the last one has no end."""
     context: Literal["prefix", "draft"] = "prefix"
     """Whether the cost of a layer is looked up at the tokens of the committed prefix and the draft so far, or
     at those of the draft alone; the paper can be read both ways."""
@@ -97,8 +112,46 @@ class CostAwareTree(TreePolicy):
     def __post_init__(self) -> None:
         """Start without costs, which the method sets before the first draft, and with nothing observed."""
         self.costs: RoundCosts | None = None
-        self.gate = DepthGate(self.ratios)
+        self.new_call(keep_memory=False)
         self.choice: TreeChoice | None = None
+
+    @property
+    @override
+    def num_drafted(self) -> None:
+        """Drafts vary."""
+        return None
+
+    @property
+    @override
+    def weighs_costs(self) -> bool:
+        return True
+
+    @override
+    def use_costs(
+        self, costs: StepCosts, num_rows: int, rehearse: Callable[[int, int], Callable[[int], None] | None]
+    ) -> None:
+        """Measure the drafter's own forwards; the target's come from `costs`."""
+        self.costs = measured(
+            costs,
+            num_rows,
+            rehearse,
+            most_nodes=self.max_width,
+            spacing=self.spacing,
+            num_buckets=self.num_buckets,
+        )
+
+    @override
+    def new_call(self, keep_memory: bool) -> None:
+        """Forget ratios and the running speedup, so that calls do not depend on their order."""
+        if not keep_memory:
+            self.gate = DepthGate(self.ratios)
+            self.threshold.forget()
+
+    @override
+    def observe(self, num_emitted: float) -> None:
+        """Tell the threshold what the last draft brought and cost."""
+        if self.choice is not None:
+            self.threshold.observe(num_emitted, self.choice.total_cost)
 
     @property
     @override
@@ -117,7 +170,8 @@ class CostAwareTree(TreePolicy):
 
     @override
     def grow(self, grower: Grower) -> Draft:
-        assert self.costs is not None, "the method sets the costs when it warms up"
+        if self.costs is None:
+            raise RuntimeError("CostAwareTree.grow before use_costs: nothing says what a node costs")
         layers, choices = self._expand(grower, self.costs)
         return self._select(layers, choices, self.costs, grower.context)
 

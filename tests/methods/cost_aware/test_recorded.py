@@ -73,6 +73,7 @@ def policy_of(case: dict[str, Any]) -> CostAwareTree:
         drafter={int(place): curve for place, curve in case["S_D"].items()},
         spacing=given["L"],
         rise=given["eps"],
+        pending_counts=False,
     )
     policy.gate.ratios = list(given["buffer"])
     return policy
