@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -83,8 +84,10 @@ def measured(
 
 def _curve(call: Callable[[int], None] | None, most_nodes: int) -> list[float]:
     """Seconds of the drafter's forward over 1, 2, ... nodes: the fastest of a few."""
-    best = [0.0 if call is None else np.inf] * most_nodes
-    for _ in range(_REPEATS if call else 0):
+    if call is None:
+        return [0.0] * most_nodes
+    best = [math.inf] * most_nodes
+    for _ in range(_REPEATS):
         for count in range(most_nodes):
             begin = time.perf_counter()
             call(count + 1)
