@@ -17,6 +17,7 @@ from torch import Tensor
 from harness.config import configurable
 from harness.drafting.draft import Draft
 from harness.drafting.draft_policy import DraftPolicy, KeepAll
+from harness.drafting.step_costs import StepCosts
 from harness.runtime.cache import SlotCache
 from harness.runtime.compiled_step import SIZES, Program
 from harness.runtime.cuda_graphs import Captured
@@ -189,6 +190,15 @@ class Drafter(ABC):
         call does the same work. None: the drafter has no model. Forgets every sequence.
         """
         return None
+
+    @property
+    def weighs_costs(self) -> bool:
+        """Whether the drafter decides by what forwards cost, so that these are measured even in a run that is
+        not timed."""
+        return False
+
+    def use_costs(self, costs: StepCosts, num_rows: int) -> None:  # noqa: B027 - a hook
+        """Receive what the target's forwards cost, before `warm_up`, for rounds of `num_rows` sequences."""
 
     def warm_up(self, num_rows: int) -> None:  # noqa: B027 - a hook
         """Compile every program that rounds of `num_rows` sequences may take; nothing is timed yet."""

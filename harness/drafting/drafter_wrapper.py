@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, Outcome, Scope, Tap, TargetView
+from harness.drafting.step_costs import StepCosts
 
 
 class DrafterWrapper(Drafter):
@@ -41,6 +42,15 @@ class DrafterWrapper(Drafter):
     @override
     def bind(self, target: TargetView) -> None:
         self.inner.bind(target)
+
+    @property
+    @override
+    def weighs_costs(self) -> bool:
+        return self.inner.weighs_costs
+
+    @override
+    def use_costs(self, costs: StepCosts, num_rows: int) -> None:
+        self.inner.use_costs(costs, num_rows)
 
     @override
     def new_call(self, keep_memory: bool) -> None:

@@ -7,6 +7,7 @@ V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, NamedTuple, Protocol
@@ -18,6 +19,7 @@ from typing_extensions import override
 
 from harness.config import configurable
 from harness.drafting.draft import Draft
+from harness.drafting.step_costs import StepCosts
 from harness.runtime.torch_internals import assert_on_device
 
 
@@ -33,6 +35,10 @@ class Proposals(NamedTuple):
 
 class Grower(Protocol):
     """The drafter as a policy sees it: it guesses after the pending token, and after any node given to it."""
+
+    @property
+    def context(self) -> float:
+        """Tokens of a sequence that the target has cached, averaged over the batch."""
 
     def start(self, num_children: int) -> Proposals:
         """Children [B, c] of the pending token."""
@@ -54,6 +60,28 @@ class TreePolicy(ABC):
     whole round of a drafter can be captured as a CUDA graph."""
 
     @property
+    def num_drafted(self) -> int | None:
+        """The number of nodes of every draft; None: it varies."""
+        return self.num_nodes
+
+    @property
+    def weighs_costs(self) -> bool:
+        """Whether `grow` decides by costs, which `use_costs` has to bring before."""
+        return False
+
+    def use_costs(  # noqa: B027 - a hook
+        self, costs: StepCosts, num_rows: int, rehearse: Callable[[int, int], Callable[[int], None] | None]
+    ) -> None:
+        """Receive what forwards cost for `num_rows` sequences: of the target from `costs`, of the drafter by
+        timing what `rehearse` gives; see `Drafter.rehearse`."""
+
+    def new_call(self, keep_memory: bool) -> None:  # noqa: B027 - a hook
+        """A call of the loop begins; forget what earlier ones taught unless told to keep it."""
+
+    def observe(self, num_emitted: float) -> None:  # noqa: B027 - a hook
+        """The draft that was grown last emitted so many tokens per sequence, the target's own included."""
+
+    @property
     @abstractmethod
     def num_nodes(self) -> int:
         """The largest number of nodes of a draft."""
@@ -71,7 +99,11 @@ class TreePolicy(ABC):
 
     @abstractmethod
     def grow(self, grower: Grower) -> Draft:
-        """A draft for every sequence, which must not depend on the other sequences of the batch."""
+        """A draft for every sequence.
+
+        Its nodes may depend on confidences, of other sequences of the batch as well, and on costs; never on
+        random numbers that the acceptor uses, because that would change the distribution of the output.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,14 +90,19 @@ class Local(Engine):
         self._step_timings: StepTimings | None = None
         if self.target.steps.by_shape:
             self.target.reserve(min(workload.longest_sequence(), self.weights.max_context))
-        if workload.timed:
+        weighing = any(drafter.weighs_costs for drafter in self._drafters.values())
+        if workload.timed or weighing:
             note(f"timing the target's forward by width: {', '.join(self.target.steps.kinds)}")
-            # All processes of a run must choose the same steps and pad drafts alike.
+            # All processes of a run must choose the same steps, pad drafts alike and weigh the same costs.
             widths = widths_to_time(self.target, self._drafters.values())
-            self._step_timings = agreed(time_steps(self.target, workload.batch_size, widths))
-            self.target.steps.choose(self._step_timings.steps, workload.batch_size)
+            timings = agreed(time_steps(self.target, workload.batch_size, widths))
             for drafter in self._drafters.values():
-                drafter.warm_up(workload.batch_size)
+                drafter.use_costs(timings, workload.batch_size)
+            if workload.timed:
+                self._step_timings = timings
+                self.target.steps.choose(timings.steps, workload.batch_size)
+                for drafter in self._drafters.values():
+                    drafter.warm_up(workload.batch_size)
         self._loop = LocalEngine(
             self.target,
             self.weights.end_token_ids,

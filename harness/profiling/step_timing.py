@@ -36,6 +36,13 @@ class StepTimings(NamedTuple):
     by_step: dict[str, list[float]]
     """Nanoseconds of every kind of step, by n; inf for widths that were not tried."""
 
+    def curve(self, batch: float, context: float) -> list[float]:
+        """Seconds of a forward over 1, 2, ... tokens, drafts padded as the loop pads them; see `StepCosts`.
+
+        Whatever `batch` and `context` are: the steps were timed for the batch of the run, behind one context.
+        """
+        return [self.verify_ns[width] / 1e9 for width in cheapest_widths(self.verify_ns)]
+
 
 @torch.no_grad()
 def time_steps(

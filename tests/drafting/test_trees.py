@@ -22,6 +22,8 @@ class MadeUp:
     levels: logits are rounded to 1 / levels, so that scores tie.
     """
 
+    context = 0.0
+
     def __init__(self, seeds: list[int], levels: int | None = None, sharp: float = 2.0) -> None:
         self.seeds, self.levels, self.sharp = seeds, levels, sharp
         self.paths: list[list[Path]] = [[] for _ in seeds]

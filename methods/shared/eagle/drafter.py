@@ -14,6 +14,7 @@ from typing_extensions import override
 from harness.config import configurable
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import HiddenTap, Outcome
+from harness.drafting.step_costs import StepCosts
 from harness.drafting.trainable import TrainableDrafter
 from harness.drafting.trees import TreePolicy
 from methods.shared.eagle.growth import Growth
@@ -48,7 +49,16 @@ class HeadDrafter(TrainableDrafter):
     @property
     @override
     def num_drafted(self) -> int | None:
-        return self.tree.num_nodes
+        return self.tree.num_drafted
+
+    @property
+    @override
+    def weighs_costs(self) -> bool:
+        return self.tree.weighs_costs
+
+    @override
+    def use_costs(self, costs: StepCosts, num_rows: int) -> None:
+        self.tree.use_costs(costs, num_rows, self.rehearse)
 
     @property
     @override
@@ -88,12 +98,18 @@ class HeadDrafter(TrainableDrafter):
             self.propose([0] * num_rows)
 
     @override
+    def new_call(self, keep_memory: bool) -> None:
+        self.tree.new_call(keep_memory)
+
+    @override
     def reset(self, num_rows: int) -> None:
         self._cache.clear(num_rows)
 
     @override
     def observe(self, outcome: Outcome) -> None:
         """Keep the pairs of a true feature and the token after it for the next draft."""
+        if outcome.draft is not None:
+            self.tree.observe(sum(map(len, outcome.committed)) / len(outcome.committed))
         counts = [len(committed) for committed in outcome.committed]
         longest = max(counts)
         following = [

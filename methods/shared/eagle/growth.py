@@ -81,6 +81,12 @@ class Growth:
         self._outputs, self._seen = self._outputs[:, :1], self._seen[:, :1, :0]
 
     @property
+    def context(self) -> float:
+        """Cached pairs per sequence, which are as many as tokens that the target has cached."""
+        lengths = self._cache.lengths[self._rows]
+        return sum(lengths) / len(lengths)
+
+    @property
     def state(self) -> Tensor:
         """The state [B, H] after the pending token."""
         return self._outputs[:, 0]
