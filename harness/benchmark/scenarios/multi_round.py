@@ -6,6 +6,8 @@ round is a chat of its own, which holds the question and the answer of the round
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pydantic import Field
 from typing_extensions import override
 
@@ -62,10 +64,12 @@ class MultiRound(RepeatedQuestion):
         tags = self.thinking.tags(runner.model.tokenizer)
         forced = tags.forced(runner.params.max_new_tokens)
         results: list[TurnResult] = []
-        for conversation in block:
+        for asked in block:
+            # Only the question is played: a later turn of the chat is no round of thinking.
+            conversation = replace(asked, turns=(question_of(asked),))
             answer: str | None = None
             for turn in range(self.num_rounds):
-                text = round_prompt(question_of(conversation), answer)
+                text = round_prompt(conversation.turns[0], answer)
                 call = Call(
                     conversation=conversation,
                     prompt=runner.render([Message(role="user", content=text)]),
