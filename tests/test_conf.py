@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -68,11 +69,37 @@ def test_every_cell_of_every_experiment_builds_with_a_head_for_every_method(name
     file = OmegaConf.load(CONF / "experiment" / f"{name}.yaml")
     swept = OmegaConf.select(file, "hydra.sweeper.params") or {}
     assert set(swept.get("task", "").split(",")) <= {"", *stems("task")}
-    needs_path = any("spec_bench" in str(default) for default in file.defaults)
-    for target in swept.get("target", "").split(","):
-        chosen = [f"target={target}"] if target else []
+    needs_path = re.search("/task: (spec_bench|spectts)", str(file.defaults).replace("'", ""))
+    sweeps = {key: str(swept.get(key, "")).split(",") for key in ("target", "panel")}
+    for values in itertools.product(*sweeps.values()):
+        chosen = [f"{key}={value}" for key, value in zip(sweeps, values, strict=True) if value]
         plan = plan_of(f"experiment={name}", *chosen, *(["task.path=nowhere.jsonl"] if needs_path else []))
         assert all(drafter.head for drafter in plan.arms.values() if hasattr(drafter, "head"))
+
+
+PANELS = {
+    "multi_round_greedy": ("multi_round", 0.0),
+    "multi_round_sampled": ("multi_round", 0.6),
+    "best_of_n_sampled": ("best_of_n", 0.6),
+}
+
+
+@pytest.mark.parametrize("name", ["spectts", "spectts_quick"])
+def test_the_panels_of_spectts_are_the_papers(name: str) -> None:
+    file = OmegaConf.load(CONF / "experiment" / f"{name}.yaml")
+    swept = OmegaConf.select(file, "hydra.sweeper.params")
+    assert swept.panel.split(",") == list(PANELS) == sorted(stems("panel"), key=list(PANELS).index)
+    for panel, (scenario, temperature) in PANELS.items():
+        plan = plan_of(
+            f"experiment={name}", f"panel={panel}", "task.path=x" if name == "spectts" else "dry_run=true"
+        )
+        (params,) = plan.decodings.values()
+        assert (plan.scenario.name, params.temperature) == (scenario, temperature)
+        assert (params.top_k, params.top_p) == (0, 1.0)
+        if panel == "best_of_n_sampled":
+            assert plan.config["scenario"]["num_samples"] == 4
+            assert plan.config["scenario"]["bon_prompt"] == "accumulate"
+        assert plan.rungs == {}
 
 
 @pytest.mark.parametrize("file", sorted((CONF / "target").glob("*.yaml")), ids=lambda file: file.stem)

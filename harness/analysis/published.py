@@ -29,6 +29,8 @@ class Place(NamedTuple):
     batch_size: int
     table: str
     hardware: str
+    scenario: str = ""
+    """Ours, where the paper's task names one; "" for a plain conversation."""
 
 
 class Value(NamedTuple):
@@ -50,7 +52,8 @@ class Paper:
     setting: dict[str, Any]
     cautions: list[str]
     reference: str
-    """Our name of the method that ratios are relative to."""
+    """Our name of the method that ratios are relative to; the index names one for all papers, and a paper may
+    have its own."""
     cells: dict[Place, dict[str, Value]] = field(default_factory=dict)
     """Values by place and by our name of the method, or the paper's where we have none."""
 
@@ -69,27 +72,43 @@ def load_papers(folder: Path = FOLDER) -> list[Paper]:
         {theirs: ours for ours, spellings in known[kind].items() for theirs in spellings}
         for kind in ("targets", "tasks", "methods")
     ]
+    played = {
+        theirs: (task, scenario)
+        for scenario, tasks in known.get("scenarios", {}).items()
+        for task, spellings in tasks.items()
+        for theirs in spellings
+    }
     for path in sorted(folder.glob("*.csv")):
         if path.stem not in known["papers"]:
             raise ConfigError(f"{path}: not in {index}; name its source, setting and cautions there")
     return [
-        Paper(name=name, cells=_cells(folder / f"{name}.csv", *names), reference=known["reference"], **about)
+        Paper(
+            name=name,
+            cells=_cells(folder / f"{name}.csv", *names, played),
+            **{"reference": known["reference"], **about},
+        )
         for name, about in known["papers"].items()
     ]
 
 
 def _cells(
-    path: Path, targets: Mapping[str, str], tasks: Mapping[str, str], methods: Mapping[str, str]
+    path: Path,
+    targets: Mapping[str, str],
+    tasks: Mapping[str, str],
+    methods: Mapping[str, str],
+    played: Mapping[str, tuple[str, str]],
 ) -> dict[Place, dict[str, Value]]:
     found: dict[Place, dict[str, Value]] = {}
     for row in _rows(path):
+        task, scenario = played.get(row["task"], (tasks.get(row["task"], row["task"]), ""))
         place = Place(
             targets.get(row["model"], row["model"]),
-            tasks.get(row["task"], row["task"]),
+            task,
             float(row["temperature"]),
             int(row["batch_size"]),
             row["table"],
             row["hardware"],
+            scenario,
         )
         cell = found.setdefault(place, {})
         method = methods.get(row["method"], row["method"])

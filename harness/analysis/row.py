@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from harness.analysis import stats
+from harness.analysis.by_call import CallStats
 from harness.analysis.comparability import SETTING
 from harness.analysis.metrics import Ledger
 from harness.analysis.stats import Difference, Interval
@@ -103,6 +104,10 @@ class Row:
     """Shares of decode time by stage."""
     ties: Ties | None = None
     ledger: Ledger | None = None
+    calls: tuple[CallStats, ...] = ()
+    """By round, sample or turn, where a question has several calls; see `harness.analysis.by_call`."""
+    windows: tuple[float, ...] = ()
+    """Untrimmed tau in each window of 256 output tokens."""
 
     @property
     def failed(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.analysis import metrics, stats
+from harness.analysis.by_call import by_call, windows
 from harness.analysis.comparability import variants
 from harness.analysis.medians import medians
 from harness.analysis.row import Pair, Row
@@ -170,6 +171,7 @@ def _row(group: _Group, method: str) -> Row:
         mean_baseline_tokens=metrics.mean_length(vanilla),
         looped_share=metrics.looped_share(records),
         memory_bytes=_memory(runs, method, records),
+        calls=by_call(records, vanilla, asking[0].manifest.config.get("scenario") or {}),
         **_acceptance(records),
         **_timing(group, method, records, vanilla),
     )
@@ -181,7 +183,12 @@ def _acceptance(records: Columns) -> dict[str, Any]:
         return {}
     totals = Totals(*records.clusters(records.rounds_sum(records.emitted), records.num_rounds))
     interval = stats.bootstrap([totals])
-    return {"tau": interval.value, "tau_ci": interval.ends, "ledger": metrics.ledger(records)}
+    return {
+        "tau": interval.value,
+        "tau_ci": interval.ends,
+        "ledger": metrics.ledger(records),
+        "windows": windows(records),
+    }
 
 
 def _timing(group: _Group, method: str, records: Columns, vanilla: Columns) -> dict[str, Any]:

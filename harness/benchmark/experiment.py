@@ -54,7 +54,9 @@ class Experiment:
         self.referee = Referee(session.engine, params, self.plan.acceptor)
         self._piece = piece_reader(session.model.tokenizer)
         prompts = {one.id: self._first_prompt(one) for one in session.conversations}
-        self._manifests = ManifestMaker(session=session, params=params, prompts=prompts)
+        self._manifests = ManifestMaker(
+            session=session, params=params, prompts=prompts, scenario=self.scenario.card(session.model)
+        )
         self._where = "start"
         """What is being done, for the record of a failure."""
         session.examine(list(prompts.values())[:_NUM_EXAMINED])
@@ -109,12 +111,14 @@ class Experiment:
             self._measure(run, block)
 
     def _warm_up(self) -> dict[str, float]:
-        """Run every player on prompts outside the test set; seconds per token of each, by name."""
-        short = replace(self.params, max_new_tokens=min(self.params.max_new_tokens, _WARMUP_TOKENS))
-        runner = replace(self.runner, params=short)
+        """Run every player on the scenario's warm-up; seconds per token of each, by name."""
+        runner = self.runner
+        if self.scenario.warm_up == "ours":
+            short = min(self.params.max_new_tokens, _WARMUP_TOKENS)
+            runner = replace(runner, params=replace(self.params, max_new_tokens=short))
         seconds: dict[str, float] = {}
         num_tokens: dict[str, int] = {}
-        for conversation in self.session.warmup[: self.plan.measure.num_warmup]:
+        for conversation in self.session.warmup:
             for player in self.players:
                 self._where = f"warm-up: {player.name}, {conversation.id}"
                 self.console.note(self._where)

@@ -112,8 +112,12 @@ class Judge:
         return Verdict("tie" if tie else "broken", place, gap)
 
     def null(self, conversation: str, request: Request, output_ids: Sequence[int], width: int) -> NullReplay:
-        """Feed vanilla's own tokens in forwards of `width` tokens; count where another token is drawn."""
+        """Feed vanilla's own tokens in forwards of `width` tokens; count where another token is drawn.
+
+        Forced tokens, which nobody drew, do not count.
+        """
         sampler = self._sampler(request)
+        given = request.forced.places(output_ids) if request.forced else set[int]()
         self._target.use_kernel("sdpa")
         try:
             cache, differing = DynamicCache(), 0
@@ -124,10 +128,11 @@ class Judge:
                 index = torch.arange(start, start + len(logits), device=logits.device)
                 drawn = sampler.choose(logits[None], index[None])[0].tolist()
                 expected = output_ids[start : start + len(drawn)]
-                differing += sum(a != b for a, b in zip(drawn, expected, strict=True))
+                pairs = enumerate(zip(drawn, expected, strict=True), start=start)
+                differing += sum(a != b for place, (a, b) in pairs if place not in given)
         finally:
             self._target.use_kernel()
-        return NullReplay(conversation, len(output_ids), differing)
+        return NullReplay(conversation, len(output_ids) - len(given), differing)
 
     def _one_token(self, request: Request, output: list[int], place: int) -> tuple[list[int], list[int], int]:
         """Prefix, tokens of the forward, and the row that decides output position `place`."""

@@ -27,6 +27,8 @@ class ManifestMaker:
     params: DecodingParams
     prompts: Mapping[str, Sequence[int]]
     """The first prompt of each conversation, token ids by the conversation's id."""
+    scenario: Mapping[str, Any]
+    """What the scenario makes of the target; see `Scenario.card`."""
 
     def make(self, store: ResultStore) -> RunManifest:
         """The manifest; with `replicate=next`, of the first replicate that `store` does not hold finished."""
@@ -77,4 +79,5 @@ class ManifestMaker:
             "template_hash": template_hash(session.model.tokenizer, session.plan.target.chat),
             "end_token_ids": sorted(session.model.end_token_ids),
             "task": session.plan.task.card(),
+            **({"scenario": dict(self.scenario)} if self.scenario else {}),
         }

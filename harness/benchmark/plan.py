@@ -15,6 +15,7 @@ from harness.benchmark.scenarios.turn_runner import Player
 from harness.config import ConfigError, build
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.sampling import DecodingParams
+from harness.drafting.drafter import Drafter
 from harness.engines.engine import Engine, Method
 from harness.engines.transformers_generate import Rung
 from harness.store.identity import run_config
@@ -108,19 +109,23 @@ def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
             f"methods.{BASELINE} is missing, and every number is relative to it; do not delete it"
         )
     acceptor = build(cfg.acceptor, "acceptor")
+    scenario: Scenario = build(cfg.scenario, "scenario")
+    measure: Measure = build(cfg.measure, "measure")
+    arms = {name: _remembering(name, arm, config, scenario) for name, arm in arms.items()}
     _check_decodings(decodings, acceptor, arms)
     _check_switches(config)
     engine = build(cfg.engine, "engine")
     engine.refuse(arms, rungs, acceptor)
+    _check_scenario(scenario, engine, measure)
     return Plan(
         engine=engine,
-        scenario=build(cfg.scenario, "scenario"),
+        scenario=scenario,
         target=build(cfg.target, "target"),
         task=build(cfg.task, "task"),
         arms={BASELINE: arms.pop(BASELINE), **arms},
         decodings=decodings,
         acceptor=acceptor,
-        measure=build(cfg.measure, "measure"),
+        measure=measure,
         rungs=rungs,
         tracker=build(cfg.tracker, "tracker"),
         replicate=config["replicate"],
@@ -128,6 +133,35 @@ def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
         config=config,
         overrides=overrides,
     )
+
+
+def _remembering(name: str, arm: Method, config: Mapping[str, Any], scenario: Scenario) -> Method:
+    """The arm with the memory that its own settings or the scenario's ask for."""
+    if not isinstance(arm, Drafter):
+        return arm
+    narrow = arm.scope not in ("question", "process")
+    if arm.remember and narrow:
+        raise ConfigError(
+            f"methods.{name}.remember={arm.remember}: the method keeps nothing from one call to the next (its"
+            f" scope is {arm.scope}); leave it out"
+        )
+    if scenario.memory is None or arm.remember or narrow:
+        return arm
+    remembering: Method = build({**config["methods"][name], "remember": scenario.memory}, f"methods.{name}")
+    return remembering
+
+
+def _check_scenario(scenario: Scenario, engine: Engine, measure: Measure) -> None:
+    if scenario.one_at_a_time and measure.batch_size > 1:
+        raise ConfigError(
+            f"measure.batch_size={measure.batch_size}: scenario={scenario.name} asks one question at a time,"
+            " so that methods can remember it from one call to the next; type measure.batch_size=1"
+        )
+    if scenario.forces and not engine.forces:
+        raise ConfigError(
+            f"scenario.thinking.budget_share: engine={engine.name} cannot force the end of a thought; type"
+            " scenario.thinking.budget_share=null"
+        )
 
 
 def _check_decodings(

@@ -28,7 +28,9 @@ class Session:
         self.plan, self.console, self.engine = plan, console, plan.engine
         plan.acceptor.load()
         self.conversations = plan.task.load()
-        self.warmup = plan.task.warmup() if plan.measure.num_warmup else []
+        num_own = plan.measure.num_warmup
+        own = plan.task.warmup()[:num_own] if num_own else []
+        self.warmup = plan.scenario.warmup(own, self.conversations) if num_own else []
         self.model = self.engine.load(plan.target, plan.arms, console.note)
         workload = Workload(
             batch_size=plan.measure.batch_size,
@@ -41,12 +43,8 @@ class Session:
     def _longest_sequence(self) -> int:
         """Tokens of the longest sequence if every answer reaches the cap."""
         cap = max(params.max_new_tokens for params in self.plan.decodings.values())
-        longest = 0
-        for conversation in (*self.conversations, *self.warmup):
-            turns = [Message(role="user", content=turn) for turn in conversation.turns]
-            prompt = len(conversation.input_ids or self.render(turns))
-            longest = max(longest, prompt + self.plan.scenario.num_chained_calls(conversation) * cap)
-        return longest
+        scenario, every = self.plan.scenario, (*self.conversations, *self.warmup)
+        return max((scenario.longest_sequence(one, self.render, cap) for one in every), default=0)
 
     def examine(self, prompts: Sequence[Sequence[int]]) -> None:
         """Have the arms look at some prompts [token ids], once per process.

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from harness.decoding.acceptance import Accepted
 from harness.decoding.charging import Span, charge
+from harness.decoding.forced_tokens import Asked, ForcedTokens, next_tokens, overruled
 from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, Outcome
@@ -31,6 +32,8 @@ class Request:
 
     prompt: Sequence[int]
     key: int
+    forced: ForcedTokens | None = None
+    """Tokens that the output must hold at some place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,24 @@ def read(accepted: Accepted, draft: Draft) -> Decision:
         depth=[row[3] for row in rows],
         path_tokens=[row[4 : 4 + row[0]] for row in rows],
     )
+
+
+def decide(accepted: Accepted, draft: Draft, asked: Sequence[Asked]) -> tuple[Accepted, Decision]:
+    """The acceptor's decision on the device and on the host, after forced tokens have overruled it."""
+    decision = read(accepted, draft)
+    lengths, tokens = list(decision.length), list(decision.token)
+    for b, ((forced, output), path) in enumerate(zip(asked, decision.path_tokens, strict=True)):
+        if forced is None:
+            continue
+        if (token := forced.at(output)) is not None:
+            lengths[b], tokens[b] = 0, token
+        elif (kept := forced.cut(output, path)) is not None:
+            lengths[b], tokens[b] = kept, path[kept]
+    if (lengths, tokens) == (decision.length, decision.token):
+        return accepted, decision
+    paths = [path[:length] for path, length in zip(decision.path_tokens, lengths, strict=True)]
+    decision = replace(decision, length=lengths, token=tokens, path_tokens=paths)
+    return overruled(accepted, lengths, tokens), decision
 
 
 def trim(tokens: Sequence[int], end_token_ids: Collection[int], limit: int) -> tuple[list[int], bool]:
@@ -207,7 +228,14 @@ class Batch:
     def room(self) -> list[int]:
         """Per running sequence, the drafted tokens that could still be emitted, one less for the bonus
         token."""
-        return [max(self._left(row) - 1, 0) for row in self.running]
+        return [
+            max(self._left(row) - 1, 0) if token is None else 0
+            for row, token in zip(self.running, next_tokens(self.asked()), strict=True)
+        ]
+
+    def asked(self) -> list[Asked]:
+        """Per running sequence, the tokens that it forces and its output so far."""
+        return [(self.requests[row].forced, self.generations[row].output_ids) for row in self.running]
 
     def positions(self) -> Tensor:
         """[B] output position of the token after the pending one."""
@@ -217,7 +245,7 @@ class Batch:
     def record(self, draft: Draft, decision: Decision) -> bool:
         """Record the round; returns whether any sequence is left to decode."""
         self._rounds.append(list(self.running))
-        for b, row in enumerate(self.running):
+        for b, (row, token) in enumerate(zip(self.running, next_tokens(self.asked()), strict=True)):
             generation = self.generations[row]
             emitted = self._emit(row, [*decision.path_tokens[b], decision.token[b]])
             generation.drafted.append(decision.size[b])
@@ -225,6 +253,7 @@ class Batch:
             generation.accepted.append(decision.length[b])
             generation.emitted.append(emitted)
             generation.riders.append(draft.num_riders)
+            generation.forced.append(int(token is not None))
             generation.drafts.append((draft, b))
             generation.paths.append(decision.path_tokens[b])
         return self._any_left()

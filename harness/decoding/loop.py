@@ -10,7 +10,8 @@ from collections.abc import Collection, Sequence
 import torch
 
 from harness.decoding.acceptance import Acceptor
-from harness.decoding.batch import Batch, Generation, Request, read
+from harness.decoding.batch import Batch, Generation, Request, decide
+from harness.decoding.forced_tokens import without_drafts
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.draft_policy import shorten
@@ -67,17 +68,17 @@ class LocalEngine:
         watch = Stopwatch(self.target.device, self.timed)
         exact = acceptor.coupled or not acceptor.lossless
         watch.start()
-        drafter.new_call(keeps_memory(drafter.scope, same_question))
+        drafter.new_call(keeps_memory(drafter.effective_scope, same_question))
         batch.prefill()
         watch.lap("prefill")
         while batch.running:
             draft = shorten(drafter.propose(batch.room()), drafter.policy, exact)
             watch.lap("draft")
-            draft = self._padded(draft)
+            draft = self._padded(without_drafts(draft, batch.asked()))
             logits, rider_logits = draft.split(self.target.verify(batch.pending, draft))
             watch.lap("verify")
             accepted = acceptor.accept(logits, draft, batch.sampler, batch.positions())
-            decision = read(accepted, draft)
+            accepted, decision = decide(accepted, draft, batch.asked())
             watch.lap("accept")
             path = None if draft.is_chain else accepted.path[:, : draft.num_levels]
             self.target.commit(path, decision.length)

@@ -138,6 +138,9 @@ class Drafter(ABC):
     """False for a method that is only defined at temperature 0."""
     policy: DraftPolicy = Field(default_factory=KeepAll)
     """Decides which nodes of a proposed draft are verified; see `harness.drafting.draft_policy`."""
+    remember: Literal["call", "question", "process"] | None = None
+    """Replaces the scope of a drafter that remembers beyond a call, for ablations: `call` has it forget what
+    its scope would keep."""
 
     @property
     def scope(self) -> Scope:
@@ -146,6 +149,12 @@ class Drafter(ABC):
         The loop calls `new_call` accordingly, so a drafter need not know what a question is.
         """
         return "call"
+
+    @property
+    def effective_scope(self) -> Scope:
+        """The scope, or what `remember` makes of one that is wider than a call."""
+        own = self.scope
+        return self.remember if self.remember and own in ("question", "process") else own
 
     @property
     def corpus(self) -> str | None:
@@ -157,8 +166,8 @@ class Drafter(ABC):
     def knowledge(self) -> str:
         """The scope, or the corpus where there is one: the source of its drafts, for the manifest."""
         if self.corpus is None:
-            return self.scope
-        wider = "" if self.scope in ("round", "call") else f"{self.scope}, "
+            return self.effective_scope
+        wider = "" if self.effective_scope in ("round", "call") else f"{self.effective_scope}, "
         return f"{wider}corpus {self.corpus}"
 
     @property
@@ -226,9 +235,9 @@ class Drafter(ABC):
         """A call of the loop begins; `reset` follows.
 
         keep_memory: whether the drafter may use what it learned in earlier calls. If not, it must forget it.
-        The loop decides this by `scope`: a `question` drafter keeps its memory while calls belong to the same
-        question, a `process` drafter always, any other never. A drafter whose whole state belongs to its
-        sequences has nothing to do here.
+        The loop decides this by `effective_scope`: a `question` drafter keeps its memory while calls belong
+        to the same question, a `process` drafter always, any other never. A drafter whose whole state belongs
+        to its sequences has nothing to do here.
         """
 
     @abstractmethod

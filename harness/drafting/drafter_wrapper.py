@@ -16,7 +16,7 @@ class DrafterWrapper(Drafter):
 
     def __init__(self, inner: Drafter) -> None:
         """inner: the drafter that guesses. Its policy is the wrapper's, because the loop asks the wrapper."""
-        super().__init__(policy=inner.policy)
+        super().__init__(policy=inner.policy, remember=inner.remember)
         self.inner = inner
 
     @property

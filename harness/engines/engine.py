@@ -94,6 +94,8 @@ class Engine(ABC):
     """Whether the target is loaded into this process, so that its shape says what a run takes."""
     tells_rounds: ClassVar[bool] = False
     """Whether its generations list every round; if not, nothing that is counted in rounds is known."""
+    forces: ClassVar[bool] = False
+    """Whether it honours `Request.forced`."""
     coupled: ClassVar[bool] = False
     """Whether it draws with the noise of `Request.key`, so that outputs compare above temperature 0, too."""
 

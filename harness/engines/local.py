@@ -34,6 +34,7 @@ class Local(Engine):
     name: ClassVar[str] = "local"
     in_process: ClassVar[bool] = True
     tells_rounds: ClassVar[bool] = True
+    forces: ClassVar[bool] = True
     coupled: ClassVar[bool] = True
 
     @override

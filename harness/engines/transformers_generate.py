@@ -15,6 +15,7 @@ from typing_extensions import override
 from harness.config import configurable
 from harness.decoding.acceptance import Coupled
 from harness.decoding.batch import Generation, Request
+from harness.decoding.forced_tokens import ForcedTokens
 from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.drafter import Drafter
@@ -31,6 +32,23 @@ class CoupledNoise(LogitsProcessor):  # type: ignore[misc]
         """Processed and perturbed scores [1, V] for the token after `input_ids` [1, L]."""
         index = torch.tensor([[input_ids.shape[1] - self._start]], device=scores.device)
         return self._sampler.params.process(scores) + self._sampler.gumbel(index)[:, 0]
+
+
+class GivenTokens(LogitsProcessor):  # type: ignore[misc]
+    """Has `generate` write the tokens that a request forces; the last of the processors."""
+
+    def __init__(self, forced: ForcedTokens, num_prompt_tokens: int) -> None:
+        self._forced, self._start = forced, num_prompt_tokens
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """The scores [1, V] for the token after `input_ids` [1, L], where it is forced with one finite
+        entry."""
+        token = self._forced.at(input_ids[0, self._start :].tolist())
+        if token is None:
+            return scores
+        only = torch.full_like(scores, -torch.inf)
+        only[:, token] = 0
+        return only
 
 
 @configurable
@@ -88,6 +106,8 @@ class _TransformersRung(Rung):
             config.top_k, config.top_p, config.temperature = 0, 1.0, 1.0
             sampler = TokenSampler(params, [request.key], target.vocab_size, target.device)
             noise.append(CoupledNoise(sampler, num_prompt))
+        if request.forced is not None:
+            noise.append(GivenTokens(request.forced, num_prompt))
         target.set_taps(())
         target.use_kernel("sdpa")
         try:

@@ -30,6 +30,8 @@ class Quantities:
     """Accepted tokens plus one, after trimming."""
     riders: list[int] = field(default_factory=list, metadata=_ROUND_COUNT)
     """Tokens that shared the forward without being part of the draft."""
+    forced: list[int] = field(default_factory=list, metadata=_ROUND_COUNT)
+    """1 where the token of the round was given and not drawn, as at the end of a thinking budget, else 0."""
     draft_ns: list[int] = field(default_factory=list, metadata=_ROUND_TIME)
     """Proposing the draft, and learning from the outcome of the round before."""
     verify_ns: list[int] = field(default_factory=list, metadata=_ROUND_TIME)

@@ -13,7 +13,7 @@ from harness.analysis.row import Row
 from harness.analysis.summary import summarise_with_pairs
 from harness.config import ConfigError
 from harness.costs.table import load_tables
-from harness.reports import csv_files, figures, page, replication
+from harness.reports import by_call, csv_files, figures, page, replication
 from harness.reports.latex import latex
 from harness.reports.markdown import markdown
 from harness.store.locations import RUNS
@@ -37,10 +37,9 @@ def build(
 ) -> list[Row]:
     """Write the report into `out` in each of `formats`, names of `FORMATS`; the rows it shows.
 
-    Where papers published the same cells, replication.md and replication.csv stand beside them.
-
-    roots: folders of results; a run that lies in two is counted once. only: pattern of run ids. allow_mixed:
-    runs that do not compare stand side by side with footnotes.
+    Where papers published the same cells, replication.md and replication.csv stand beside them; where
+    questions have several calls, by_call.csv. roots: folders of results; a run that lies in two is counted
+    once. only: pattern of run ids. allow_mixed: runs that do not compare stand side by side with footnotes.
 
     Raises:
         ConfigError: there are no such runs, or they do not compare.
@@ -48,7 +47,7 @@ def build(
     runs = _choose(_merged(roots, console), roots, only)
     if not allow_mixed:
         refuse_mixed(runs)
-    _, notes = variants(runs)
+    notes = variants(runs)[1]
     rows, pairs = summarise_with_pairs(runs, [table for root in roots for table in load_tables(root)])
     out.mkdir(parents=True, exist_ok=True)
     papers = load_papers()
@@ -61,6 +60,7 @@ def build(
         "csv": lambda: {
             "rows.csv": csv_files.csv(rows),
             "pairs.csv": csv_files.pairs_csv(pairs),
+            "by_call.csv": by_call.csv(rows),
             "replication.csv": csv_files.csv_of(replication.table(papers, rows, runs)),
         },
         "html": lambda: {"report.html": page.document(rows, pairs, runs, notes)},
@@ -69,7 +69,7 @@ def build(
     for chosen in dict.fromkeys(formats):
         for name, text in makers[chosen]().items():
             if not text.strip():
-                # Nothing that a paper measured as well; what an earlier report found goes.
+                # No cell of a paper, or one call to every question; what an earlier report found goes.
                 (out / name).unlink(missing_ok=True)
                 continue
             (out / name).write_text(text, encoding="utf-8", newline="\n")
@@ -82,7 +82,7 @@ def build(
 def _redraw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """The figures of these rows; those of an earlier report, which they may contradict, go."""
     written = figures.draw(rows, folder)
-    kinds = "|".join((*figures.KINDS, figures.BATCHES))
+    kinds = "|".join((*figures.KINDS, figures.BATCHES, figures.TEMPERATURES))
     for path in folder.glob("*") if folder.is_dir() else ():
         if path not in written and re.fullmatch(rf".+-({kinds})\.(png|svg)", path.name):
             path.unlink()

@@ -22,7 +22,8 @@ def csv(rows: Sequence[Row]) -> str:
 def _line(row: Row) -> dict[str, Any]:
     """The cell and the method first, then every number."""
     where, own = dataclasses.asdict(row.where), dataclasses.asdict(row)
-    del own["where"]
+    # The calls are lines of a table of their own; see `harness.reports.by_call`.
+    del own["where"], own["calls"]
     first = {"target": where.pop("target"), "task": where.pop("task"), "method": own.pop("method")}
     return _flat({**first, **where, **own, "failed": row.failed})
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.analysis.batch_scaling import by_batch
 from harness.analysis.row import Pair, Row
-from harness.reports import formatting
+from harness.reports import by_call, formatting
 from harness.reports.tables import (
     Table,
     acceptance_table,
@@ -20,7 +20,7 @@ from harness.reports.tables import (
 )
 from harness.store.records import Cell
 
-_LEFT = ("target", "task", "method", "against", "verdict", "which is", "marks")
+_LEFT = ("target", "task", "method", "call", "against", "verdict", "which is", "marks")
 
 
 _SETTING = ("target", "batch", "profile", "baseline", "acceptor", "engine", "scenario")
@@ -66,6 +66,7 @@ def markdown(rows: Sequence[Row], pairs: Sequence[Pair] = (), notes: Sequence[st
         ]
         for title, table in (
             ("The ladder", ladder_table(group)),
+            ("Call by call", by_call.table(group)),
             ("Acceptance in other tools' words", acceptance_table(group)),
             ("Output", output_table(group)),
             ("Memory and energy", memory_table(group)),

@@ -23,6 +23,7 @@ _HEADERS = (
         "method",
         "their speedup",
         "our speedup",
+        "our mean of rates",
         "their tau",
         "our tau",
         "ours as EAGLE",
@@ -30,6 +31,8 @@ _HEADERS = (
     *("their ratio", "our ratio", "marks", "what differs"),
 )
 _LEFT = ("target", "task", "method", "marks", "what differs")
+_PLAIN = ("multi_turn", "single")
+"""The scenarios of papers that do not speak of any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +120,7 @@ def table(papers: Sequence[Paper], rows: Sequence[Row], runs: Sequence[Run]) -> 
             "their_method": line.theirs.method,
             "their_speedup": _known(line.theirs.speedup),
             "our_speedup": line.row.speedup,
+            "our_speedup_mean_of_rates": line.row.speedup_mean_of_rates,
             "their_tau": _known(line.theirs.tau),
             "our_tau": line.row.tau,
             "our_tau_as_eagle": _as_eagle(line.row),
@@ -140,6 +144,7 @@ def _written(line: Line) -> list[str]:
         f"{formatting.method(row)} ({theirs.method})",
         formatting.times(theirs.speedup),
         formatting.speedup(row),
+        formatting.times(row.speedup_mean_of_rates),
         formatting.number(theirs.tau),
         formatting.tau(row),
         formatting.number(_as_eagle(row)),
@@ -152,7 +157,7 @@ def _written(line: Line) -> list[str]:
 
 def _is_at(row: Row, place: Place) -> bool:
     here, there = ((at.target, at.task, at.temperature, at.batch_size) for at in (row.where, place))
-    return here == there
+    return here == there and row.where.scenario in ((place.scenario,) if place.scenario else _PLAIN)
 
 
 def _same_cell(one: Row, other: Row) -> bool:

@@ -38,7 +38,7 @@ def test_a_second_build_changes_no_byte(tmp_path: Path) -> None:
     build(tmp_path, "--out", str(tmp_path / "again"))
     build(tmp_path)
     assert {name for name in first if "/" not in name} == TEXTS
-    assert sum(name.startswith("figures/") for name in first) == 16
+    assert sum(name.startswith("figures/") for name in first) == 18
     assert contents(tmp_path / "tables") == contents(tmp_path / "again") == first
 
 

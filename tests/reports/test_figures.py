@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -9,7 +10,7 @@ import pytest
 
 from harness.analysis.summary import summarise
 from harness.reports.figures import draw
-from tests.support.builders import make_run, sample_records, sample_run, sample_runs
+from tests.support.builders import make_record, make_run, sample_records, sample_run, sample_runs
 
 KINDS = ("speedup", "tau", "acceptance-by-position", "time-split")
 
@@ -25,7 +26,8 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     rows = summarise(sample_runs())
     first, second = draw(rows, tmp_path / "a"), draw(rows, tmp_path / "b")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
-    assert len(first) == 16
+    # Two tasks have panels in the four figures of each temperature, and one was measured at both.
+    assert len(first) == 16 + 2
 
 
 def test_untimed_rows_have_no_figure_of_speed(tmp_path: Path) -> None:
@@ -51,8 +53,8 @@ def test_sets_that_differ_in_anything_have_files_of_their_own(tmp_path: Path) ->
     axes = [{}, {"batch_size": 4}, {"profile": "quick"}, {"temperature": 0.5}, {"target": "other/name"}]
     rows = summarise([make_run(records, f"r{i}", **changes) for i, changes in enumerate(axes)])
     written = draw(rows, tmp_path)
-    # And one more figure that has the two batches side by side.
-    assert len(set(written)) == len(written) == len(axes) * 8 + 2
+    # And two more figures that have the two batches and the two temperatures side by side.
+    assert len(set(written)) == len(written) == len(axes) * 8 + 4
     assert all(path.is_file() for path in written)
 
 
@@ -63,3 +65,22 @@ def test_the_callers_matplotlib_settings_neither_matter_nor_change(tmp_path: Pat
         styled = [path.read_bytes() for path in draw(rows, tmp_path / "b")]
         assert matplotlib.rcParams["font.size"] == 30
     assert styled == plain
+
+
+def test_calls_windows_and_temperatures_have_figures_where_there_are_several(tmp_path: Path) -> None:
+    runs = []
+    for name, temperature in (("greedy", 0.0), ("warm", 0.6)):
+        records = [
+            replace(one, turn=turn)
+            for turn in (0, 1)
+            for one in sample_records({"sam": 0.3 + 0.4 * turn}, num_prompts=3, num_repeats=1)
+        ]
+        config = {"decoding": {}, "scenario": {"num_rounds": 2}}
+        runs.append(make_run(records, name, temperature=temperature, decoding=name, config=config))
+    long = make_record("vanilla", "long", [0] * 600, [0] * 600)
+    runs.append(make_run([long], "long", decoding="long"))
+    names = {path.name for path in draw(summarise(runs), tmp_path)}
+    assert {"tiny.greedy-tau-by-call.png", "tiny.warm-tau-by-call.svg"} <= names
+    assert "tiny-tau-by-temperature.png" in names
+    along = [name for name in names if "tau-along" in name]
+    assert sorted(along) == ["tiny.long-tau-along.png", "tiny.long-tau-along.svg"], "others have one window"

@@ -150,3 +150,40 @@ def test_what_a_paper_does_not_say_is_not_known() -> None:
     run = measured(THIRD, target="qwen3_8b", task="gsm8k", decoding="sampled", temperature=1.0)
     line = replication.table([paper], summarise(run), [run])
     assert all(math.isnan(one["their_speedup"]) and math.isnan(one["their_ratio"]) for one in line)
+
+
+def scaled(scenario: str, temperature: float, task: str = "spectts") -> Run:
+    """Qwen3-8B with two of SpecTTS-Bench's methods."""
+    return measured(
+        None,
+        target="qwen3_8b",
+        task=task,
+        scenario=scenario,
+        temperature=temperature,
+        arms={"vanilla": {}, "eagle2": {}, "eagle3": {}},
+    )
+
+
+def test_numbers_of_a_scenario_stand_beside_rows_of_that_scenario_alone() -> None:
+    (paper,) = (one for one in load_papers() if one.name == "spectts")
+
+    def theirs(run: Run) -> dict[str, float | None]:
+        lines = replication.replicate(paper, summarise(run), [run])
+        return {f"{line.row.method}, {line.place.task}": line.theirs.speedup for line in lines}
+
+    assert theirs(scaled("multi_round", 0.0)) == {"eagle3, spectts": 2.91}
+    assert theirs(scaled("multi_round", 0.0, "aime24")) == {"eagle3, aime24": 2.80}
+    for other in (scaled("multi_turn", 0.0), scaled("best_of_n", 0.0), scaled("multi_round", 1.0)):
+        assert theirs(other) == {}
+    assert replication.replicate(paper, summarise(measured(OFFICIAL, scenario="multi_round")), []) == []
+
+
+def test_a_paper_may_have_a_reference_of_its_own_and_both_speedups_are_printed() -> None:
+    (paper,) = (one for one in load_papers() if one.name == "racer")
+    assert paper.reference == "racer"
+    run = scaled("single", 0.0, "humaneval")
+    (line,) = replication.table([paper], summarise(run), [run])
+    assert line["their_ratio"] == pytest.approx(2.44 / 2.24)
+    row = next(row for row in summarise(run) if row.method == "eagle3")
+    assert line["our_speedup_mean_of_rates"] == row.speedup_mean_of_rates != row.speedup
+    assert "| our mean of rates |" in replication.markdown([paper], summarise(run), [run])

@@ -14,6 +14,7 @@ from typing import Literal
 from harness.config import ConfigError
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.batch import Generation, Request
+from harness.decoding.forced_tokens import ForcedTokens
 from harness.decoding.sampling import DecodingParams, stream_key
 from harness.engines.engine import Engine, Method, ServedModel
 from harness.store.records import GenerationRecord, Verdict
@@ -60,11 +61,13 @@ class Call:
 
     conversation: Conversation
     prompt: Sequence[int]
-    """Token ids. A scenario that forces tokens (the end of a thought, say) ends the prompt with them."""
+    """Token ids. A scenario that begins an answer itself ends the prompt with that beginning."""
     turn: int = 0
     """Index of the call in its sample: a turn of the conversation, or a further look at the same question."""
     sample: int = 0
     """Index of the sample among all that this conversation is asked for, over all seeds."""
+    forced: ForcedTokens | None = None
+    """Tokens that must stand at some place of the answer, as the end of a thought."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +207,7 @@ class TurnRunner:
     def _request(self, one_pass: Pass, call: Call) -> Request:
         self.check_room(call)
         key = stream_key(self.params.seeds[one_pass.seed], call.conversation.id, call.turn, call.sample)
-        return Request(prompt=call.prompt, key=key)
+        return Request(prompt=call.prompt, key=key, forced=call.forced)
 
 
 def _share(energy_mj: int | None, own_ns: int, total_ns: int) -> int | None:

@@ -1,5 +1,5 @@
-"""Figures of rows: speedup, acceptance length, acceptance by position and split of time, as PNG and SVG."""
+"""Figures of rows as PNG and SVG: speed, tau, and how both depend on position, call and temperature."""
 
-from harness.reports.figures.drawing import BATCHES, KINDS, draw
+from harness.reports.figures.drawing import BATCHES, KINDS, TEMPERATURES, draw
 
-__all__ = ["BATCHES", "KINDS", "draw"]
+__all__ = ["BATCHES", "KINDS", "TEMPERATURES", "draw"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.analysis.batch_scaling import break_even_of, by_batch, curves
 from harness.analysis.row import Row
 from harness.reports.figures import panels as paints
+from harness.reports.figures import progress
 from harness.reports.figures.panels import INK, Paint
 from harness.store.records import Cell
 from harness.system.naming import slug
@@ -92,6 +93,24 @@ def draw(rows: Sequence[Row], folder: Path, prefix: str = "") -> list[Path]:
     for key, group in together.items():
         name = f"{prefix}{_name(key, together)}-{BATCHES}"
         written += _figure(group, folder, name, BATCHES, paints.by_batch)
+    return written + _over_temperatures(rows, folder, prefix)
+
+
+def _over_temperatures(rows: Sequence[Row], folder: Path, prefix: str) -> list[Path]:
+    """A figure for rows that differ in temperature, with the tasks that were measured at several."""
+    cells: dict[_Set, list[Row]] = {}
+    for row in rows:
+        if math.isfinite(row.tau):
+            where = replace(row.where, decoding="", temperature=0.0)
+            cells.setdefault(_Set(where, row.variant), []).append(row)
+    groups: dict[_Set, list[Row]] = {}
+    for key, own in cells.items():
+        if len({row.where.temperature for row in own}) > 1:
+            groups.setdefault(_Set(replace(key.where, task=""), key.variant), []).extend(own)
+    written: list[Path] = []
+    for key, group in groups.items():
+        name = f"{prefix}{_name(key, groups)}-{TEMPERATURES}"
+        written += _figure(group, folder, name, TEMPERATURES, progress.by_temperature)
     return written
 
 
@@ -107,7 +126,7 @@ def _name(key: _Set, keys: Collection[_Set]) -> str:
         and len({value_of(other) for other in keys}) > 1
         and not (is_clear and label == _TEMPERATURE)
     ]
-    return ".".join(slug(part) for part in (key.where.target, key.where.decoding, *others))
+    return ".".join(slug(part) for part in (key.where.target, key.where.decoding, *others) if part)
 
 
 def _figure(rows: Sequence[Row], folder: Path, name: str, kind: str, paint: Paint) -> list[Path]:
@@ -145,9 +164,8 @@ def _title(row: Row, kind: str) -> str:
         *["quick"] * (row.where.profile == "quick"),
         row.variant,
     ]
-    return ", ".join(
-        [row.where.target, f"T = {row.where.temperature:g} ({row.where.decoding})", *filter(None, marks)]
-    )
+    at = [f"T = {row.where.temperature:g} ({row.where.decoding})"] * (kind != TEMPERATURES)
+    return ", ".join([row.where.target, *at, *filter(None, marks)])
 
 
 def _label(figure: Figure, panels: Any, kind: str, num_panels: int, title: str) -> None:
@@ -189,16 +207,25 @@ _X_LABELS = {
     "acceptance-by-position": "position in the draft",
     "time-split": "% of decode time",
     "batches": "sequences at the same time",
+    "tau-by-call": "calls to one question, 95 % interval",
+    "tau-along": "output tokens, in windows of 256",
+    "tau-by-temperature": "temperature, 95 % interval",
 }
 _Y_LABELS = {
     "acceptance-by-position": "share kept, given that all before were",
     "batches": "speedup over vanilla",
+    "tau-by-call": "tokens a round (tau)",
+    "tau-along": "tokens a round (untrimmed)",
+    "tau-by-temperature": "tokens a round (tau)",
 }
 """Only figures of lines have a labelled y axis."""
 BATCHES = "batches"
+TEMPERATURES = "tau-by-temperature"
 KINDS: dict[str, tuple[Callable[[Row], bool], Paint]] = {
     "speedup": (lambda row: math.isfinite(row.speedup), paints.speedup),
     "tau": (lambda row: math.isfinite(row.tau), paints.tau),
     "acceptance-by-position": (_has_positions, paints.by_position),
     "time-split": (lambda row: bool(row.split), paints.split),
+    "tau-by-call": (lambda row: any(math.isfinite(call.tau) for call in row.calls), progress.by_call),
+    "tau-along": (lambda row: len(row.windows) > 1, progress.along),
 }

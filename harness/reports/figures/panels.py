@@ -21,8 +21,8 @@ INK = "#222222"
 # The colour-blind safe palette of Okabe and Ito (2008), without its black and its pale yellow.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#44AA99")
 _STAGE_COLOURS = dict(zip(STAGES, ("#E69F00", "#0072B2", "#CC79A7", "#009E73", "#BBBBBB"), strict=True))
-_BASELINE_COLOUR, _RUNG_COLOUR, _FAINT = "#444444", "#A0A0A0", "#D9D9D9"
-_MARKERS = "osD^vP*X"
+_BASELINE_COLOUR, _RUNG_COLOUR, FAINT = "#444444", "#A0A0A0", "#D9D9D9"
+MARKERS = "osD^vP*X"
 
 
 def colours(rows: Sequence[Row]) -> dict[str, str]:
@@ -34,15 +34,15 @@ def colours(rows: Sequence[Row]) -> dict[str, str]:
 
 def _method_axis(panel: Axes, rows: Sequence[Row]) -> None:
     """Label the y axis with the methods, from the top down, and mark those with a fault."""
-    names = [formatting.method(row) + _fault(row) for row in rows]
+    names = [formatting.method(row) + fault_mark(row) for row in rows]
     panel.set_yticks(range(len(rows)), names)
     panel.set_ylim(len(rows) - 0.4, -0.6)
     panel.tick_params(axis="y", length=0)
-    panel.grid(axis="x", color=_FAINT, linewidth=0.6)
+    panel.grid(axis="x", color=FAINT, linewidth=0.6)
     panel.set_axisbelow(True)
 
 
-def _fault(row: Row) -> str:
+def fault_mark(row: Row) -> str:
     """Suffix that marks a broken, lossy or forced method."""
     return f" ({row.verdict})" if row.verdict == "broken" or not row.lossless else ""
 
@@ -117,13 +117,13 @@ def by_position(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> No
     for i, row in enumerate(rows):
         assert row.ledger is not None
         shares = row.ledger.conditional
-        fault = _fault(row)
+        fault = fault_mark(row)
         panel.plot(
             range(1, len(shares) + 1),
             shares,
             color=colours[row.method],
             linestyle="--" if fault else "-",
-            marker=_MARKERS[i % len(_MARKERS)],
+            marker=MARKERS[i % len(MARKERS)],
             markersize=4.5,
             linewidth=1.5,
             label=formatting.method(row) + fault,
@@ -131,7 +131,7 @@ def by_position(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> No
         )
     panel.set_ylim(0, 1)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panel.grid(axis="y", color=_FAINT, linewidth=0.6)
+    panel.grid(axis="y", color=FAINT, linewidth=0.6)
 
 
 def by_batch(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
@@ -145,7 +145,7 @@ def by_batch(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
             continue
         heights = [row.speedup for row in timed]
         ends = [row.speedup_ci or (row.speedup, row.speedup) for row in timed]
-        fault = next((_fault(row) for row in timed if _fault(row)), "")
+        fault = next((fault_mark(row) for row in timed if fault_mark(row)), "")
         panel.errorbar(
             [row.where.batch_size for row in timed],
             heights,
@@ -155,7 +155,7 @@ def by_batch(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
             ],
             color=colours[method],
             linestyle="--" if fault else "-",
-            marker=_MARKERS[i % len(_MARKERS)],
+            marker=MARKERS[i % len(MARKERS)],
             markersize=4.5,
             linewidth=1.5,
             capsize=2.5,
@@ -167,7 +167,7 @@ def by_batch(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(ScalarFormatter())
     panel.set_ylim(bottom=0)
-    panel.grid(axis="y", color=_FAINT, linewidth=0.6)
+    panel.grid(axis="y", color=FAINT, linewidth=0.6)
 
 
 def split(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
