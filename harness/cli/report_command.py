@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from harness.reports import replay_table
 from harness.reports.build import FORMATS, TABLES, build
 from harness.reports.run_diff import describe, find_run
 from harness.store.archives import compact, expand
-from harness.store.locations import RUNS, is_local, locate
+from harness.store.integrity.paths import is_local
+from harness.store.integrity.verify import verify
+from harness.store.locations import RUNS, locate
 from harness.store.migration import migrate
 from harness.system.console import Console
 from harness.tracking import sync, wandb_workspace
@@ -37,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.command in _COMMANDS:
             _COMMANDS[given.command](given, console)
             return GOOD
+        if given.command == "verify":
+            return _verify(given, console)
         if given.command == "sync":
             return GOOD if sync.run_command(given, console) else FAILED
         if given.command == "workspace":
@@ -56,6 +62,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def is_bad(row: Row) -> bool:
     """Whether a row must fail the command: a run of it failed, or an arm's output is not vanilla's."""
     return row.failed or bool(row.failures) or (row.verdict == "broken" and row.kind == "arm")
+
+
+def _verify(given: argparse.Namespace, console: Console) -> int:
+    """Print a JSON document of all findings, and a line for each that is not simply good."""
+    findings = [finding for root in given.results for finding in verify(locate(root) / RUNS)]
+    for state, name, reason in ((one.state, one.run, one.reason) for one in findings):
+        if state == "damaged":
+            console.error(f"{name}: {state}: {reason}")
+        elif reason:
+            console.note(f"{name}: {state}: {reason}")
+    counts = Counter(one.state for one in findings)
+    told = ", ".join(f"{counts[state]} {state}" for state in ("verified", "not verifiable", "damaged"))
+    console.note(f"{len(findings)} runs: {told}")
+    print(json.dumps({"runs": [one._asdict() for one in findings]}), flush=True)
+    return FAILED if counts["damaged"] else GOOD
 
 
 def _diff(given: argparse.Namespace, _: Console) -> None:
@@ -97,6 +118,15 @@ def _parser() -> argparse.ArgumentParser:
     sync.add_command(commands)
     wandb_workspace.add_command(commands)
     _add_diff(commands)
+    checking = commands.add_parser(
+        "verify",
+        help="check whether stored runs are what was written",
+        description="Check whether stored runs are what was written: types, arithmetic, the chain of"
+        " checksums from the manifest to the last line, and the exports. stdout gets one JSON document."
+        " Exit status 1: a run is damaged.",
+        allow_abbrev=False,
+    )
+    _add_roots(checking)
     for name, purpose in _UPKEEP.items():
         description = f"{purpose[0].upper()}{purpose[1:]}."
         command = commands.add_parser(name, help=purpose, description=description, allow_abbrev=False)
@@ -115,12 +145,7 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=TABLES,
         help=f"formats to write, of which html is one page that opens offline (default: {' '.join(TABLES)})",
     )
-    command.add_argument(
-        "--results",
-        nargs="+",
-        default=["results"],
-        help="folders or URLs (s3://..., https://...) that hold runs/; several are read as one store",
-    )
+    _add_roots(command)
     command.add_argument("--out", type=Path, help="folder to write into (default: RESULTS/tables)")
     command.add_argument(
         "--only", metavar="PATTERN", help="only run ids that match it, as in 'smollm2_135m.*'"
@@ -129,6 +154,15 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--allow-mixed",
         action="store_true",
         help="put runs that differ into one table with footnotes, instead of refusing",
+    )
+
+
+def _add_roots(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--results",
+        nargs="+",
+        default=["results"],
+        help="folders or URLs (s3://..., https://...) that hold runs/; several are read as one store",
     )
 
 

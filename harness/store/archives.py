@@ -9,14 +9,16 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
 
 from harness.config import ConfigError
-from harness.store.journal import JOURNAL, read_journal
+from harness.store.integrity.paths import read_file, refuse_link
 from harness.store.locations import PACKS, in_pack, is_pack
 from harness.store.parquet import COLUMNS
+from harness.store.run_store import is_finished
 from harness.store.write_lock import LOCK
 from harness.system.files import PART, put_in_place, sync_folder, write_whole
 from harness.system.naming import digest
@@ -39,10 +41,9 @@ def compact(root: Path, note: Note, together: int = NUM_TOGETHER) -> list[Path]:
     Raises:
         ConfigError: a run is in a pack already, with other content; or a folder holds no run.
     """
-    with FileLock(_checked(root) / _LOCK):
-        _sweep(root)
+    with _locked(root):
         packed = {name: place for pack in _packs(root) for name, place in in_pack(pack).items()}
-        finished = [folder for folder in _folders(root) if read_journal(folder / JOURNAL).finished]
+        finished = [folder for folder in _folders(root, note) if is_finished(folder)]
         for folder in [folder for folder in finished if folder.name in packed]:
             # An earlier call was interrupted before it could delete the folder.
             _delete(folder, packed[folder.name])
@@ -65,8 +66,7 @@ def expand(root: Path, note: Note) -> int:
         ConfigError: a folder of that name exists already, with other content.
     """
     number = 0
-    with FileLock(_checked(root) / _LOCK):
-        _sweep(root)
+    with _locked(root):
         for pack in _packs(root):
             for name, place in in_pack(pack).items():
                 _restore(root / name, place)
@@ -77,23 +77,35 @@ def expand(root: Path, note: Note) -> int:
     return number
 
 
-def _checked(root: Path) -> Path:
+@contextmanager
+def _locked(root: Path) -> Iterator[None]:
+    """Keep other packers out, and remove what an earlier one left half done."""
     if not root.is_dir():
         raise ConfigError(f"{root}: no such folder. `python -m harness.bench` measures runs into it.")
-    return root
+    refuse_link(root / _LOCK)
+    with FileLock(root / _LOCK):
+        _sweep(root)
+        yield
 
 
 def _packs(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if is_pack(path.name))
 
 
-def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+def _folders(root: Path, note: Note) -> list[Path]:
+    """The run folders of a store; those that are links stay where they are."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for folder in folders:
+        if folder.is_symlink():
+            note(f"{folder} is a symbolic link and stays as it is")
+    return [folder for folder in folders if not folder.is_symlink()]
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """All files of a run folder except its lock, sorted by name."""
+    """All files of a run folder, sorted by name, except its lock and what was never written to its end."""
     for path in sorted(folder.rglob("*")):
+        if any(part.endswith(PART) for part in path.relative_to(folder).parts):
+            continue
         if path.is_symlink() or not (path.is_dir() or path.is_file()):
             raise ConfigError(
                 f"{path}: is neither a file nor a folder, so it cannot be packed; move it away."
@@ -127,6 +139,7 @@ def _delete(folder: Path, place: Path) -> None:
 
 
 def _restore(folder: Path, place: Path) -> None:
+    refuse_link(folder)
     if folder.is_dir():
         if differing := _differing(folder, place):
             raise _conflict(folder / differing, place)
@@ -136,7 +149,7 @@ def _restore(folder: Path, place: Path) -> None:
     part.mkdir()
     for name, packed in _packed_files(place).items():
         (part / name).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(part / name, packed.read_bytes())
+        write_whole(part / name, read_file(packed))
     part.rename(folder)
 
 
@@ -151,7 +164,7 @@ def _differing(folder: Path, place: Path) -> str:
     ours = {str(path.relative_to(folder)): path for path in _files(folder)}
     theirs = _packed_files(place)
     for name in sorted({*ours, *theirs}):
-        if name not in ours or name not in theirs or ours[name].read_bytes() != theirs[name].read_bytes():
+        if name not in ours or name not in theirs or read_file(ours[name]) != read_file(theirs[name]):
             return name
     return ""
 
@@ -167,7 +180,7 @@ def _packed_files(place: Path, prefix: str = "") -> dict[str, Path]:
 def _sweep(root: Path) -> None:
     """Remove what a crash left half deleted or half written; complete copies are elsewhere."""
     for path in root.iterdir():
-        if path.name.startswith(_GONE):
+        if path.name.startswith(_GONE) and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
-        elif path.name.startswith(PACKS[0]) and path.name.endswith(PART):
+        elif path.name.startswith(_GONE) or (path.name.startswith(PACKS[0]) and path.name.endswith(PART)):
             path.unlink()

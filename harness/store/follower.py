@@ -7,9 +7,9 @@ from typing import Any
 
 from typing_extensions import override
 
-from harness.store.journal import JOURNAL, Journal, RunWriter, read_journal
+from harness.store.journal import Journal, RunWriter
 from harness.store.records import Cell, Failure, RunManifest
-from harness.store.run_store import ResultStore
+from harness.store.run_store import MANIFEST, ResultStore, read_folder
 
 
 class FollowedRun(RunWriter):
@@ -20,7 +20,7 @@ class FollowedRun(RunWriter):
 
         The first process adds no block that this one has not measured too, so both see the same.
         """
-        known = read_journal(folder / JOURNAL)
+        known = read_folder(folder)[1] if (folder / MANIFEST).exists() else Journal()
         super().__init__(folder, manifest, Journal(blocks=known.blocks, finished=known.finished))
 
     @override
@@ -34,8 +34,8 @@ class FollowedRun(RunWriter):
         pass
 
     @override
-    def _write(self, kind: str, data: Any) -> None:
-        self._journal.add(kind, data)
+    def _write(self, kind: str, entry: Any) -> None:
+        self._journal.add(kind, entry)
 
 
 class FollowedStore(ResultStore):

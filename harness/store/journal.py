@@ -1,37 +1,28 @@
-"""The journal of a run: lines with a checksum each, and the state that they add up to.
-
-A line is `{"crc":"<crc32 of what follows the comma>","kind":...,"data":...}`.
-"""
+"""The journal of a run: its lines, and the state that they add up to."""
 
 from __future__ import annotations
 
 import io
-import json
-import zlib
+import os
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from harness.config import ConfigError
-from harness.store.locations import size_of
+from harness.store.integrity.lines import Chain, TornLine
+from harness.store.integrity.paths import CorruptJournal as CorruptJournal
+from harness.store.integrity.paths import open_file, read_file, size_of
+from harness.store.integrity.shapes import Moment, read_entry
 from harness.store.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe, RunManifest
 
 JOURNAL = "journal.jsonl"
 """The name of the journal in a run folder."""
-_CRC_BYTES = len(b'{"crc":"00000000",')
 _END_BYTES = 4096
 """More bytes than the last line of a finished journal has."""
-
-
-class CorruptJournal(ConfigError):
-    """A file of the store does not hold what was written."""
-
-
-class _TornLine(ValueError):
-    """A line is incomplete or does not match its checksum."""
 
 
 @dataclass
@@ -57,12 +48,14 @@ class Journal:
     finished: bool = False
     num_bytes: int = 0
     """The length of the part of the file that was read without a fault."""
+    link: str = ""
+    """The link of the last line of that part; "" in a run without a chain."""
     torn: str = ""
     """Why the last line is not valid, "" if it is."""
     _block: Block | None = None
 
-    def add(self, kind: str, data: Any) -> None:
-        """Add one line; raises ValueError, KeyError or TypeError if it is not valid at this place."""
+    def add(self, kind: str, entry: Any) -> None:
+        """Add the entry of one line; raises ValueError if it does not belong at this place."""
         if self.finished:
             raise ValueError("a line after the run was finished")
         match kind:
@@ -70,28 +63,39 @@ class Journal:
                 # A new attempt measures again what the earlier one left unfinished.
                 self._block, self.loose = None, []
             case "begin_block":
-                if data in self.blocks:
-                    raise ValueError(f"block {data!r} begins again although it is finished")
+                if entry in self.blocks:
+                    raise ValueError(f"block {entry!r} begins again although it is finished")
                 self.loose += self._block.failures if self._block else []
-                self._block = Block(data)
+                self._block = Block(entry)
             case "finish_block":
-                if self._current().name != data:
-                    raise ValueError(f"block {data!r} ends inside block {self._current().name!r}")
-                self.blocks[data], self._block = self._current(), None
+                if self._current().name != entry:
+                    raise ValueError(f"block {entry!r} ends inside block {self._current().name!r}")
+                self.blocks[entry], self._block = self._current(), None
             case "record":
-                self._current().records.append(GenerationRecord.from_json(data))
+                self._current().records.append(entry)
             case "null":
-                self._current().nulls.append(NullReplay(**data))
+                self._current().nulls.append(entry)
             case "exhibit":
-                self._current().exhibits.append(Exhibit.from_json(data))
+                self._current().exhibits.append(entry)
             case "failure":
-                (self._block.failures if self._block else self.loose).append(Failure(**data))
+                (self._block.failures if self._block else self.loose).append(entry)
             case "probe":
-                self.probes.append(Probe(**data))
+                self.probes.append(entry)
             case "finished":
                 self.finished = True
             case _:
                 raise ValueError(f"unknown kind {kind!r}")
+
+    def check_end(self, moment: Moment, without: Sequence[str]) -> None:
+        """Raise ValueError if a finished run lacks records, or has two of one generation."""
+        if "record" in without:
+            return
+        records = self.records()
+        if moment.get("num_records", len(records)) != len(records):
+            raise ValueError(f"{moment['num_records']} records were written, and {len(records)} are here")
+        counts = Counter((one.arm, one.conversation, one.turn, one.sample, one.repeat) for one in records)
+        if double := next((place for place, number in counts.items() if number > 1), None):
+            raise ValueError(f"two records of {', '.join(map(str, double))} (arm to repeat)")
 
     def records(self) -> list[GenerationRecord]:
         """The records of finished blocks, in the order of measuring."""
@@ -125,7 +129,7 @@ class RunWriter(ABC):
         self._journal = journal
 
     @abstractmethod
-    def _write(self, kind: str, data: Any) -> None:
+    def _write(self, kind: str, entry: Any) -> None:
         """Add one line to the journal."""
 
     @abstractmethod
@@ -160,88 +164,104 @@ class RunWriter(ABC):
 
     def write_record(self, record: GenerationRecord) -> None:
         """Keep one generation of the current block."""
-        self._write("record", record.to_json())
+        self._write("record", record)
 
     def write_null(self, null: NullReplay) -> None:
         """Keep one null replay of the current block."""
-        self._write("null", null._asdict())
+        self._write("null", null)
 
     def write_exhibit(self, exhibit: Exhibit) -> None:
         """Keep the text and trees of one generation of the current block for readers of the report."""
-        self._write("exhibit", exhibit.to_json())
+        self._write("exhibit", exhibit)
 
     def write_probe(self, probe: Probe) -> None:
         """Keep the speed of the machine as it was when this process began."""
-        self._write("probe", probe._asdict())
+        self._write("probe", probe)
 
     def write_failure(self, failure: Failure) -> None:
         """Keep a failure; one outside a finished block is forgotten when a later attempt opens the run."""
-        self._write("failure", failure._asdict())
+        self._write("failure", failure)
 
     def finish_block(self, name: str) -> None:
         """End a block: all of its records are there and count from now on."""
         self._write("finish_block", name)
 
 
-def encode(kind: str, data: Any) -> bytes:
-    """The bytes of one line, with its newline."""
-    body = json.dumps({"kind": kind, "data": data}, separators=(",", ":")).encode()[1:]
-    return b'{"crc":"%08x",' % zlib.crc32(body) + body + b"\n"
+def plain(entry: Any) -> Any:
+    """An entry as JSON types."""
+    if isinstance(entry, GenerationRecord | Exhibit):
+        return entry.to_json()
+    return entry._asdict() if isinstance(entry, NullReplay | Probe | Failure) else entry
 
 
-def read_journal(path: Path, without: Sequence[str] = ()) -> Journal:
-    """Read and check every line; a missing file is an empty journal. without: kinds that are skipped.
+def read_journal(path: Path, manifest: RunManifest, without: Sequence[str] = ()) -> Journal:
+    """Read and check every line; a missing file is an empty journal.
 
     Only the last line may be damaged, because a crash tears the line that is being written: it is left out,
     and `torn` says so.
 
+    manifest: of the run, which the first line follows. without: kinds whose lines are checked but not kept.
+
     Raises:
         CorruptJournal: any other line is not what was written, or does not belong where it stands.
+        ConfigError: it is not a plain file.
     """
-    journal = Journal()
-    lines = list(io.BytesIO(path.read_bytes())) if path.exists() else []
-    skipped = tuple(b'"kind":"%s"' % kind.encode() for kind in without)
+    chain, journal = Chain(manifest.run_id, manifest.chain), Journal(link=manifest.chain)
+    vocab_size = manifest.target.get("vocab_size")
+    try:
+        lines = list(io.BytesIO(read_file(path)))
+    except FileNotFoundError:
+        return journal
     for number, line in enumerate(lines, 1):
-        if skipped and line.startswith(skipped, _CRC_BYTES):
-            continue
         try:
-            entry = _parse(line)
-            journal.add(entry["kind"], entry["data"])
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
-            if number == len(lines) and isinstance(error, _TornLine):
+            taken = chain.take(line)
+            if taken.kind not in without:
+                journal.add(taken.kind, read_entry(taken, vocab_size))
+            if taken.kind == "finished":
+                journal.check_end(read_entry(taken), without)
+        except ValueError as error:
+            if number == len(lines) and isinstance(error, TornLine):
                 journal.torn = f"line {number}, the last, is torn ({error})"
                 return journal
             raise CorruptJournal(
                 f"{path}, line {number} of {len(lines)}: {error}. The file was changed after it was"
                 " written. Restore it, or move the folder away and measure again."
             ) from error
-        journal.num_bytes += len(line)
+        journal.num_bytes, journal.link = journal.num_bytes + len(line), chain.link
     return journal
 
 
-def read_ends(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read only the first and the last line of a journal; {} for one that is missing or torn."""
-    if not path.exists():
-        return {}, {}
-    with path.open("rb") as file:
-        first = file.readline()
-        file.seek(max(0, size_of(path) - _END_BYTES))
-        last = (file.read().splitlines(keepends=True) or [b""])[-1]
-    return _parsed(first), _parsed(last)
+def seconds_of(path: Path, manifest: RunManifest) -> float | None:
+    """Seconds from the beginning to the end of a run, None if it is not finished.
 
+    Only the first and the last line are read.
 
-def _parsed(line: bytes) -> dict[str, Any]:
+    Raises:
+        CorruptJournal: these lines are not what was written.
+    """
     try:
-        return _parse(line)
-    except _TornLine:
-        return {}
+        with open_file(path) as file:
+            first = file.readline()
+            file.seek(max(0, size_of(path) - _END_BYTES))
+            last = (file.read().splitlines(keepends=True) or [b""])[-1]
+    except FileNotFoundError:
+        return None
+    chain = Chain(manifest.run_id, manifest.chain)
+    begun, ended = chain.is_of(first), chain.is_of(last)
+    if ended is None or ended.kind != "finished":
+        return None
+    try:
+        if begun is None or begun.kind != "open":
+            raise ValueError("its first line does not open a run")
+        times: list[Moment] = [read_entry(begun), read_entry(ended)]
+        start, end = (datetime.fromisoformat(one["at"]).timestamp() for one in times)
+    except (ValueError, KeyError) as error:
+        raise CorruptJournal(f"{path}: {error}. Restore it, or move the folder away.") from error
+    return end - start
 
 
-def _parse(line: bytes) -> dict[str, Any]:
-    if not line.endswith(b"\n"):
-        raise _TornLine("it has no end")
-    body = line[_CRC_BYTES:-1]
-    if line[:_CRC_BYTES] != b'{"crc":"%08x",' % zlib.crc32(body):
-        raise _TornLine("its checksum does not match")
-    entry: dict[str, Any] = json.loads(line)
-    return entry
+def end_of(path: Path, num_bytes: int) -> bytes:
+    """The last bytes of a journal on this machine."""
+    with open_file(path) as file:
+        file.seek(-min(num_bytes, size_of(path)), os.SEEK_END)
+        return file.read()

@@ -8,11 +8,22 @@ from pathlib import Path
 from typing import Any, cast
 
 from harness.config import ConfigError
+from harness.store.integrity.paths import (
+    check_archive,
+    fault_of_name,
+    is_local,
+    open_file,
+    read_file,
+    refuse_link,
+)
 
 RUNS = "runs"
 """The folder of the runs, below the results."""
 PACKS = "packed-", ".zip"
 """Prefix and suffix of the name of a pack, which is an archive of finished run folders."""
+
+
+MAX_PACK_BYTES = 1 << 40
 
 
 def locate(given: str | Path) -> Path:
@@ -37,29 +48,46 @@ def locate(given: str | Path) -> Path:
     return cast(Path, place)
 
 
-def is_local(place: Any) -> bool:
-    """Whether it is a file or folder of this machine, as opposed to one at a URL or in a pack."""
-    return isinstance(place, Path)
-
-
-def size_of(file: Path) -> int:
-    """The size in bytes of a file at any place."""
-    if isinstance(file, zipfile.Path):
-        return file.root.getinfo(file.at).file_size
-    return int(file.stat().st_size)
-
-
 def run_folders(root: Path) -> dict[str, Path]:
     """The run folders below `root` by name, sorted, including those in packs.
 
     If packing or unpacking was interrupted, a run is both in a pack and in a folder; the folder counts.
+
+    Raises:
+        ConfigError: a pack is not readable, two packs disagree about a run, or a run is a link.
     """
     found: dict[str, Path] = {}
-    children = list(root.iterdir())
+    children = children_of(root)
     for pack in sorted((child for child in children if is_pack(child.name)), key=lambda child: child.name):
-        found |= in_pack(pack)
-    found |= {child.name: child for child in children if not child.name.startswith(".") and child.is_dir()}
+        for name, place in in_pack(pack).items():
+            if name in found and _members(found[name]) != _members(place):
+                raise ConfigError(f"{place}: differs from {found[name]}. Move one of the two packs away.")
+            found[name] = place
+    for child in children:
+        if not child.name.startswith(".") and child.is_dir():
+            refuse_link(child)
+            found[child.name] = child
     return dict(sorted(found.items()))
+
+
+def children_of(root: Path) -> list[Path]:
+    """What lies directly in a folder at any place.
+
+    Raises:
+        ConfigError: the place cannot be listed, or it lists what does not lie in it.
+    """
+    try:
+        children = list(root.iterdir())
+    except OSError:
+        raise
+    except Exception as error:  # each file system behind a URL raises classes of its own
+        raise ConfigError(f"{root}: cannot be listed ({type(error).__name__}: {error}).") from error
+    for child in children:
+        if fault := fault_of_name(child.name):
+            raise ConfigError(f"{root}: lists the name {child.name!r}, which {fault}. Nothing of it is read.")
+        if not is_local(root) and str(child.parent).rstrip("/") != str(root).rstrip("/"):
+            raise ConfigError(f"{root}: lists {child}, which does not lie in it. Nothing of it is read.")
+    return children
 
 
 def run_folder(folder: Path) -> Path:
@@ -70,6 +98,15 @@ def run_folder(folder: Path) -> Path:
         if found := in_pack(pack).get(folder.name):
             return found
     return folder
+
+
+def _members(place: Any) -> dict[str, tuple[int, int]]:
+    """Checksum and size of each file below a place in a pack."""
+    return {
+        member.filename: (member.CRC, member.file_size)
+        for member in place.root.infolist()
+        if member.filename.startswith(place.at) and not member.is_dir()
+    }
 
 
 def is_pack(name: str) -> bool:
@@ -85,20 +122,26 @@ def in_pack(pack: Path) -> dict[str, Path]:
     """
     try:
         archive = _archive(pack)
-    except (zipfile.BadZipFile, OSError) as error:
+        check_archive(archive)
+        runs = [child for child in zipfile.Path(archive).iterdir() if child.is_dir()]
+    except Exception as error:  # of zipfile, which raises many classes for damaged bytes, or of a URL's place
         raise ConfigError(
             f"{pack}: is not a readable pack of runs ({error}). Restore it, or move it away."
         ) from error
-    return {child.name: cast(Path, child) for child in zipfile.Path(archive).iterdir() if child.is_dir()}
+    if hidden := next((child.name for child in runs if child.name.startswith(".")), ""):
+        raise ConfigError(f"{pack}: holds the folder {hidden}, which is no run. Move the pack away.")
+    return {child.name: cast(Path, child) for child in runs}
 
 
 def _archive(pack: Path) -> zipfile.ZipFile:
     if is_local(pack):
+        # Opened by its name again, because an archive is read for as long as its runs are.
+        open_file(pack, MAX_PACK_BYTES).close()
         return zipfile.ZipFile(pack)
     try:
         archive = zipfile.ZipFile(pack.open("rb"))
     except ValueError:
         # This web server only sends whole files.
-        archive = zipfile.ZipFile(BytesIO(pack.read_bytes()))
+        archive = zipfile.ZipFile(BytesIO(read_file(pack)))
     archive.filename = str(pack)
     return archive

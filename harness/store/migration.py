@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import ConfigError
-from harness.store.journal import JOURNAL, CorruptJournal, read_journal
+from harness.store.integrity.manifests import MANIFEST, encode_manifest
+from harness.store.integrity.paths import MAX_SMALL_BYTES, CorruptJournal, read_file, refuse_link
 from harness.store.parquet import read_about
 from harness.store.records import SCHEMA_VERSION
-from harness.store.run_store import MANIFEST, export_records, read_manifest
+from harness.store.run_store import export_records, read_folder
 from harness.system.files import write_whole
 
 STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     # Version 1 had no exhibits, which a manifest does not mention.
     1: lambda manifest: manifest,
+    # Version 2 had no chain, and a run that was written without one never gets one.
+    2: lambda manifest: manifest,
 }
 """For each version, a function that converts its manifest to the next version, except for the number."""
 
@@ -42,20 +45,22 @@ def migrate(root: Path, note: Callable[[str], None]) -> int:
 
 def _migrate(folder: Path) -> bool:
     manifest = folder / MANIFEST
+    refuse_link(folder)
+    text = read_file(manifest, MAX_SMALL_BYTES)
     try:
-        data = json.loads(manifest.read_bytes())
-    except ValueError as error:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise CorruptJournal(f"{manifest}: is not JSON ({error}). Restore it, or move it away.") from error
-    version = data.get("schema_version")
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if not isinstance(version, int):
+        raise CorruptJournal(f"{manifest}: has no schema_version. Restore it, or move the folder away.")
     is_old = bool(version != SCHEMA_VERSION)
     while version in STEPS and version != SCHEMA_VERSION:
         data = {**STEPS[version](data), "schema_version": version + 1}
         version += 1
     if is_old and version == SCHEMA_VERSION:
-        text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
-        write_whole(manifest, f"{text}\n".encode())
-    read_manifest(manifest)
-    journal = read_journal(folder / JOURNAL)
+        write_whole(manifest, encode_manifest(data))
+    _, journal = read_folder(folder)
     if not journal.finished or read_about(folder) is not None:
         return is_old
     export_records(folder, journal)

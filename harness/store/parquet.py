@@ -7,30 +7,38 @@ time and a checksum; if they do not match the journal, the export is stale and i
 from __future__ import annotations
 
 import json
-import os
+import zlib
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 import numpy as np
+from pydantic import ConfigDict
+from typing_extensions import override
 
+from harness.config import ConfigError
 from harness.ledger.quantities import METERED, ROUND_COUNTS, ROUND_TIMES, TIMES
 from harness.store.columns import LISTS, NAMES, SCALARS, Columns, Named, Ragged
-from harness.store.journal import JOURNAL, CorruptJournal, Journal, read_journal
-from harness.store.locations import is_local, size_of
-from harness.store.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe
+from harness.store.integrity.ledger import check_columns, check_null, check_probe
+from harness.store.integrity.paths import CorruptJournal, is_local, open_file, read_file, size_of
+from harness.store.integrity.shapes import read_json
+from harness.store.journal import JOURNAL, Journal, end_of, read_journal
+from harness.store.records import STRICT, Exhibit, Failure, GenerationRecord, NullReplay, Probe, RunManifest
 
 COLUMNS = "records.parquet"
-_ABOUT = b"journal"
-"""The key of `About` in the metadata of the file."""
+_ABOUT, _CHECKSUM = b"journal", b"journal_crc32"
+"""The keys of `About` and its checksum in the metadata of the file."""
 _WORDS = ("arm", "kind", "conversation", "category", "prompt_hash", "stop")
 
 
 @dataclass(frozen=True, kw_only=True)
 class About:
     """What a report needs from a finished journal besides the records."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     num_bytes: int
     """The length of the journal."""
@@ -41,6 +49,8 @@ class About:
     nulls: list[NullReplay]
     probes: list[Probe]
     failures: list[Failure]
+    columns: str = ""
+    """Names and types of the columns, which a damaged file may have lost; "" in files of older versions."""
 
     @classmethod
     def of(cls, journal: Journal, num_bytes: int, end: bytes) -> About:
@@ -53,21 +63,15 @@ class About:
             nulls=journal.nulls(),
             probes=journal.probes,
             failures=journal.failures(),
+            columns=_described(_schema()),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of JSON types; `from_json` is its inverse."""
+        """A dict of JSON types, which `read_json` reads."""
         return {
             name: [one._asdict() for one in value] if isinstance(value, list) else value
             for name, value in vars(self).items()
         }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> About:
-        """Read what `to_json` wrote."""
-        kinds = {"nulls": NullReplay, "probes": Probe, "failures": Failure}
-        lists: dict[str, Any] = {name: [kind(**one) for one in data[name]] for name, kind in kinds.items()}
-        return cls(**{**data, **lists})
 
 
 def encode_columns(records: Sequence[GenerationRecord], about: About) -> bytes:
@@ -75,12 +79,13 @@ def encode_columns(records: Sequence[GenerationRecord], about: About) -> bytes:
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-    schema = _schema().with_metadata({_ABOUT: json.dumps(about.to_json())})
+    told = json.dumps(about.to_json()).encode()
+    schema = _schema().with_metadata({_ABOUT: told, _CHECKSUM: b"%08x" % zlib.crc32(told)})
     rows = [record.to_json() for record in records]
     arrays = [pa.array([row[field.name] for row in rows], field.type) for field in schema]
     table, buffer = pa.Table.from_arrays(arrays, schema=schema), BytesIO()
     # Times do not repeat, so encoding them with a dictionary would not pay.
-    pq.write_table(table, buffer, compression="zstd", use_dictionary=list(_WORDS))
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=list(_WORDS), write_page_checksum=True)
     return buffer.getvalue()
 
 
@@ -98,6 +103,11 @@ def _schema() -> Any:
     return pa.schema([(name, special.get(name, pa.int32())) for name in GenerationRecord.names()])
 
 
+def _described(schema: Any) -> str:
+    """Names and types of columns; Parquet has another name for what a list holds."""
+    return ", ".join(f"{field.name}: {field.type}".replace("element:", "item:") for field in schema)
+
+
 def read_about(folder: Path) -> About | None:
     """The facts of the export in a run folder; None if it is missing or was made from another journal."""
     about = _about(folder / COLUMNS)
@@ -105,33 +115,40 @@ def read_about(folder: Path) -> About | None:
 
 
 def _about(path: Path) -> About | None:
-    """What the file says about its journal; None also if another version of the harness wrote less of it."""
+    """What the file says about its journal; None if it is damaged or says less (another version)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not path.exists():
         return None
     try:
-        told = (pq.read_schema(_file(path)).metadata or {}).get(_ABOUT)
-        return About.from_json(json.loads(told)) if told else None
-    except (pa.ArrowInvalid, TypeError, KeyError, ValueError):
+        metadata = pq.read_schema(_file(path)).metadata or {}
+        told = metadata.get(_ABOUT)
+        if not told or metadata.get(_CHECKSUM, b"%08x" % zlib.crc32(told)) != b"%08x" % zlib.crc32(told):
+            return None
+        about: About = read_json(About, told)
+        for null in about.nulls:
+            check_null(null)
+        for probe in about.probes:
+            check_probe(probe)
+    except ConfigError:
+        raise
+    except (pa.ArrowException, OSError, ValueError):
         return None
+    return about
 
 
 def _is_of(about: About, journal: Path) -> bool:
     if not journal.exists() or size_of(journal) != about.num_bytes:
         return False
-    if not is_local(journal):
-        # Reading the end of a remote file may transfer all of it.
-        return True
-    end = about.end.encode()
-    with journal.open("rb") as file:
-        file.seek(-len(end), os.SEEK_END)
-        return file.read() == end
+    # Reading the end of a remote file may transfer all of it.
+    return not is_local(journal) or end_of(journal, len(about.end.encode())) == about.end.encode()
 
 
-def read_columns(folder: Path) -> Columns:
+def read_columns(folder: Path, about: About) -> Columns:
     """Read the columns that a report needs from the export of a run folder.
+
+    about: what the export says of itself.
 
     Raises:
         CorruptJournal: the export cannot be read.
@@ -142,13 +159,50 @@ def read_columns(folder: Path) -> Columns:
     path = folder / COLUMNS
     try:
         # The data sets of pyarrow take longer to open a small file than this takes to read it.
-        file = pq.ParquetFile(_file(path))
+        file = pq.ParquetFile(_file(path), page_checksum_verification=True)
+        names = file.schema_arrow.names
+        if about.columns and _described(file.schema_arrow) != about.columns:
+            raise ValueError("its columns are not those that were written")
         wanted = [*NAMES, *SCALARS, *TIMES, *METERED, *LISTS, "verdict"]
-        table = file.read([name for name in wanted if name in file.schema_arrow.names])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CorruptJournal(
-            f"{path}: cannot be read ({error}). Delete it: the journal beside it holds the same records."
-        ) from error
+        table = file.read([name for name in wanted if name in names])
+        if len(table) != about.num_records:
+            raise ValueError(f"it has {len(table)} records, and {about.num_records} were written")
+        columns = _columns(table, wanted)
+        check_columns(columns)
+    except ConfigError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(path, error) from error
+    return columns
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Every record of the export in a run folder, as JSON types, with the fields that the file has.
+
+    Raises:
+        CorruptJournal: the export cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = folder / COLUMNS
+    try:
+        table = pq.ParquetFile(_file(path), page_checksum_verification=True).read()
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except ConfigError:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    return rows
+
+
+def _unreadable(path: Path, error: Exception) -> CorruptJournal:
+    return CorruptJournal(
+        f"{path}: cannot be read ({error}). Delete it: the journal beside it holds the same records."
+    )
+
+
+def _columns(table: Any, wanted: Sequence[str]) -> Columns:
     kinds, positions, _ = table["verdict"].combine_chunks().flatten()
     missing = set(wanted) - set(table.column_names)
     unknown = {
@@ -175,7 +229,10 @@ def read_columns(folder: Path) -> Columns:
 
 def _file(path: Path) -> Any:
     """The argument for pyarrow: the path of a local file, or the bytes of a remote one."""
-    return path if is_local(path) else BytesIO(path.read_bytes())
+    if not is_local(path):
+        return BytesIO(read_file(path))
+    open_file(path).close()
+    return path
 
 
 def _named(column: Any) -> Named:
@@ -193,12 +250,12 @@ Kept = TypeVar("Kept")
 class _Stored(Sequence[Kept]):
     """Entries of one kind of a finished run, read from its journal when they are iterated."""
 
-    def __init__(self, folder: Path, count: int) -> None:
-        """Read nothing yet. count: the number of entries."""
-        self._folder, self._count = folder, count
+    def __init__(self, folder: Path, manifest: RunManifest, about: About) -> None:
+        """Read nothing yet. about: what the export says of the journal."""
+        self._folder, self._manifest, self._about = folder, manifest, about
 
-    def __len__(self) -> int:
-        return self._count
+    @abstractmethod
+    def __len__(self) -> int: ...
 
     @overload
     def __getitem__(self, index: int) -> Kept: ...
@@ -211,16 +268,27 @@ class _Stored(Sequence[Kept]):
 class StoredRecords(_Stored[GenerationRecord]):
     """The records of a finished run: columns come from its export, single records from its journal."""
 
+    @override
+    def __len__(self) -> int:
+        return self._about.num_records
+
+    @override
     def __iter__(self) -> Iterator[GenerationRecord]:
-        return iter(read_journal(self._folder / JOURNAL).records())
+        return iter(read_journal(self._folder / JOURNAL, self._manifest).records())
 
     def columns(self) -> Columns:
         """Read the columns, each time from disk, because a report needs those of one cell at a time."""
-        return read_columns(self._folder)
+        return read_columns(self._folder, self._about)
 
 
 class StoredExhibits(_Stored[Exhibit]):
     """The exhibits of a finished run, from its journal."""
 
+    @override
+    def __len__(self) -> int:
+        return self._about.num_exhibits
+
+    @override
     def __iter__(self) -> Iterator[Exhibit]:
-        return iter(read_journal(self._folder / JOURNAL, without=("record",)).exhibits())
+        path = self._folder / JOURNAL
+        return iter(read_journal(path, self._manifest, without=("record",)).exhibits())

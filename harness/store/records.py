@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from pydantic import ConfigDict
 
 from harness.ledger.quantities import Quantities
 
 BASELINE = "vanilla"
 """The arm that every number is relative to."""
-SCHEMA_VERSION = 2
-READABLE_VERSIONS = (1, 2)
-"""Version 1 had no exhibits; all else is the same."""
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)
+"""Version 1 had no exhibits, version 2 no chain; all else is the same."""
+STRICT = ConfigDict(extra="forbid", strict=True)
+"""How types are read from a store: nothing is converted, and no field is unknown."""
 
 VerdictKind = Literal["identical", "tie", "stop-rule", "broken", "unpaired", "lossy", "forced", "unexplained"]
 """`unpaired`: not comparable token by token, as the prompt already differs from vanilla's (an earlier turn
@@ -41,6 +45,8 @@ class GenerationRecord(Quantities):
     Rungs of the baseline ladder (`kind="rung"`, other people's loops) have no rounds. `kind="roundless"` is
     an arm of an engine that tells no rounds; whatever is counted in rounds is then unknown.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     arm: str
     """The name of the method, or of the rung."""
@@ -71,16 +77,10 @@ class GenerationRecord(Quantities):
             assert not rounds, "rounds of an arm that tells none"
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of JSON types; `from_json` is its inverse."""
+        """A dict of JSON types; `harness.store.integrity.shapes` reads it."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["verdict"] = self.verdict._asdict() if self.verdict else None
         return data
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> GenerationRecord:
-        """Read what `to_json` wrote; a quantity that was not recorded then has its default."""
-        verdict = data["verdict"]
-        return cls(**{**data, "verdict": Verdict(**verdict) if verdict else None})
 
     @classmethod
     def names(cls) -> list[str]:
@@ -112,6 +112,8 @@ class Exhibit:
     prompt. The record of the same arm, conversation and turn (sample 0, repeat 0) has the ids and the rounds.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     arm: str
     conversation: str
     turn: int
@@ -122,17 +124,11 @@ class Exhibit:
     trees: list[DraftTree]
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of JSON types; `from_json` is its inverse."""
+        """A dict of JSON types; `harness.store.integrity.shapes` reads it."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["pieces"] = {str(token): text for token, text in self.pieces.items()}
         data["trees"] = [tree._asdict() for tree in self.trees]
         return data
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Exhibit:
-        """Read what `to_json` wrote."""
-        pieces = {int(token): text for token, text in data["pieces"].items()}
-        return cls(**{**data, "pieces": pieces, "trees": [DraftTree(**tree) for tree in data["trees"]]})
 
 
 class NullReplay(NamedTuple):
@@ -195,6 +191,8 @@ class Cell:
     An axis that is added later needs a default: the value of all runs that were stored before.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
     target: str
     task: str
     decoding: str
@@ -215,6 +213,8 @@ class Cell:
 @dataclass(frozen=True, kw_only=True)
 class RunManifest:
     """Everything that can explain a number, written before the first token. JSON types only."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     run_id: str
     cell: Cell
@@ -237,14 +237,12 @@ class RunManifest:
     created: str = ""
     """When the manifest was written, in ISO 8601."""
     schema_version: int = SCHEMA_VERSION
+    chain: str = field(default="", compare=False)
+    """The link that the journal's first line follows, made from all of the above when the manifest is
+    written; "" in a run of an earlier version."""
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of JSON types; `from_json` is its inverse."""
+        """A dict of JSON types; `harness.store.integrity.shapes` reads it."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["cell"] = dataclasses.asdict(self.cell)
         return data
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> RunManifest:
-        """Read what `to_json` wrote."""
-        return cls(**{**data, "cell": Cell(**data["cell"])})

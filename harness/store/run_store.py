@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -19,24 +20,23 @@ from typing import Any
 from typing_extensions import override
 
 from harness.config import ConfigError
-from harness.store.journal import JOURNAL, CorruptJournal, Journal, RunWriter, encode, read_journal
-from harness.store.locations import run_folder, run_folders
+from harness.store.integrity.lines import Chain, manifest_link
+from harness.store.integrity.manifests import MANIFEST as MANIFEST
+from harness.store.integrity.manifests import encode_manifest
+from harness.store.integrity.manifests import read_manifest as read_manifest
+from harness.store.integrity.paths import read_file, refuse_link
+from harness.store.integrity.shapes import Moment
+from harness.store.journal import JOURNAL, Journal, RunWriter, plain, read_journal
+from harness.store.locations import children_of, run_folder, run_folders
 from harness.store.parquet import COLUMNS, About, StoredExhibits, StoredRecords, encode_columns, read_about
-from harness.store.records import (
-    READABLE_VERSIONS,
-    SCHEMA_VERSION,
-    Cell,
-    Failure,
-    Run,
-    RunManifest,
-)
-from harness.store.write_lock import LOCK, Lease
+from harness.store.records import Cell, Failure, GenerationRecord, Run, RunManifest
+from harness.store.write_lock import LOCK, Lease, lock_or_refuse, open_to_write
 from harness.system.files import PART, sync_folder, write_whole
 from harness.system.naming import digest, now, redact, slug
 
-MANIFEST, RECORDS = "manifest.json", "records.jsonl"
+RECORDS = "records.jsonl"
 
-_SAME = ("run_id", "cell", "arms", "rungs", "prompts", "replicate", "schema_version")
+_SAME = ("run_id", "cell", "arms", "rungs", "prompts", "replicate")
 _SAME_TARGET = ("source", "revision", "dtype", "attention", "cache", "num_parameters")
 
 
@@ -52,45 +52,77 @@ class OpenRun(RunWriter):
         Raises:
             RunBusy: another process has the run open.
             CorruptJournal: a line other than the last is not what was written.
-            ConfigError: the folder holds a different run.
+            ConfigError: the folder holds a different run, or is a link.
         """
+        refuse_link(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._lease = Lease(folder)
+        self._lease, self._descriptor, self._failed = Lease(folder), -1, False
         try:
             settled, path = _settle(folder, manifest), folder / JOURNAL
-            journal, healed = read_journal(path), ""
+            self._descriptor = open_to_write(path)
+            # The journal is locked too, because somebody may delete the lock file of a run that is written.
+            lock_or_refuse(self._descriptor, folder, is_known=False)
+            journal, healed = read_journal(path, settled), ""
             if journal.torn:
                 healed = f"{path}: {journal.torn}; dropped it; its prompt is measured again"
-                os.truncate(path, journal.num_bytes)
+                os.truncate(self._descriptor, journal.num_bytes)
             super().__init__(folder, settled, journal, healed)
-            self._file = path.open("ab")
             sync_folder(folder)
             if not self.finished:
-                self._write("open", {"at": now(), "pid": os.getpid()})
+                self._write("open", Moment(at=now(), pid=os.getpid()))
         except BaseException:
-            self._lease.close()
+            self.close()
             raise
 
     @override
     def close(self) -> None:
-        if not self._file.closed:
-            self._file.close()
-            self._lease.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+        self._lease.close()
 
     @override
     def finish(self) -> None:
-        data = {"at": now(), "num_records": len(self._journal.records())}
+        if self.finished:
+            return
+        moment = Moment(at=now(), num_records=len(self._journal.records()))
+        line, _ = self._chain().encode("finished", moment)
         # The columns contain the last line of the journal; they are written first and valid once it is there.
-        export_records(self.folder, self._journal, b"" if self.finished else encode("finished", data))
-        if not self.finished:
-            self._write("finished", data)
+        export_records(self.folder, self._journal, line)
+        self._write("finished", moment)
 
     @override
-    def _write(self, kind: str, data: Any) -> None:
-        self._journal.add(kind, data)
-        self._file.write(encode(kind, data))
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def _write(self, kind: str, entry: Any) -> None:
+        if self._failed and kind != "failure":
+            raise OSError(f"{self.folder / JOURNAL}: an earlier line could not be written")
+        line, link = self._chain().encode(kind, plain(entry))
+        self._journal.add(kind, entry)
+        try:
+            append_line(self._descriptor, self._journal.num_bytes, line)
+        except BaseException:
+            # What this process knows is now more than what is on disk, so only the reason may follow.
+            self._failed, self._journal.finished = True, False
+            raise
+        self._journal.num_bytes, self._journal.link = self._journal.num_bytes + len(line), link
+
+    def _chain(self) -> Chain:
+        return Chain(self.manifest.run_id, self._journal.link)
+
+
+def append_line(descriptor: int, place: int, line: bytes) -> None:
+    """Write a line at the end of a journal, `place`, so that it is on disk; if that fails, it is not there.
+
+    Without that, the next line would follow half of this one, and the journal could not be read again.
+    """
+    try:
+        written = 0
+        while written < len(line):
+            written += os.pwrite(descriptor, line[written:], place + written)
+        os.fsync(descriptor)
+    except BaseException:
+        with suppress(OSError):
+            os.truncate(descriptor, place)
+        raise
 
 
 def _settle(folder: Path, manifest: RunManifest) -> RunManifest:
@@ -100,9 +132,10 @@ def _settle(folder: Path, manifest: RunManifest) -> RunManifest:
         ConfigError: the folder holds a different run.
     """
     path = folder / MANIFEST
-    if not path.exists():
-        text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        write_whole(path, f"{text}\n".encode())
+    if not os.path.lexists(path):
+        # As it will be read, which is not the same where a text is no valid Unicode.
+        facts = json.loads(encode_manifest(manifest.to_json()))
+        write_whole(path, encode_manifest({**facts, "chain": manifest_link(facts)}))
     stored = read_manifest(path)
     ours, theirs = (json.loads(json.dumps(each.to_json())) for each in (manifest, stored))
     differing = [key for key in _SAME if ours[key] != theirs[key]]
@@ -144,7 +177,7 @@ class ResultStore:
 
     def is_finished(self, run_id: str) -> bool:
         """Whether this run was measured completely."""
-        return read_journal(run_folder(self.root / run_id) / JOURNAL).finished
+        return is_finished(run_folder(self.root / run_id))
 
     def next_replicate(self, make_id: Callable[[int], str]) -> int:
         """The first replicate (0, 1, ...) whose run, named by `make_id`, is not finished."""
@@ -186,11 +219,15 @@ class ResultStore:
 def export_records(folder: Path, journal: Journal, end: bytes = b"") -> None:
     """Write the exports of a run. end: the line that will end its journal, if it is not written yet."""
     records = journal.records()
-    lines = "".join(json.dumps(record.to_json(), separators=(",", ":")) + "\n" for record in records)
-    write_whole(folder / RECORDS, lines.encode())
-    written = (folder / JOURNAL).read_bytes()
+    write_whole(folder / RECORDS, encode_lines(records))
+    written = read_file(folder / JOURNAL)
     about = About.of(journal, len(written) + len(end), end or written.splitlines(keepends=True)[-1])
     write_whole(folder / COLUMNS, encode_columns(records, about))
+
+
+def encode_lines(records: Sequence[GenerationRecord]) -> bytes:
+    """The bytes of the export with a line for each record."""
+    return "".join(json.dumps(one.to_json(), separators=(",", ":")) + "\n" for one in records).encode()
 
 
 def unwritable(folder: Path | str, error: OSError) -> ConfigError:
@@ -208,8 +245,7 @@ def load_run(folder: Path) -> Run:
         CorruptJournal: a file does not hold what was written.
     """
     folder = run_folder(folder)
-    manifest = read_manifest(folder / MANIFEST)
-    journal = read_journal(folder / JOURNAL)
+    manifest, journal = read_folder(folder)
     return Run(
         folder=str(folder),
         manifest=manifest,
@@ -222,6 +258,17 @@ def load_run(folder: Path) -> Run:
     )
 
 
+def read_folder(folder: Path) -> tuple[RunManifest, Journal]:
+    """The manifest and the journal of a run folder; raises the errors of `load_run`."""
+    manifest = read_manifest(folder / MANIFEST)
+    return manifest, read_journal(folder / JOURNAL, manifest)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a run that was measured completely; raises the errors of `load_run`."""
+    return (folder / JOURNAL).exists() and read_folder(folder)[1].finished
+
+
 def load_runs(root: Path) -> list[Run]:
     """Read all runs below `root` by name, packed ones too; an empty folder (an early crash) is skipped.
 
@@ -231,54 +278,26 @@ def load_runs(root: Path) -> list[Run]:
     if not root.is_dir():
         raise ConfigError(f"{root}: no such folder. `python -m harness.bench` measures runs into it.")
     folders = run_folders(root).values()
-    return [_load_columns(folder) or load_run(folder) for folder in folders if _has_content(folder)]
+    return [_load_columns(folder) or load_run(folder) for folder in folders if has_content(folder)]
 
 
 def _load_columns(folder: Path) -> Run | None:
     """A run whose records stay in its export; None if it has no export that matches its journal."""
     if (about := read_about(folder)) is None:
         return None
+    manifest = read_manifest(folder / MANIFEST)
     return Run(
         folder=str(folder),
-        manifest=read_manifest(folder / MANIFEST),
-        records=StoredRecords(folder, about.num_records),
+        manifest=manifest,
+        records=StoredRecords(folder, manifest, about),
         nulls=about.nulls,
-        exhibits=StoredExhibits(folder, about.num_exhibits),
+        exhibits=StoredExhibits(folder, manifest, about),
         probes=about.probes,
         failures=about.failures,
         finished=True,
     )
 
 
-def _has_content(folder: Path) -> bool:
-    return any(child.name != LOCK and not child.name.endswith(PART) for child in folder.iterdir())
-
-
-def read_manifest(path: Path) -> RunManifest:
-    """Read the manifest of a run; raises the errors of `load_run`."""
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{path.parent}: has no {MANIFEST}, so it is not a run folder. Move it away."
-        ) from None
-    except ValueError as error:
-        raise CorruptJournal(
-            f"{path}: is not JSON ({error}). Restore it, or move the folder away."
-        ) from error
-    version = data.get("schema_version") if isinstance(data, dict) else None
-    if version not in READABLE_VERSIONS:
-        raise ConfigError(
-            f"{path}: has schema version {version}, this harness reads"
-            f" {' and '.join(map(str, READABLE_VERSIONS))}. {_remedy(path, version)}"
-        )
-    try:
-        return RunManifest.from_json(data)
-    except (TypeError, KeyError) as error:
-        raise CorruptJournal(f"{path}: {error}. Restore it, or move the folder away.") from error
-
-
-def _remedy(path: Path, version: object) -> str:
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
-        return "Read it with the harness that wrote it, or measure again."
-    return f"Type python -m harness.report migrate --results {path.parents[2]}"
+def has_content(folder: Path) -> bool:
+    """Whether anything was written into a run folder but its lock."""
+    return any(child.name != LOCK and not child.name.endswith(PART) for child in children_of(folder))

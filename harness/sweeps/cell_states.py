@@ -6,7 +6,6 @@ The measuring processes are not contacted, and of a finished journal only the fi
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from harness.store.identity import identity, run_config, stored_identity
-from harness.store.journal import JOURNAL, read_ends, read_journal
+from harness.store.journal import JOURNAL, read_journal, seconds_of
 from harness.store.locations import run_folders
 from harness.store.records import RunManifest
 from harness.store.run_store import MANIFEST, read_manifest
@@ -115,11 +114,9 @@ def read_state(folder: Path) -> RunState:
         ConfigError: the folder holds no run, or a damaged one.
     """
     manifest = read_manifest(folder / MANIFEST)
-    first, last = read_ends(folder / JOURNAL)
-    if last.get("kind") == "finished":
-        spent = _timestamp(last["data"]["at"]) - _timestamp(first["data"]["at"])
+    if (spent := seconds_of(folder / JOURNAL, manifest)) is not None:
         return RunState(folder, manifest, "done", seconds=spent)
-    journal = read_journal(folder / JOURNAL)
+    journal = read_journal(folder / JOURNAL, manifest)
     prompts = {record.conversation for record in journal.records()}
     share = len(prompts) / max(int(manifest.prompts.get("num_conversations", 0)), 1)
     if who := holder(folder):
@@ -181,7 +178,3 @@ def _config_key(facts: Mapping[str, Any]) -> str:
 def _overrides_key(target: str, task: str, decoding: str, overrides: Iterable[str]) -> str:
     """The key of a run that could not start, which has no identity yet."""
     return digest([target, task, decoding, sorted(overrides)])
-
-
-def _timestamp(text: str) -> float:
-    return datetime.fromisoformat(text).timestamp()

@@ -13,8 +13,18 @@ PART = ".part"
 def write_whole(path: Path, content: bytes) -> None:
     """Write `content` to `path` atomically."""
     part = path.with_name(path.name + PART)
-    part.write_bytes(content)
-    put_in_place(part, path)
+    # Whoever left a file of this name there may have made it a link to another one, or a pipe.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(part, flags, 0o666)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        put_in_place(part, path)
+    except OSError:
+        # A full disk needs the room.
+        with suppress(OSError):
+            part.unlink()
+        raise
 
 
 def put_in_place(part: Path, path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from harness.benchmark import sample_trees
 from harness.benchmark.sample_trees import chosen_rounds, piece_reader
+from harness.store.integrity.shapes import read_json
 from harness.store.records import Exhibit, GenerationRecord, Run
 from harness.store.run_store import load_run
 from harness.target.random_target import byte_tokenizer
@@ -84,7 +85,8 @@ def test_a_piece_is_text_or_its_bytes_and_never_empty() -> None:
 
 
 def test_what_is_written_is_read_back_and_the_first_version_still_reads(tmp_path: Path, run: Run) -> None:
-    assert [Exhibit.from_json(json.loads(json.dumps(one.to_json()))) for one in run.exhibits] == run.exhibits
+    written = [json.dumps(one.to_json()).encode() for one in run.exhibits]
+    assert [read_json(Exhibit, text) for text in written] == run.exhibits
     write_runs([make_run([make_record("vanilla", accepted=[0], drafted=[0])], "old")], tmp_path)
     manifest = tmp_path / "runs" / "old" / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "schema_version": 1}))

@@ -100,7 +100,7 @@ def test_mixed_runs_are_refused_and_footnoted_when_asked(
 def test_an_ordinary_store_builds(tmp_path: Path) -> None:
     """Two profiles of other settings, and two draft lengths of one method."""
     quick, acceptance = (
-        sample_run(profile, profile=profile, provenance={"device": profile})
+        sample_run(profile, profile=profile, provenance={"device": {"name": profile}})
         for profile in ("quick", "acceptance")
     )
     lengths = [

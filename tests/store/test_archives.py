@@ -10,7 +10,8 @@ import pytest
 
 from harness.cli.report_command import main
 from harness.config import ConfigError
-from harness.store import archives, records, run_store
+from harness.store import archives, records
+from harness.store.integrity import manifests
 from harness.store.journal import JOURNAL
 from harness.store.locations import run_folders
 from harness.store.parquet import COLUMNS, read_about
@@ -158,7 +159,7 @@ def test_a_version_that_is_no_longer_read_is_refused_with_the_command_that_helps
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     as_version_1(root / "run-0")
-    monkeypatch.setattr(run_store, "READABLE_VERSIONS", (records.SCHEMA_VERSION,))
+    monkeypatch.setattr(manifests, "READABLE_VERSIONS", (records.SCHEMA_VERSION,))
     with pytest.raises(ConfigError, match=r"python -m harness\.report migrate --results") as told:
         load_runs(root)
     command = str(told.value).partition("python -m harness.report ")[2].split()

@@ -16,7 +16,7 @@ from harness.analysis import metrics
 from harness.analysis.summary import pairwise, summarise, summarise_with_pairs
 from harness.cli.report_command import main
 from harness.store.columns import LOOP_NGRAM, Columns
-from harness.store.journal import JOURNAL, CorruptJournal, encode
+from harness.store.journal import JOURNAL, CorruptJournal
 from harness.store.parquet import COLUMNS, StoredRecords, read_about
 from harness.store.records import GenerationRecord, Run, Verdict
 from harness.store.run_store import load_run, load_runs
@@ -29,6 +29,7 @@ from tests.support.builders import (
     sample_runs,
     write_runs,
 )
+from tests.support.journals import more_lines
 
 
 def same(one: Columns, other: Columns) -> bool:
@@ -55,7 +56,7 @@ def records_of_every_kind() -> list[GenerationRecord]:
         make_rung("transformers.generate", "c01", 9, 10**15),
         make_record("ngram", "ä | c", (), (), turn=2, sample=1, verdict=None, latency_ns=5),
         make_record("suffix", "c00", verdict=Verdict("tie", 2, 0.5), batch_size=4, timed=False),
-        make_record("suffix", "c00", verdict=Verdict("broken", 0, None)),
+        make_record("suffix", "c00", repeat=1, verdict=Verdict("broken", 0, None)),
     ]
 
 
@@ -126,13 +127,16 @@ def test_an_export_of_another_journal_is_not_read(change: str, tmp_path: Path) -
     folder = written(tmp_path)
     lines = (folder / JOURNAL).read_bytes().splitlines(keepends=True)
     if change == "longer":
-        extra = encode("begin_block", "more") + encode("record", make_record("ngram", "zz").to_json())
-        ended = [*lines[:-1], extra, encode("finish_block", "more"), lines[-1]]
-        (folder / JOURNAL).write_bytes(b"".join(ended))
+        (folder / JOURNAL).write_bytes(b"".join(lines[:-1]))
+        record = make_record("ngram", "zz").to_json()
+        more = [("begin_block", "more"), ("record", record), ("finish_block", "more"), ("finished", {})]
+        extra = more_lines(folder, *more)
+        (folder / JOURNAL).write_bytes(b"".join([*lines[:-1], extra]))
         assert any(record.conversation == "zz" for record in load_runs(tmp_path / "runs")[0].records)
     elif change == "other end":
         later = {**json.loads(lines[-1])["data"], "at": "2000-01-01T00:00:00+00:00"}
-        end = encode("finished", later)
+        (folder / JOURNAL).write_bytes(b"".join(lines[:-1]))
+        end = more_lines(folder, ("finished", later))
         assert len(end) == len(lines[-1])
         (folder / JOURNAL).write_bytes(b"".join([*lines[:-1], end]))
     else:

@@ -17,11 +17,12 @@ import pandas as pd
 import pytest
 
 from harness.config import ConfigError
-from harness.store.journal import CorruptJournal, RunWriter, encode
+from harness.store.journal import CorruptJournal, RunWriter
 from harness.store.records import Failure, GenerationRecord, NullReplay, Probe, RunManifest, Verdict
 from harness.store.run_store import ResultStore, load_run, load_runs
 from harness.store.write_lock import RunBusy
 from tests.support import builders
+from tests.support.journals import more_lines
 
 ROOT = Path(__file__).parents[2]
 CELL = replace(builders.CELL, profile="quick")
@@ -246,18 +247,21 @@ def test_a_corrupt_line_is_reported_with_file_and_line(tmp_path: Path, number: i
 @pytest.mark.parametrize(
     ("extra", "why"),
     [
-        (encode("finish_block", "a"), "outside a block"),
-        (encode("begin_block", "a"), "finished"),
-        (encode("begin_block", "b") + encode("finish_block", "c"), "ends inside block 'b'"),
-        (encode("surprise", {}), "unknown kind 'surprise'"),
-        (encode("finished", {}) + encode("probe", Probe(1.0, 1.0)._asdict()), "after the run was finished"),
+        ([("finish_block", "a")], "outside a block"),
+        ([("begin_block", "a")], "finished"),
+        ([("begin_block", "b"), ("finish_block", "c")], "ends inside block 'b'"),
+        ([("surprise", {})], "unknown kind 'surprise'"),
+        ([("finished", {}), ("probe", Probe(1.0, 1.0)._asdict())], "after the run was finished"),
     ],
 )
-def test_a_sound_line_in_a_wrong_place_is_reported(tmp_path: Path, extra: bytes, why: str) -> None:
+def test_a_sound_line_in_a_wrong_place_is_reported(
+    tmp_path: Path, extra: list[tuple[str, Any]], why: str
+) -> None:
     with ResultStore(tmp_path).open_run(make_manifest()) as opened:
         write_block(opened, "a")
+    added = more_lines(opened.folder, *extra)
     with (opened.folder / "journal.jsonl").open("ab") as file:
-        file.write(extra)
+        file.write(added)
     with pytest.raises(CorruptJournal, match=why):
         load_run(opened.folder)
 

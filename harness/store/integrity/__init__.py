@@ -1,0 +1,1 @@
+"""What is read from a store is not trusted: its paths, types, arithmetic and chain are checked here."""
