@@ -19,7 +19,7 @@ class Measure:
     repeats: int = Field(default=3, ge=1)
     """Timed repetitions of vanilla and of every arm at temperature 0."""
     sampled_repeats: int = Field(default=3, ge=1)
-    """The same above temperature 0, per seed."""
+    """The same above temperature 0, per seed. Vanilla has two at least, so that it compares with itself."""
     rung_repeats: int = Field(default=3, ge=0)
     """Timed repetitions of every rung of the ladder at temperature 0; 0 leaves the rungs out."""
     sampled_rung_repeats: int = Field(default=3, ge=0)
@@ -51,8 +51,14 @@ class Measure:
         return self.batch_size * self.waves if self.batch_size > 1 else 1
 
     def repeats_at(self, greedy: bool) -> int:
-        """Repetitions of an arm."""
+        """Repetitions of an arm; 1 if untimed."""
+        if not self.timed:
+            return 1
         return self.repeats if greedy else self.sampled_repeats
+
+    def baseline_repeats_at(self, greedy: bool) -> int:
+        """Repetitions of vanilla: two or more if timed, because the A/A floor compares it with itself."""
+        return max(self.repeats_at(greedy), 2 if self.timed else 1)
 
     def rung_repeats_at(self, greedy: bool) -> int:
         """Repetitions of a rung: 0 if untimed or in batches, as a rung gives only the time of one request."""

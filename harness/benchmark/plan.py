@@ -68,10 +68,13 @@ class Plan:
 
     def repeats(self, params: DecodingParams) -> dict[str, int]:
         """How often each player answers a prompt, per seed, by the player's name."""
-        arm_repeats = self.measure.repeats_at(params.greedy) if self.measure.timed else 1
-        rung_repeats = self.measure.rung_repeats_at(params.greedy)
+        measure, greedy = self.measure, params.greedy
         return {
-            player.name: rung_repeats if player.kind == "rung" else arm_repeats
+            player.name: measure.rung_repeats_at(greedy)
+            if player.kind == "rung"
+            else measure.baseline_repeats_at(greedy)
+            if player.name == BASELINE
+            else measure.repeats_at(greedy)
             for player in self.players(params)
         }
 
