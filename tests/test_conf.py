@@ -17,7 +17,7 @@ import conf
 from harness.benchmark.plan import Plan, make_plan
 
 CONF = Path(conf.__file__).parent
-BUILT_ELSEWHERE = {"target", "task", "method", "hydra", "experiment", "data"}
+BUILT_ELSEWHERE = {"target", "task", "method", "hydra", "experiment", "data", "recorded"}
 """Groups of their own tests, here or with their classes."""
 GROUPS = sorted(
     path.name

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf
 
 from harness.config import ConfigError, build
 from harness.decoding.acceptance import Coupled, Rejection
 from harness.decoding.batch import Generation
 from harness.decoding.sampling import DecodingParams
+from harness.drafting.drafter import keeps_memory
 from harness.target.model import Target
 from methods.rest.datastore import Datastore
 from tests.support.targets import VOCAB, engine, requests, tiny_model
@@ -47,14 +49,36 @@ def _datastore() -> str:
     return str(folder)
 
 
-def drafter_of(method: Path) -> Any:
-    node = OmegaConf.load(method)
-    if "head" in node:
-        # Of a head that fits these targets; the contract does not ask for good drafts.
-        node.head = "random"
-    if OmegaConf.is_missing(node, "datastore"):
-        node.datastore = _datastore()
-    return build(node, method.stem)
+@cache
+def composed(method: Path) -> DictConfig:
+    """The method's configuration with whatever fits these targets; the contract asks for no good drafts."""
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("bench", overrides=["~experiment", "target=tiny", f"method=[{method.stem}]"])
+    node: DictConfig = config.methods[method.stem]
+    OmegaConf.resolve(node)
+    OmegaConf.set_struct(node, False)
+    for part in (node, *(node[name] for name in ("first", "second") if name in node)):
+        if "head" in part:
+            part.head = "random"
+        if OmegaConf.is_missing(part, "datastore"):
+            part.datastore = _datastore()
+    return node
+
+
+def drafter_of(method: Path, **settings: Any) -> Any:
+    return build(OmegaConf.merge(composed(method), settings), method.stem)
+
+
+def reaching(node: DictConfig, scope: str) -> dict[str, Any]:
+    """The settings that let a method, or the parts of a router, remember for so long; {}: no memory."""
+    parts = {name: reaching(node[name], scope) for name in ("first", "second") if name in node}
+    parts = {name: settings for name, settings in parts.items() if settings}
+    return {**parts, **({"memory": scope} if "memory" in node else {})}
+
+
+def forgetful(method: Path) -> Any:
+    """The method with a memory, if any, of one call, so that sequences do not depend on one another."""
+    return drafter_of(method, **reaching(composed(method), "call"))
 
 
 class Costs:
@@ -89,7 +113,7 @@ def played(
 @cache
 def fresh(method: Path, family: str, decoding: str) -> list[Generation]:
     """What a new drafter makes; once for all tests."""
-    return played(drafter_of(method), family, decoding)
+    return played(forgetful(method), family, decoding)
 
 
 @pytest.mark.parametrize("decoding", DECODINGS)
@@ -99,7 +123,7 @@ def test_output_is_vanillas_token_for_token(method: Path, family: str, decoding:
 
 @pytest.mark.parametrize("decoding", DECODINGS)
 def test_batch_of_three_equals_three_singles(method: Path, family: str, decoding: str) -> None:
-    drafter, loop = drafter_of(method), engine(family)
+    drafter, loop = forgetful(method), engine(family)
     bound(drafter, loop.target)
     together = loop.generate(requests(), drafter, DECODINGS[decoding], Coupled())
     alone = fresh(method, family, decoding)
@@ -113,7 +137,7 @@ def test_batch_of_three_equals_three_singles(method: Path, family: str, decoding
 def test_a_sequence_that_takes_the_place_of_another_is_the_same_as_alone(
     method: Path, family: str, decoding: str
 ) -> None:
-    drafter, loop = drafter_of(method), engine(family, batch_size=2)
+    drafter, loop = forgetful(method), engine(family, batch_size=2)
     bound(drafter, loop.target)
     # Seven requests of different lengths in two places: each place is taken several times.
     asked = [one for seed in range(3) for one in requests(seed)][:7]
@@ -132,26 +156,45 @@ def test_rejection_is_greedy_at_temperature_zero(method: Path, family: str) -> N
 
 
 def test_reset_restores_the_fresh_state(method: Path, family: str) -> None:
-    drafter = drafter_of(method)
+    drafter = forgetful(method)
     played(drafter, family, "sampled", order=(1,))
     again = played(drafter, family, "sampled")
     assert [one.accepted for one in again] == [one.accepted for one in fresh(method, family, "sampled")]
 
 
-def test_a_drafter_forgets_with_the_call_unless_its_scope_is_wider(method: Path, family: str) -> None:
-    """Even where the next call is about the same question."""
-    drafter, loop = drafter_of(method), engine(family)
+@pytest.mark.parametrize("scope", ["call", "question", "process"])
+def test_a_second_identical_request_shows_how_far_the_memory_reaches(
+    method: Path, family: str, scope: str
+) -> None:
+    settings = reaching(composed(method), scope)
+    if not settings and scope != "call":
+        pytest.skip("has no memory")
+    drafter, loop = drafter_of(method, **settings), engine(family)
     bound(drafter, loop.target)
-    if drafter.scope in ("question", "process"):
-        pytest.skip("remembers, as its scope says")
-    asked, params = requests()[1], DECODINGS["sampled"]
-    made = [loop.generate([asked], drafter, params, Coupled(), same_question=True)[0] for _ in range(2)]
-    usual = fresh(method, family, "sampled")[1]
-    assert [(one.drafted, one.accepted) for one in made] == [(usual.drafted, usual.accepted)] * 2
+    assert drafter.scope == scope or not settings
+    asked, params, usual = requests()[1], DECODINGS["greedy"], fresh(method, family, "greedy")[1]
+    for number, same_question in enumerate((False, True, False)):
+        made = loop.generate([asked], drafter, params, Coupled(), same_question=same_question)[0]
+        assert made.output_ids == usual.output_ids, "memory changes the speed alone"
+        if number and keeps_memory(drafter.scope, same_question):
+            assert sum(made.accepted) > sum(usual.accepted)
+        else:
+            assert (made.drafted, made.accepted) == (usual.drafted, usual.accepted)
+
+
+def test_a_batch_that_shares_a_memory_emits_what_vanilla_emits(method: Path, family: str) -> None:
+    settings = reaching(composed(method), "process")
+    if not settings:
+        pytest.skip("has no memory")
+    drafter, loop = drafter_of(method, **settings), engine(family, batch_size=2)
+    bound(drafter, loop.target)
+    for _ in range(2):
+        made = loop.generate(requests(), drafter, DECODINGS["sampled"], Coupled())
+        assert ids_of(made) == ids_of(fresh(VANILLA, family, "sampled"))
 
 
 def test_permuting_the_prompts_leaves_each_ones_acceptance(method: Path, family: str) -> None:
-    permuted = played(drafter_of(method), family, "greedy", order=(2, 0, 1))
+    permuted = played(forgetful(method), family, "greedy", order=(2, 0, 1))
     usual = fresh(method, family, "greedy")
     assert [(one.drafted, one.accepted) for one in permuted] == [(one.drafted, one.accepted) for one in usual]
 
@@ -180,6 +223,5 @@ def test_target_weights_stay_as_they_are(method: Path, family: str) -> None:
 
 
 def test_unknown_keys_are_refused_with_near_matches(method: Path, family: str) -> None:
-    node = OmegaConf.load(method)
     with pytest.raises(ConfigError, match="unknown key"):
-        build(OmegaConf.merge(node, {"max_ngrm": 3}), method.stem)
+        drafter_of(method, max_ngrm=3)

@@ -20,6 +20,8 @@ from harness.conformance.case import Case, Check, Targets, read_case
 from harness.system.console import Console
 
 MATCHED, FAILED, WRONG = 0, 1, 2
+_MOST_NOTES = 3
+"""Differences of one case that are shown."""
 _MODELS = "models"
 """Folder of the models that cases refer to."""
 
@@ -50,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The cases were recorded with one thread; with models this small, more threads only wait for each other.
     torch.set_num_threads(1)
     targets, rows, failed, unknown = Targets(), [], [], Counter[str]()
+    folders: dict[str, list[int]] = {}
     cases = find(folder)
     for case in cases:
         family = family_of(case, known)
@@ -61,10 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows.append([case.name, str(len(checks)), "matches" if not bad else "DIFFERS", _notes(checks, bad)])
         if bad:
             failed.append(case.name)
+        of_folder = folders.setdefault(Path(case.name).parent.as_posix(), [0, 0, 0])
+        for place, count in enumerate((1, not bad, len(checks))):
+            of_folder[place] += count
     for name, count in sorted(unknown.items()):
         rows.append([f"{count} of the family {name}", "0", "not known", f"known: {', '.join(known)}"])
     if rows:
         console.table(["case", "checks", "", ""], rows)
+        if folders:
+            summary = [[name, *map(str, counts)] for name, counts in folders.items()]
+            console.table(["folder", "cases", "matched", "checks"], summary)
     else:
         console.error(f"{folder}: holds no case; known families: {', '.join(known)}")
     found = len(cases) - unknown.total()
@@ -117,7 +126,7 @@ def _root(file: Path, folder: Path) -> Path:
 
 
 def _notes(checks: list[Check], bad: list[Check]) -> str:
-    """The differences; for a match, its notes (how close it is, which scores tie)."""
-    return "; ".join(
-        f"{check.name}: {check.note}" if check.note else check.name for check in bad
-    ) or ", ".join(check.note for check in checks if check.note)
+    """The first differences; for a match, its notes (how close it is, which scores tie)."""
+    shown = [f"{check.name}: {check.note}" if check.note else check.name for check in bad[:_MOST_NOTES]]
+    more = [f"{len(bad) - _MOST_NOTES} more"] if len(bad) > _MOST_NOTES else []
+    return "; ".join(shown + more) or ", ".join(check.note for check in checks if check.note)

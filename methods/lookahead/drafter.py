@@ -44,9 +44,9 @@ class Lookahead(SequenceTreeDrafter):
         return []
 
     def extend_one(self, state: list[JacobiWindow], tokens: Sequence[int]) -> None:
-        """Begin the window with tokens of the prompt."""
+        """Begin the window with tokens of the text that is known then."""
         if not state:
-            state.append(JacobiWindow(tokens[:-1], self.level, self.window, self.num_guesses))
+            state.append(JacobiWindow(tokens, self.level, self.window, self.num_guesses))
 
     def propose_tree(
         self, context: Sequence[int], state: list[JacobiWindow], room: int

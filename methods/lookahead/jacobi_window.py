@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 
 _SEED = 10
-"""The first level is drawn from the prompt; a fixed seed makes an output's drafts reproducible."""
+"""The first level is drawn from the text so far; a fixed seed makes an output's drafts reproducible."""
 
 
 class JacobiWindow:

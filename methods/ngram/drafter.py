@@ -41,6 +41,8 @@ class NGram(SequenceDrafter):
     """Largest number of drafted tokens."""
     occurrence: Literal["first", "latest"] = "first"
     """Which of several occurrences is followed; the original and transformers follow the `first`."""
+    end_token_id: int | None = Field(default=None, ge=0)
+    """The draft ends before this token, as in transformers; None drafts it like any other."""
     rule: Literal["transformers", "original"] = "transformers"
     """When the continuation is drafted. `transformers`: whatever follows the longest n-gram that anything
     follows. `original` (Saxena's function, also in Spec-Bench): only where `draft_length` tokens follow it
@@ -77,7 +79,8 @@ class NGram(SequenceDrafter):
         for size in range(min(self.max_ngram, len(context)), self.min_ngram - 1, -1):
             end = state.ends.get(tuple(context[-size:]))
             if end is not None and self._is_usable(end, size, len(context)):
-                return context[end : end + min(self.draft_length, room)]
+                found = context[end : end + min(self.draft_length, room)]
+                return found[: found.index(self.end_token_id)] if self.end_token_id in found else found
         return ()
 
     def _is_usable(self, end: int, size: int, num_tokens: int) -> bool:

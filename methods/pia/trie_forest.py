@@ -7,16 +7,17 @@ branches that followed it; every node counts how often prompts and outputs went 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-Selection = Literal["upstream", "nodes"]
+Selection = Literal["upstream", "nodes", "released"]
 """Which nodes of a crowded trie are drafted; see `TrieForest.draft`."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Node:
+    token: int
     prompts: int = 0
     outputs: int = 0
     children: dict[int, _Node] = field(default_factory=dict)
@@ -29,7 +30,7 @@ class _Node:
 
 @dataclass(kw_only=True)
 class TrieForest:
-    """A trie per token; grows with prompts and, `branch_length` tokens late, with outputs."""
+    """A trie per token."""
 
     branch_length: int = 12
     """Deepest level of a draft; branches are stored one token longer."""
@@ -38,36 +39,29 @@ class TrieForest:
     output_weight: float = 1e-4
     """Share of output counts in a node's weight; prompts have the rest."""
     selection: Selection = "upstream"
-    end_token_ids: Collection[int] = ()
-    """What follows one of these is not stored."""
+    end_token_id: int | None = None
+    """Neither this token nor what follows it is stored."""
 
     def __post_init__(self) -> None:
         self._tries: dict[int, _Node] = {}
-        self._buffer: list[int] = []
-        self._prompted: set[int] = set()
 
-    def insert_prompt(self, ids: Sequence[int]) -> None:
-        """Store the branches of a prompt."""
-        ids = self._before_end(ids)
+    def count_prompt(self, ids: Sequence[int], by: int) -> None:
+        """Count the branches of a prompt, `by` 1 to store and -1 to forget them."""
+        ids = self.before_end(ids)
         for place in range(len(ids) - 1):
-            self._prompted.add(ids[place])
             for node in self._branch(ids, place):
-                node.prompts += 1
+                node.prompts += by
 
-    def push(self, ids: Sequence[int]) -> None:
-        """Append output tokens; a branch is stored once it is complete."""
-        self._buffer += self._before_end(ids)
-        self._store(self.branch_length + 1)
-        self._buffer = self._buffer[-(self.branch_length + 1) :]
+    def count_outputs(self, ids: Sequence[int], num_branches: int) -> None:
+        """Store the branches that begin behind each of the first tokens of an output."""
+        for place in range(num_branches):
+            for node in self._branch(ids, place):
+                node.outputs += 1
 
-    def end_call(self) -> None:
-        """Store the branches that are not complete, and forget the counts of prompts."""
-        self._store(1)
-        self._buffer = []
-        for token in self._prompted:
-            for node, _ in _below(self._tries[token]):
-                node.prompts = 0
-        self._prompted.clear()
+    def before_end(self, ids: Sequence[int]) -> list[int]:
+        """The tokens before the first end token."""
+        ids = list(ids)
+        return ids[: ids.index(self.end_token_id)] if self.end_token_id in ids else ids
 
     def draft(self, query: Sequence[int]) -> tuple[list[int], list[int]]:
         """Tokens and parents (-1: the last token of `query`) of the tree that may follow `query`.
@@ -75,8 +69,8 @@ class TrieForest:
         The trie of the first token of the query is tried first, and a later one only where the tree has fewer
         than `branch_length` nodes, the pending token counted. A trie with more than `num_nodes` nodes is
         thinned: as many nodes as half a draft stay by their output counts, with all that equal the last of
-        them. `upstream` keeps no others; `nodes` fills the draft up with the largest weights. Children are
-        visited by weight, depth first.
+        them. `upstream` keeps no others; `nodes` fills the draft up with the largest weights; `released` does
+        so too, but counts nodes with the same token as one. Children are visited by weight, depth first.
         """
         found: tuple[list[int], list[int]] = ([], [])
         for place, token in enumerate(query):
@@ -97,13 +91,15 @@ class TrieForest:
         parents: list[int] = []
 
         def visit(node: _Node, parent: int, depth: int) -> None:
-            ranked = sorted(node.children.items(), key=lambda item: -self._weight(item[1]))
-            for token, child in ranked:
+            ranked = list(node.children.values())
+            if len(ranked) > 1:
+                ranked.sort(key=self._weight, reverse=True)
+            for child in ranked:
                 if 1 + len(tokens) >= self.num_nodes or depth > self.branch_length:
                     return
                 if child.outputs < least_outputs and self._weight(child) < least_weight:
                     continue
-                tokens.append(token)
+                tokens.append(child.token)
                 parents.append(parent)
                 visit(child, len(tokens) - 1, depth + 1)
 
@@ -112,44 +108,78 @@ class TrieForest:
 
     def _thresholds(self, top: _Node) -> tuple[float, float]:
         """A node is left out with its subtree if it has fewer outputs and less weight than these."""
-        nodes = [(node, token) for node, token in _below(top) if node.counts]
+        nodes = [node for node in _below(top) if node.counts]
         if len(nodes) <= self.num_nodes:
             return 0, 0
-        half = self.num_nodes // 2
-        by_outputs = sorted(nodes, key=lambda item: -item[0].outputs)
-        least_outputs = by_outputs[half - 1][0].outputs
-        if self.selection == "upstream":
+        by_outputs = sorted(nodes, key=lambda node: node.outputs, reverse=True)[: self.num_nodes // 2]
+        least_outputs = by_outputs[-1].outputs
+        if self.selection == "upstream" or least_outputs == 0:
             return least_outputs, math.inf
-        return least_outputs, self._least_weight(nodes, by_outputs[:half])
+        by_weight = sorted(nodes, key=self._weight, reverse=True)
+        if self.selection == "released":
+            return least_outputs, self._least_by_token(by_weight, {node.token for node in by_outputs})
+        chosen = {id(node) for node in by_outputs}
+        others = [node for node in by_weight if id(node) not in chosen]
+        return least_outputs, self._weight(others[self.num_nodes - len(by_outputs) - 1])
 
-    def _least_weight(self, nodes: list[tuple[_Node, int]], best: list[tuple[_Node, int]]) -> float:
-        """The weight of the last node that fills a draft up, beside those that stay by their outputs."""
-        chosen = {id(node) for node, _ in best}
-        others = sorted((self._weight(node) for node, _ in nodes if id(node) not in chosen), reverse=True)
-        return others[self.num_nodes - len(best) - 1]
+    def _least_by_token(self, by_weight: list[_Node], tokens: set[int]) -> float:
+        """The weight of the node with which a draft is full, where a token counts once.
+
+        tokens: those of the nodes that stay by their outputs. The heaviest nodes add theirs; of as many nodes
+        behind them as a draft has, every one with another token counts by itself.
+        """
+        rank = self.num_nodes - len(tokens)
+        tokens = tokens | {node.token for node in by_weight[:rank]}
+        missing = self.num_nodes - len(tokens)
+        for node in by_weight[rank : rank + self.num_nodes]:
+            if node.token not in tokens:
+                missing -= 1
+                if missing <= 0:
+                    return self._weight(node)
+        return math.inf
 
     def _weight(self, node: _Node) -> float:
         return (1 - self.output_weight) * node.prompts + self.output_weight * node.outputs
 
     def _branch(self, ids: Sequence[int], place: int) -> Iterator[_Node]:
         """The nodes, made where they are missing, of what follows `ids[place]`."""
-        node = self._tries.setdefault(ids[place], _Node())
+        node = self._tries.get(ids[place])
+        if node is None:
+            node = self._tries[ids[place]] = _Node(ids[place])
         for token in ids[place + 1 : place + 2 + self.branch_length]:
-            node = node.children.setdefault(token, _Node())
+            child = node.children.get(token)
+            if child is None:
+                child = node.children[token] = _Node(token)
+            node = child
             yield node
 
-    def _store(self, num_following: int) -> None:
-        for place in range(len(self._buffer) - num_following):
-            for node in self._branch(self._buffer, place):
-                node.outputs += 1
 
-    def _before_end(self, ids: Sequence[int]) -> list[int]:
-        end = next((place for place, token in enumerate(ids) if token in self.end_token_ids), len(ids))
-        return list(ids[:end])
+class Stream:
+    """The output of one sequence on its way into a forest, `branch_length` tokens late."""
+
+    def __init__(self, forest: TrieForest) -> None:
+        self.forest = forest
+        self._buffer: list[int] = []
+
+    def push(self, ids: Sequence[int]) -> None:
+        """Append output tokens; a branch is stored once it is complete."""
+        self._buffer += self.forest.before_end(ids)
+        length = self.forest.branch_length + 1
+        self.forest.count_outputs(self._buffer, len(self._buffer) - length)
+        self._buffer = self._buffer[-length:]
+
+    def flush(self) -> None:
+        """Store the branches that are not complete."""
+        self.forest.count_outputs(self._buffer, len(self._buffer) - 1)
+        self._buffer = []
 
 
-def _below(top: _Node) -> Iterator[tuple[_Node, int]]:
-    """Nodes below `top` and their tokens, depth first, in the order in which they were made."""
-    for token, child in top.children.items():
-        yield child, token
-        yield from _below(child)
+def _below(top: _Node) -> list[_Node]:
+    """Nodes below `top`, depth first, in the order in which they were made."""
+    found: list[_Node] = []
+    waiting = list(reversed(top.children.values()))
+    while waiting:
+        node = waiting.pop()
+        found.append(node)
+        waiting.extend(reversed(node.children.values()))
+    return found

@@ -9,7 +9,7 @@ that narrows with depth.
 Two rules of the release differ from the paper and are fields: the narrowing of the tree (`breadth_rule`)
 and the order in which nodes of the automaton are marked as used (`touch_order`). Departures from the
 release: ties at the budget's cut are broken by the order of insertion instead of by memory address, no
-padding node is verified, and automaton and table are not kept for the next call.
+padding node is verified. As in the release, automaton and table are kept for every later call.
 
 Shapes: B sequences, n drafted nodes, m committed tokens, k successors, V vocabulary.
 """
@@ -22,33 +22,40 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
+from typing_extensions import override
 
 from harness.config import configurable
 from harness.drafting.drafter import HiddenTap, Outcome, TargetView
 from harness.drafting.sequence_drafter import SequenceTreeDrafter
 from methods.racer.lru_automaton import LruAutomaton, Node, TouchOrder
+from methods.shared.likeliest import HEAD_INPUT, likeliest, likeliest_after
+from methods.shared.memory import MemoryScope, RememberingDrafter
 from methods.shared.vocabulary import refuse_small_vocabulary
 
 BreadthRule = Literal["paper", "code"]
 Table = dict[int, list[int]]
 
-_CHUNK = 256
-"""Prompt positions whose logits are held at the same time."""
+
+@dataclass
+class _Memory:
+    automaton: LruAutomaton | None
+    table: Table = field(default_factory=dict)
+    state: Node | None = None
+    """The automaton's state where the last sequence ended; None before there was one."""
 
 
 @dataclass
 class _State:
-    automaton: LruAutomaton | None
-    table: Table = field(default_factory=dict)
+    memory: _Memory
+    place: Node | None
+    """State of the automaton after what was read of this sequence."""
     text: list[int] = field(default_factory=list)
     pending: int | None = None
 
 
 @configurable
-class Racer(SequenceTreeDrafter):
+class Racer(RememberingDrafter, SequenceTreeDrafter):
     """Drafts a tree of matches and recycled successors."""
 
     num_nodes: int = Field(default=64, ge=1)
@@ -66,11 +73,17 @@ class Racer(SequenceTreeDrafter):
     touch_order: TouchOrder = "leaf_to_root"
     """When nodes of the automaton are marked as used; see `methods.racer.lru_automaton`."""
 
-    @property
-    def taps(self) -> tuple[HiddenTap, ...]:
-        """What the LM head reads: the logits behind prompt tokens are computed from it."""
-        return (HiddenTap(layer=-1, point="normed"),) if self.top_k else ()
+    table_size: int | None = Field(default=None, ge=1)
+    """Tokens from this one on have no successors; None: the target's vocabulary ends the table. The release
+    takes the tokenizer's size, which may be smaller."""
+    memory: MemoryScope = "process"
 
+    @property
+    @override
+    def taps(self) -> tuple[HiddenTap, ...]:
+        return (HEAD_INPUT,) if self.top_k else ()
+
+    @override
     def bind(self, target: TargetView) -> None:
         """Meet the target.
 
@@ -80,36 +93,57 @@ class Racer(SequenceTreeDrafter):
         super().bind(target)
         refuse_small_vocabulary(target, self.top_k)
 
-    def start_one(self) -> _State:
-        """An empty automaton and an empty table."""
+    @override
+    def new_memory(self) -> _Memory:
         automaton = LruAutomaton(self.ngram, self.max_nodes, self.min_depth, self.touch_order)
-        return _State(automaton if self.ngram else None)
+        return _Memory(automaton if self.ngram else None)
 
+    @override
+    def start_with(self, memory: _Memory) -> _State:
+        root = memory.automaton.root if memory.automaton else None
+        return _State(memory, memory.state or root)
+
+    @override
+    def end_one(self, state: _State) -> None:
+        state.memory.state = state.place
+
+    @override
     def extend_one(self, state: _State, tokens: Sequence[int]) -> None:
         """Insert the n-grams of what was committed, and read the accepted tokens; the last one is pending."""
-        accepted, before = list(tokens[:-1]), state.pending
+        accepted, before, automaton = list(tokens[:-1]), state.pending, state.memory.automaton
         state.pending = tokens[-1]
         if before is None:
             state.text = accepted
-            if state.automaton:
-                state.automaton.insert_prompt(state.text)
+            if automaton:
+                automaton.insert_prompt(state.text)
             return
         state.text += [before, *accepted]
-        if state.automaton:
-            state.automaton.insert_last(state.text, 1 + len(accepted))
+        if automaton and state.place:
+            automaton.insert_last(state.text, 1 + len(accepted))
             # The token that was pending has been read by the look-up.
-            state.automaton.feed(accepted)
+            state.place = automaton.feed(state.place, accepted)
 
+    @override
     def propose_tree(self, context: Sequence[int], state: _State, room: int) -> tuple[list[int], list[int]]:
         """Matches of the text that ends with the pending token, then recycled successors."""
         budget = min(self.num_nodes, room + 1)
-        borders = state.automaton.find(context[-1]) if state.automaton else []
+        borders: list[Node] = []
+        if state.memory.automaton and state.place:
+            borders, state.place = state.memory.automaton.find(state.place, context[-1])
         tree = _Tree()
         num_matched = tree.add_matches(borders, budget)
         if self.top_k:
-            tree.add_successors(context[-1], state.table, budget - num_matched, self.top_k, self.breadth_rule)
+            tree.add_successors(
+                context[-1],
+                state.memory.table,
+                budget - num_matched,
+                breadth=self.top_k,
+                rule=self.breadth_rule,
+                table_size=self.table_size,
+            )
         return tree.tokens, tree.parents
 
+    @override
     def observe(self, outcome: Outcome) -> None:
         """Write successors into the tables, then extend texts and automata."""
         rows = range(len(self._states)) if outcome.rows is None else outcome.rows
@@ -117,32 +151,30 @@ class Racer(SequenceTreeDrafter):
         # New sequences get their states here, and tables are written into these.
         super().observe(outcome)
         for row, successors in zip(rows, learned, strict=True):
-            self._states[row].table.update(successors)
+            table = self._states[row].memory.table
+            if self.table_size is None:
+                table.update(successors)
+            else:
+                # A token without a row is a leaf.
+                table.update({token: best for token, best in successors.items() if token < self.table_size})
 
     def _learned(self, outcome: Outcome) -> list[Table]:
         """Per sequence, the k likeliest successors of each token; of one token the last one counts."""
         if not self.top_k:
             return [{} for _ in outcome.pending]
         if outcome.draft is None:
-            best = self._successors(outcome.taps[0])
+            best = likeliest_after(outcome.taps[0], self._target, self.top_k).tolist()
             return [
                 dict(zip(ids, rows, strict=False)) for ids, rows in zip(outcome.committed, best, strict=True)
             ]
         assert outcome.logits is not None
-        best = outcome.logits.topk(self.top_k, dim=-1).indices.tolist()
+        best = likeliest(outcome.logits, self.top_k).tolist()
         drafted = outcome.draft.tokens.tolist()
         sizes = outcome.draft.size.tolist()
         return [
             dict(zip([ids[0], *tokens[:size]], rows, strict=False))
             for ids, tokens, size, rows in zip(outcome.committed, drafted, sizes, best, strict=True)
         ]
-
-    def _successors(self, states: Tensor) -> list[list[list[int]]]:
-        """The k likeliest tokens [B, m, k] after states [B, m, H] that the LM head reads."""
-        chunks = (states[:, begin : begin + _CHUNK] for begin in range(0, states.shape[1], _CHUNK))
-        parts = [self._target.lm_head(chunk).topk(self.top_k, dim=-1).indices for chunk in chunks]
-        found: list[list[list[int]]] = torch.cat(parts, dim=1).tolist()
-        return found
 
 
 class _Tree:
@@ -176,14 +208,24 @@ class _Tree:
             places[node, border] = above
         return len(chosen)
 
-    def add_successors(self, root: int, table: Table, budget: int, breadth: int, rule: BreadthRule) -> None:
+    def add_successors(
+        self,
+        root: int,
+        table: Table,
+        budget: int,
+        *,
+        breadth: int,
+        rule: BreadthRule,
+        table_size: int | None,
+    ) -> None:
         """Recycled successors, breadth first; a node's child of rank j gets a 2**j-th of its breadth."""
+        unknown = [0] * breadth
         full_level = 0 if rule == "paper" else 1
         queue = deque([(root, -1, breadth, 0)])
         budget -= 1
         while queue and budget > 0:
             token, place, width, depth = queue.popleft()
-            successors = table.get(token, [0] * breadth)
+            successors = table.get(token, unknown) if table_size is None or token < table_size else []
             shared = width if depth == full_level else width // 2
             following = successors[: min(width, budget)]
             for rank, child in enumerate(following):

@@ -38,25 +38,25 @@ class Node:
 
 
 class LruAutomaton:
-    """Inserts n-grams of a text and finds where its end stood before."""
+    """Inserts n-grams of texts and finds where the end of a text stood before.
+
+    A text that is read has a state, the node of its longest known suffix, which its reader keeps. A node that
+    is taken for another string while it is a state stands for that string from then on, as in the authors'
+    code.
+    """
 
     def __init__(self, ngram: int, max_nodes: int, min_depth: int, touch_order: TouchOrder) -> None:
         """ngram: length of the n-grams. max_nodes: of the trie. min_depth: the shortest match that counts."""
         self._ngram, self._max_nodes, self._min_depth = ngram, max_nodes, min_depth
         self._touch_order = touch_order
         self._used: OrderedDict[Node, None] = OrderedDict()
-        self._root = Node()
-        self._touch(self._root)
-        self._state = self._root
+        self.root = Node()
+        self._touch(self.root)
 
     @property
     def num_nodes(self) -> int:
         """Nodes of the trie, the root and those out of reach included."""
         return len(self._used)
-
-    def state(self) -> list[int]:
-        """The tokens of the matched suffix."""
-        return [node.token for node in self._state.path()][-2::-1]
 
     def insert_prompt(self, ids: Sequence[int]) -> None:
         """Insert all n-grams of a new text, and rebuild the failure links of the whole trie."""
@@ -71,42 +71,40 @@ class LruAutomaton:
                 return
             self._insert(text[end - self._ngram : end])
 
-    def find(self, token: int) -> list[Node]:
-        """Read one token: the nodes that end with it and are a suffix of what was read, the longest first.
+    def find(self, state: Node, token: int) -> tuple[list[Node], Node]:
+        """Read one token: the nodes that end with it and are a suffix of what was read, and the next state.
 
-        They are at least `min_depth` deep. Where the token is found nowhere the state stays as it was.
+        The nodes are at least `min_depth` deep, the longest first. Where the token is found nowhere the state
+        stays as it was.
         """
         found: list[Node] = []
         reached: Node | None = None
-        node: Node | None = self._state
+        node: Node | None = state
         while node is not None:
             child = node.children.get(token)
             if child is not None:
                 if child.depth >= self._min_depth:
                     found.append(child)
                 reached = reached or child
-            node = None if node is self._root else node.failure
-        if reached is not None:
-            self._state = reached
+            node = None if node is self.root else node.failure
         for border in found:
             self._touch_prefix(border)
-        return found
+        return found, reached or state
 
-    def feed(self, tokens: Sequence[int]) -> None:
-        """Read accepted tokens."""
+    def feed(self, state: Node, tokens: Sequence[int]) -> Node:
+        """Read accepted tokens; the next state."""
         for token in tokens:
-            self._touch(self._state)
-            if token not in self._state.children:
-                node = self._state
-                while node is not self._root and token not in node.children:
-                    node = node.failure or self._root
-                self._state = node
-                self._touch_prefix(node)
-            self._state = self._state.children.get(token, self._state)
-        self._touch(self._state)
+            self._touch(state)
+            if token not in state.children:
+                while state is not self.root and token not in state.children:
+                    state = state.failure or self.root
+                self._touch_prefix(state)
+            state = state.children.get(token, state)
+        self._touch(state)
+        return state
 
     def _insert(self, ids: Sequence[int]) -> None:
-        node = self._root
+        node = self.root
         node.count += 1
         for token in ids:
             self._touch(node)
@@ -130,7 +128,7 @@ class LruAutomaton:
                 del node.parent.children[node.token]
             node.children = {}
             node.count = 0
-        node.parent, node.token, node.depth, node.failure = parent, token, parent.depth + 1, self._root
+        node.parent, node.token, node.depth, node.failure = parent, token, parent.depth + 1, self.root
         parent.children[token] = node
         self._touch(node)
         return node
@@ -142,17 +140,17 @@ class LruAutomaton:
     def _touch_prefix(self, node: Node) -> None:
         """Touch a node and its ancestors, whose failure links fall back to the root."""
         for one in node.path():
-            one.failure = self._root
+            one.failure = self.root
             self._touch(one)
 
     def _rebuild(self) -> None:
         """Failure links of the whole trie, breadth first (Aho and Corasick 1975)."""
-        queue = deque([self._root])
+        queue = deque([self.root])
         while queue:
             node = queue.popleft()
             for token, child in node.children.items():
-                fallback = None if node is self._root else node.failure
-                while fallback is not None and fallback is not self._root and token not in fallback.children:
+                fallback = None if node is self.root else node.failure
+                while fallback is not None and fallback is not self.root and token not in fallback.children:
                     fallback = fallback.failure
-                child.failure = self._root if fallback is None else fallback.children.get(token, self._root)
+                child.failure = self.root if fallback is None else fallback.children.get(token, self.root)
                 queue.append(child)

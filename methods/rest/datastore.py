@@ -110,5 +110,20 @@ def frequent_prefixes(continuations: Iterable[tuple[int, ...]], count: int) -> l
     return sorted(counts, key=lambda path: (-counts[path], len(path), path))[:count]
 
 
+def released_cut(continuations: Iterable[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
+    """The beginnings that the released code keeps, closed under prefixes.
+
+    Of the `count` most frequent ones, those with the most distinct tokens are dropped until these numbers add
+    up to `count`. The code decides ties by a hash with a random seed; here it is the same in every process.
+    """
+    counts = Counter(prefix for one in continuations for prefix in _prefixes(one))
+    frequent = sorted(counts, key=lambda path: (-counts[path], hash(path)))[:count]
+    kept = sorted(frequent, key=lambda path: (len(set(path)), hash(path)))
+    spent = sum(len(set(path)) for path in kept)
+    while spent > count:
+        spent -= len(set(kept.pop()))
+    return list(dict.fromkeys(prefix for path in kept for prefix in _prefixes(path)))
+
+
 def _prefixes(path: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     return (path[:end] for end in range(1, len(path) + 1))

@@ -4,9 +4,9 @@ He et al. 2024, "REST: Retrieval-Based Speculative Decoding" (arXiv 2311.08252).
 text, of 16 down to 2 tokens, that stands in the datastore decides; all beginnings of what follows its hits
 are counted, and the 64 most frequent are the tree.
 
-Departures from the released code: ties are broken by length and token ids instead of by a random hash, the
-second cut by numbers of distinct tokens is left out (the paper has none), tokens are stored as 32 bits, and
-nothing is drafted without a hit.
+The released code cuts the tree a second time, by numbers of distinct tokens (`cut: released`); the paper
+does not. Departures from it: ties are broken by length and token ids instead of by a random hash, tokens are
+stored as 32 bits, and nothing is drafted without a hit.
 
 A datastore is made of JSONL files with `output_ids`, as a run's records.jsonl is:
 
@@ -20,22 +20,25 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
 from harness.config import ConfigError, configurable
 from harness.drafting.drafter import TargetView
 from harness.drafting.sequence_drafter import SequenceTreeDrafter
-from methods.rest.datastore import Datastore, frequent_prefixes
+from methods.rest.datastore import Datastore, frequent_prefixes, released_cut
 
 
 @configurable
 class Rest(SequenceTreeDrafter):
     """Drafts a tree of continuations from a datastore."""
 
-    datastore: str
+    datastore: str | None = None
     """Folder that `python -m methods.rest` made."""
+    ids: tuple[int, ...] | None = None
+    """The text itself, token ids, instead of a folder; for a small one."""
     num_nodes: int = Field(default=64, ge=1)
     """Nodes of a draft."""
     max_suffix: int = Field(default=16, ge=1)
@@ -47,6 +50,11 @@ class Rest(SequenceTreeDrafter):
     continuation: int = Field(default=10, ge=1)
     """Tokens behind a hit that are counted, and so the deepest level of a draft."""
 
+    cut: Literal["paper", "released"] = "paper"
+    """Which of the counted beginnings are the tree. `paper`: the `num_nodes` most frequent. `released`: of
+    these, beginnings are dropped until their numbers of distinct tokens add up to `num_nodes`."""
+
+    @override
     def bind(self, target: TargetView) -> None:
         """Map the datastore.
 
@@ -54,7 +62,15 @@ class Rest(SequenceTreeDrafter):
             ConfigError: it is missing, or holds tokens of another vocabulary.
         """
         super().bind(target)
-        self._store = Datastore.open(Path(self.datastore))
+        if (self.datastore is None) == (self.ids is None):
+            raise ConfigError(
+                "datastore: give a folder, which python -m methods.rest makes, or the token ids themselves"
+                f" with ids=[...]; got {'both' if self.ids else 'neither'}"
+            )
+        if self.ids is not None:
+            self._store = Datastore.build([self.ids], vocab_size=target.vocab_size)
+            return
+        self._store = Datastore.open(Path(str(self.datastore)))
         own = self._store.about.get("vocab_size")
         if own != target.vocab_size:
             raise ConfigError(
@@ -63,18 +79,20 @@ class Rest(SequenceTreeDrafter):
                 f" --vocab-size {target.vocab_size} --out FOLDER FILE..."
             )
 
+    @override
     def card(self) -> dict[str, Any]:
-        """The datastore's size and sources: another one makes another measurement."""
+        # Another datastore makes another measurement.
         return {"datastore": self._store.about}
 
+    @override
     def propose_tree(self, context: Sequence[int], state: Any, room: int) -> tuple[list[int], list[int]]:
-        """The most frequent continuations of the longest suffix that has any."""
         depth = min(self.continuation, room)
         for size in range(min(self.max_suffix, len(context)), self.min_suffix - 1, -1):
             hits = self._store.hits(context[-size:])
             if len(hits):
                 found = (self._store.continuation(int(hit), depth) for hit in hits[: self.max_hits])
-                return _tree(frequent_prefixes(found, self.num_nodes))
+                choose = frequent_prefixes if self.cut == "paper" else released_cut
+                return _tree(choose(found, self.num_nodes))
         return [], []
 
 

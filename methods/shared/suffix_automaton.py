@@ -70,6 +70,16 @@ class SuffixAutomaton:
         state = self._link[self._last]
         return self.found(state, self._length[state])
 
+    def repeated_before(self, latest: int) -> Match:
+        """The longest repeated suffix of all tokens whose first occurrence ends at `latest` or before.
+
+        The suffix of one token where there is no such suffix.
+        """
+        state = self._link[self._last]
+        while self._link[state] > ROOT and self._end[state] > latest:
+            state = self._link[state]
+        return self.found(state, self._length[state])
+
     def step(self, state: int, length: int, token: int, max_length: int | None = None) -> tuple[int, int]:
         """Match another sequence: from the state and length of its matched suffix to those one token later.
 

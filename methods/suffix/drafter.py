@@ -31,7 +31,9 @@ from typing_extensions import override
 from harness.config import ConfigError, configurable
 from harness.drafting.drafter import TargetView
 from harness.drafting.sequence_drafter import SequenceDrafter
+from methods.shared.memory import RememberingDrafter
 from methods.shared.suffix_automaton import ROOT, Match, SuffixAutomaton
+from methods.shared.text_memory import RememberedText, TextMemory
 
 _SEPARATOR = -1
 """Separates the outputs of a corpus. It is no token id, so no match and no draft crosses it."""
@@ -41,14 +43,15 @@ _SEPARATOR = -1
 class _State:
     """The state of one sequence."""
 
-    text: SuffixAutomaton
-    """Prompt and output so far."""
+    memory: TextMemory
+    text: RememberedText
+    """What is remembered, then prompt and output so far."""
     place: tuple[int, int] = (ROOT, 0)
     """State and length of the longest suffix of the text that occurs in the corpus."""
 
 
 @configurable
-class Suffix(SequenceDrafter):
+class Suffix(RememberingDrafter, SequenceDrafter):
     """Drafts a chain: the continuation of the longest suffix that occurred before."""
 
     draft_length: int = Field(default=10, ge=1)
@@ -91,20 +94,28 @@ class Suffix(SequenceDrafter):
         return {"corpus_sha256": hashlib.sha256(Path(self.corpus_path).read_bytes()).hexdigest()}
 
     @override
-    def start_one(self) -> _State:
-        return _State(SuffixAutomaton(max_match=self.max_match))
+    def new_memory(self) -> TextMemory:
+        return TextMemory(lambda: SuffixAutomaton(max_match=self.max_match))
+
+    @override
+    def start_with(self, memory: TextMemory) -> _State:
+        return _State(memory, memory.begin())
+
+    @override
+    def end_one(self, state: _State) -> None:
+        state.memory.end(state.text)
 
     @override
     def extend_one(self, state: _State, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            state.text.extend(token)
-            if self._corpus:
+        state.text.extend(tokens)
+        if self._corpus:
+            for token in tokens:
                 state.place = self._corpus.step(*state.place, token, self.max_match)
 
     @override
     def propose_one(self, context: Sequence[int], state: _State, room: int) -> Sequence[int]:
-        match = state.text.repeated()
-        source = state.text
+        source = state.text.automaton
+        match = source.repeated()
         if self._corpus:
             other = self._corpus.found(*state.place)
             if other.length > match.length:

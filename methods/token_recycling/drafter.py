@@ -9,7 +9,8 @@ Departures from the authors' code: where an unseen token has a row of zeros, the
 times as siblings; here equal paths are merged, which accepts the same tokens. Where one token stands at
 several nodes, the last one in the order of the tree is kept on every device; an indexed write on a GPU leaves
 that open. The code begins with the last prompt token as its root, the loop with the first token of the
-answer.
+answer. The variant inside SAM Decoding also learns from the prompt (`learns_prompt`), from a smaller tree.
+As in the authors' code, the table is never cleared: every later sequence profits from it.
 
 Shapes: B sequences, n drafted nodes, k successors, V vocabulary.
 """
@@ -21,10 +22,13 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor
+from typing_extensions import override
 
 from harness.config import ConfigError, configurable
 from harness.drafting.draft import Draft
-from harness.drafting.drafter import Drafter, Outcome, TargetView
+from harness.drafting.drafter import Drafter, HiddenTap, Outcome, Scope, TargetView
+from methods.shared.likeliest import HEAD_INPUT, likeliest, likeliest_after
+from methods.shared.memory import MemoryScope
 from methods.shared.vocabulary import refuse_small_vocabulary
 
 Levels = tuple[tuple[int, ...], ...]
@@ -50,6 +54,11 @@ class TokenRecycling(Drafter):
     """Per level and, within it, per node of the level above (the pending token first): how many children it
     has. Child number r is the successor of rank r."""
 
+    learns_prompt: bool = False
+    """Whether the successors of prompt tokens enter the table, too."""
+    memory: MemoryScope = "process"
+    """How long the table lasts. Sequences of one `call` have tables of their own; else all share one."""
+
     @field_validator("children")
     @classmethod
     def _a_tree(cls, children: Levels) -> Levels:
@@ -69,7 +78,19 @@ class TokenRecycling(Drafter):
                 f"top_k={self.top_k}: the tree gives a node {most} children; type a larger top_k"
             )
         self._levels: list[tuple[slice, Tensor, Tensor]] = []
+        self._shared: Tensor | None = None
 
+    @property
+    @override
+    def scope(self) -> Scope:
+        return self.memory
+
+    @property
+    @override
+    def taps(self) -> tuple[HiddenTap, ...]:
+        return (HEAD_INPUT,) if self.learns_prompt else ()
+
+    @override
     def bind(self, target: TargetView) -> None:
         """Lay out the tree on the target's device.
 
@@ -96,25 +117,45 @@ class TokenRecycling(Drafter):
         """All nodes on CUDA, where a fixed shape is one program; elsewhere the number varies."""
         return len(self._ranks) if self._target.device.type == "cuda" else None
 
-    def reset(self, num_rows: int) -> None:
-        """Begin with empty tables."""
-        device, vocab_size = self._target.device, self._target.vocab_size
-        # The last row takes the writes of nodes that do not count.
-        self._table = torch.zeros(num_rows, vocab_size + 1, self.top_k, dtype=torch.int64, device=device)
-        self._pending = torch.zeros(num_rows, dtype=torch.int64, device=device)
+    @override
+    def new_call(self, keep_memory: bool) -> None:
+        if not keep_memory:
+            self._shared = None
 
+    @override
+    def reset(self, num_rows: int) -> None:
+        device = self._target.device
+        if self.memory == "call":
+            self._table = self._empty(num_rows)
+        else:
+            if self._shared is None:
+                self._shared = self._empty(1)
+            self._table = self._shared
+        self._pending = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self._rows = self._table_rows(num_rows)
+
+    def _empty(self, count: int) -> Tensor:
+        """Tables [count, V+1, k]; the last row of each takes the writes of nodes that do not count."""
+        shape = (count, self._target.vocab_size + 1, self.top_k)
+        return torch.zeros(shape, dtype=torch.int64, device=self._target.device)
+
+    def _table_rows(self, num_rows: int) -> Tensor:
+        """The table of every sequence [B, 1]."""
+        rows = torch.arange(num_rows, device=self._table.device)[:, None]
+        return rows if self.memory == "call" else torch.zeros_like(rows)
+
+    @override
     def propose(self, room: Sequence[int]) -> Draft:
         """Fill the tree by level: a child of rank r is the successor of rank r of its parent's token."""
         num_rows, n = len(self._pending), len(self._ranks)
-        rows = torch.arange(num_rows, device=self._table.device)[:, None]
         ids = self._pending.new_zeros(num_rows, 1 + n)
         again = torch.zeros_like(ids, dtype=torch.bool)
         ids[:, 0] = self._pending
         for nodes, parents, ranks in self._levels:
             above = ids[:, parents]
-            ids[:, nodes] = self._table[rows, above, ranks]
+            ids[:, nodes] = self._table[self._rows, above, ranks]
             # All entries of an unseen token's row are 0: its children of rank 1 and more repeat the first.
-            unseen = self._table[rows, above, 0] == self._table[rows, above, 1]
+            unseen = self._table[self._rows, above, 0] == self._table[self._rows, above, 1]
             again[:, nodes] = again[:, parents] | (unseen & (ranks > 0))
         return self._merged(ids[:, 1:], again[:, 1:])
 
@@ -137,27 +178,47 @@ class TokenRecycling(Drafter):
             num_levels=len(self._levels),
         )
 
+    @override
     def observe(self, outcome: Outcome) -> None:
         """Write the k likeliest successors at every verified node into the table, rejected nodes too."""
         fresh = torch.tensor(outcome.pending).to(self._pending.device, non_blocking=True)
         if outcome.rows is not None:
             # Other sequences have taken these places.
-            self._table[list(outcome.rows)] = 0
+            if self.memory == "call":
+                self._table[list(outcome.rows)] = 0
             self._pending[list(outcome.rows)] = fresh
-            return
-        if outcome.draft is not None and outcome.logits is not None:
-            self._learn(outcome.draft, outcome.logits)
-        self._pending = fresh
+        else:
+            if outcome.draft is not None and outcome.logits is not None:
+                ids = torch.cat([self._pending[:, None], outcome.draft.tokens], dim=1)
+                counts = torch.nn.functional.pad(outcome.draft.real, (1, 0), value=True)
+                self._learn(self._rows, ids, counts, likeliest(outcome.logits, self.top_k))
+            self._pending = fresh
+        if outcome.draft is None and self.learns_prompt:
+            self._learn_prompts(outcome)
 
-    def _learn(self, draft: Draft, logits: Tensor) -> None:
-        best = logits.topk(self.top_k, dim=-1).indices
-        ids = torch.cat([self._pending[:, None], draft.tokens], dim=1)
-        counts = torch.nn.functional.pad(draft.real, (1, 0), value=True)
-        later = (ids[:, :, None] == ids[:, None, :]) & counts[:, None, :]
-        last = ~later.triu(1).any(-1)
-        index = torch.where(counts & last, ids, self._table.shape[1] - 1)
-        self._table[torch.arange(len(ids), device=ids.device)[:, None], index] = best.to(ids.device)
+    def _learn_prompts(self, outcome: Outcome) -> None:
+        best = likeliest_after(outcome.taps[0], self._target, self.top_k)
+        longest = best.shape[1]
+        padded = [ids + [0] * (longest - len(ids)) for ids in map(list, outcome.committed)]
+        ids = torch.tensor(padded, device=best.device)
+        sizes = torch.tensor([len(ids) for ids in outcome.committed], device=best.device)
+        counts = torch.arange(longest, device=best.device) < sizes[:, None]
+        rows = self._rows if outcome.rows is None else self._rows[list(outcome.rows)]
+        self._learn(rows, ids, counts, best)
 
+    def _learn(self, rows: Tensor, ids: Tensor, counts: Tensor, best: Tensor) -> None:
+        """Write the successors `best` [B, m, k] of `ids` [B, m] where `counts` [B, m]; the last one stays."""
+        num_tokens = self._table.shape[1]
+        # One key for a token of a table; what does not count has the key of the row that is never read.
+        keys = (rows * num_tokens + torch.where(counts, ids, num_tokens - 1)).flatten()
+        places = torch.arange(len(keys), device=keys.device)
+        last = torch.zeros(self._table.shape[:2], dtype=torch.int64, device=keys.device).flatten()
+        last.scatter_reduce_(0, keys, places, "amax")
+        self._table.flatten(0, 1)[keys] = best.flatten(0, 1).to(keys.device)[last[keys]]
+
+    @override
     def keep(self, rows: Sequence[int]) -> None:
-        """Keep the tables of these sequences."""
-        self._table, self._pending = self._table[list(rows)], self._pending[list(rows)]
+        self._pending = self._pending[list(rows)]
+        if self.memory == "call":
+            self._table = self._table[list(rows)]
+        self._rows = self._table_rows(len(rows))

@@ -1,4 +1,4 @@
-"""REST: hits and trees are those of the code and of the paper's rule; a datastore must fit the target."""
+"""REST: hits are those of a naive search, cuts follow their rules, and a datastore must fit the target."""
 
 from __future__ import annotations
 
@@ -14,11 +14,9 @@ import torch
 
 from harness.config import ConfigError
 from harness.drafting.drafter import TargetView
-from methods.rest.datastore import Datastore, frequent_prefixes, suffix_order
+from methods.rest.datastore import Datastore, frequent_prefixes, released_cut, suffix_order
 from methods.rest.drafter import Rest, main
 
-RECORDED = Path(__file__).parents[3] / "shared/fixtures/ngram/public/rest"
-CASES = sorted(RECORDED.glob("*.json")) if RECORDED.is_dir() else []
 Paths = list[tuple[int, ...]]
 
 
@@ -35,25 +33,32 @@ def rest_of(folder: Path, vocab_size: int, **settings: Any) -> Rest:
     return drafter
 
 
-@pytest.mark.skipif(not CASES, reason="the recorded cases are not beside this checkout")
-@pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
-def test_hits_are_those_of_the_code_and_trees_those_of_the_paper(file: Path, tmp_path: Path) -> None:
-    case = json.loads(file.read_text())
-    params = case["params"]
-    store = Datastore.build([case["datastore"]], vocab_size=case["vocab_size"])
-    store.save(tmp_path)
-    spans = {"max_suffix": max(params["spans"]), "min_suffix": min(params["spans"])}
-    drafter = rest_of(tmp_path, case["vocab_size"], num_nodes=params["max_num_draft"], **spans)
-    for call in case["calls"]:
-        for told in call["rounds"]:
-            context = call["script"][: told["n"] + 1]
-            sizes = [size for size in params["spans"] if size <= len(context)]
-            matched = next((size for size in sizes if len(store.hits(context[-size:]))), 0)
-            assert matched == (told["matched_len"] or 0)
-            assert not matched or len(store.hits(context[-matched:])) == told["hits"]
-            if "paper_tokens" in told:
-                own = paths_of(*drafter.propose_tree(context, None, 1000))
-                assert own == paths_of(told["paper_tokens"], told["paper_parents"])
+def test_hits_are_those_of_a_naive_search() -> None:
+    draw = random.Random(1)
+    ids = [draw.randrange(3) for _ in range(200)]
+    store = Datastore.build([ids])
+    for size in range(1, 6):
+        query = [draw.randrange(3) for _ in range(size)]
+        found = {begin + size for begin in range(len(ids)) if ids[begin : begin + size] == query}
+        assert set(store.hits(query).tolist()) == found
+
+
+def test_the_released_cut_drops_paths_of_many_tokens_and_closes_the_rest() -> None:
+    paths = [(1, 2, 3, 4), (5, 5, 5)]
+    assert set(released_cut(paths, 64)) == {(1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), (5,), (5, 5), (5, 5, 5)}
+    # Seven beginnings of one, one, one, one, two, three and four distinct tokens.
+    assert set(released_cut(paths, 12)) == {(1,), (1, 2), (1, 2, 3), (5,), (5, 5), (5, 5, 5)}
+
+
+def test_a_small_text_may_be_given_itself() -> None:
+    target = cast(TargetView, SimpleNamespace(device=torch.device("cpu"), vocab_size=16))
+    drafter = Rest(ids=(1, 2, 3, 4))
+    drafter.bind(target)
+    assert drafter.propose_tree([1, 2], None, 10) == ([3, 4], [-1, 0])
+    with pytest.raises(ConfigError, match="got neither"):
+        Rest().bind(target)
+    with pytest.raises(ConfigError, match="got both"):
+        Rest(ids=(1,), datastore="x").bind(target)
 
 
 def test_the_suffix_array_sorts_the_suffixes() -> None:

@@ -1,40 +1,49 @@
-"""SAM: every draft is that of the authors' code, in texts that go on over calls too."""
+"""SAM: how long a draft is, and how long the text is remembered."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import pytest
-
 from methods.sam import SAM
 
-RECORDED = Path(__file__).parents[3] / "shared/fixtures/ngram/public/sam"
-CASES = sorted(RECORDED.glob("*.json")) if RECORDED.is_dir() else []
 
-
-@pytest.mark.skipif(not CASES, reason="the recorded cases are not beside this checkout")
-@pytest.mark.parametrize("file", CASES, ids=lambda file: file.stem)
-def test_every_draft_is_that_of_the_authors_code(file: Path) -> None:
-    case = json.loads(file.read_text())
-    drafter = SAM(num_predicts=case["params"]["n_predicts"], alpha=case["params"]["alpha"])
+def drafted(drafter: SAM, text: list[int], room: int = 100) -> list[int]:
     state = drafter.start_one()
-    for number, call in enumerate(case["calls"]):
-        if call["memory"] == "fresh":
-            state = drafter.start_one()
-        drafter.extend_one(state, call["prompt_ids"])
-        for index, told in enumerate(call["rounds"]):
-            drafter.extend_one(state, [told["root"]])
-            own = list(drafter.propose_one([told["root"]], state, 1000))
-            assert own == told["draft_tokens"], f"call {number}, round {index}"
-            # The root is pushed already; the accepted tokens follow.
-            drafter.extend_one(state, told["pushed"][1:])
+    drafter.extend_one(state, text)
+    return list(drafter.propose_one(text, state, room))
 
 
 def test_the_draft_grows_with_the_match_and_stops_at_its_bound() -> None:
     text = list(range(60))
     for bound, expected in ((40, 12), (6, 5)):
-        drafter = SAM(num_predicts=bound)
-        state = drafter.start_one()
-        drafter.extend_one(state, [*text, 7, 8, 9])
-        assert list(drafter.propose_one([9], state, 100)) == text[10 : 10 + expected]
+        assert drafted(SAM(num_predicts=bound), [*text, 7, 8, 9]) == text[10 : 10 + expected]
+
+
+def test_a_match_that_is_too_short_drafts_nothing() -> None:
+    text = [*range(20), 7, 8]
+    assert drafted(SAM(min_match=2), text)
+    assert drafted(SAM(min_match=3), text) == []
+
+
+def test_a_chain_of_fixed_length_takes_the_longest_match_that_enough_tokens_follow() -> None:
+    """Of (8, 9), two tokens follow the first occurrence; of (9), five."""
+    text = [9, 1, 2, 8, 9, 3, 8, 9]
+    assert drafted(SAM(num_predicts=2, length="fixed"), text) == [3]
+    assert drafted(SAM(num_predicts=4, length="fixed"), text) == [1, 2, 8]
+    assert drafted(SAM(num_predicts=10, length="fixed"), text) == [1, 2, 8, 9, 3, 8, 0, 0, 0]
+    assert drafted(SAM(num_predicts=10, length="fixed"), text, room=2) == [1, 2]
+
+
+def test_a_sequence_beside_another_one_remembers_the_same_texts() -> None:
+    drafter = SAM(memory="process")
+    drafter.new_call(keep_memory=False)
+    alone = drafter.start_one()
+    drafter.extend_one(alone, [1, 2, 3, 4, 5])
+    drafter.end_one(alone)
+    together = [drafter.start_one(), drafter.start_one()]
+    for state in together:
+        drafter.extend_one(state, [7, 2])
+    assert [list(drafter.propose_one([2], state, 2)) for state in together] == [[3, 4], [3, 4]]
+    for state in together:
+        drafter.end_one(state)
+    last = drafter.start_one()
+    drafter.extend_one(last, [9, 7, 2])
+    assert list(drafter.propose_one([2], last, 100)) == [7, 2, 9, 7]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from typing_extensions import override
 
@@ -20,6 +21,7 @@ from harness.drafting.trees import TreePolicy
 from methods.shared.eagle.growth import Growth
 from methods.shared.eagle.heads.base import DraftHead
 from methods.shared.eagle.steps import HeadSteps
+from methods.shared.eagle.waiting import Pairs
 
 
 @configurable
@@ -32,6 +34,10 @@ class HeadDrafter(TrainableDrafter):
 
     tree: TreePolicy
     """How trees grow, see `harness.drafting.trees`."""
+    waiting_pairs: int | None = Field(default=None, ge=1)
+    """Where a router has not asked for a draft for some rounds, their pairs wait: of more than twice as many
+    as this, only so many, the latest, are fed. None feeds all. What waits since the prompt is fed
+    completely."""
 
     def use(self, network: DraftHead, taps: tuple[HiddenTap, ...]) -> None:
         """Draft with this head from now on; it reads the target's states at `taps`."""
@@ -104,6 +110,7 @@ class HeadDrafter(TrainableDrafter):
     @override
     def reset(self, num_rows: int) -> None:
         self._cache.clear(num_rows)
+        self._waits = False
 
     @override
     def observe(self, outcome: Outcome) -> None:
@@ -120,7 +127,13 @@ class HeadDrafter(TrainableDrafter):
         tokens = torch.tensor(following).to(device, non_blocking=True)
         features = torch.cat([states.to(device, dtype) for states in outcome.taps], dim=-1)
         if outcome.rows is None:
-            self._tokens, self._features, self._counts = tokens, features, counts
+            fresh = Pairs(features, tokens, counts)
+            if self._waits:
+                fresh = Pairs(self._features, self._tokens, self._counts).followed_by(fresh)
+            else:
+                self._since_prompt = [outcome.draft is None] * len(counts)
+            self._features, self._tokens, self._counts = fresh
+            self._waits = True
             return
         for place, row in enumerate(outcome.rows):
             self._begin(row, features[place, : counts[place]], tokens[place, : counts[place]])
@@ -135,11 +148,16 @@ class HeadDrafter(TrainableDrafter):
             growth = Growth(self._steps, row)
             growth.feed(features[None, :-1], tokens[None, :-1], [len(tokens) - 1])
         self._features[row, 0], self._tokens[row, 0], self._counts[row] = features[-1], tokens[-1], 1
+        self._since_prompt[row] = True
 
     @override
     def propose(self, room: Sequence[int]) -> Draft:
         # The room is ignored: up to the last round, the tree is the one that the official code would grow.
         self.growth = Growth(self._steps)
+        if self.waiting_pairs is not None:
+            pairs = Pairs(self._features, self._tokens, self._counts)
+            self._features, self._tokens, self._counts = pairs.latest(self.waiting_pairs, self._since_prompt)
+        self._waits = False
         features, tokens = self.growth.padded(self._features, self._tokens)
         num_rows, num_pairs = tokens.shape
         level, num_more = self.tree.num_children, self.tree.num_expanded
@@ -166,3 +184,4 @@ class HeadDrafter(TrainableDrafter):
         self._cache.keep(list(rows))
         self._tokens, self._features = self._tokens[list(rows)], self._features[list(rows)]
         self._counts = [self._counts[row] for row in rows]
+        self._since_prompt = [self._since_prompt[row] for row in rows]

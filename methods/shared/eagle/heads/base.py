@@ -109,9 +109,6 @@ class DraftHead(nn.Module, ABC):
     """Whether it may draft from a part of the target's vocabulary: buffer `d2t` [V] int64, target id minus
     draft id."""
 
-    fc: nn.Linear
-    lm_head: nn.Linear | None
-    """None: the target's LM head is used."""
     d2t: Tensor
 
     def __init__(self, shape: HeadShape) -> None:
@@ -120,6 +117,16 @@ class DraftHead(nn.Module, ABC):
         self.layer = self.new_layer(shape)
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size) if shape.own_embedding else None
         self.rotary = LlamaRotaryEmbedding(_rope_config(shape))
+        size = shape.hidden_size
+        self.fc = nn.Linear(self.fc_width(shape), size, bias=shape.fc_bias)
+        # None: the target's LM head is used, as it always is where the head drafts the target's vocabulary.
+        owns = shape.own_lm_head and self.has_vocabulary_map
+        self.lm_head = nn.Linear(size, shape.draft_vocab_size, bias=False) if owns else None
+
+    @staticmethod
+    @abstractmethod
+    def fc_width(shape: HeadShape) -> int:
+        """Values of a row that `fc` reads."""
 
     @staticmethod
     def new_layer(shape: HeadShape) -> DecoderLayer:

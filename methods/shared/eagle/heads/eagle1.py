@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from harness.drafting.drafter import HiddenTap, TargetView
@@ -29,10 +29,10 @@ class Eagle1Head(DraftHead):
     official_layer: ClassVar[str] = "layers.0."
     has_vocabulary_map: ClassVar[bool] = False
 
-    def __init__(self, shape: HeadShape) -> None:
-        super().__init__(shape)
-        self.fc = nn.Linear(2 * shape.hidden_size, shape.hidden_size, bias=shape.fc_bias)
-        self.lm_head = None
+    @staticmethod
+    @override
+    def fc_width(shape: HeadShape) -> int:
+        return 2 * shape.hidden_size
 
     @classmethod
     @override

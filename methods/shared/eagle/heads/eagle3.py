@@ -37,15 +37,18 @@ class Eagle3Head(DraftHead):
     def __init__(self, shape: HeadShape) -> None:
         super().__init__(shape)
         size, eps = shape.hidden_size, shape.rms_norm_eps
-        self.fc = nn.Linear(shape.feature_size, size, bias=shape.fc_bias)
         self.norm = nn.RMSNorm(size, eps)
         if shape.fc_norm:
             norms = (nn.RMSNorm(shape.target_hidden_size, eps) for _ in range(shape.num_taps))
             self.fc_norm = nn.ModuleList(norms)
         if shape.norm_before_fc:
             self.input_norm = nn.RMSNorm(shape.feature_size, eps)
-        self.lm_head = nn.Linear(size, shape.draft_vocab_size, bias=False) if shape.own_lm_head else None
         self.register_buffer("d2t", torch.zeros(shape.draft_vocab_size, dtype=torch.int64))
+
+    @staticmethod
+    @override
+    def fc_width(shape: HeadShape) -> int:
+        return shape.feature_size
 
     @staticmethod
     @override
