@@ -16,6 +16,7 @@ from harness.store.archives import compact, expand
 from harness.store.locations import RUNS, is_local, locate
 from harness.store.migration import migrate
 from harness.system.console import Console
+from harness.system.secrets import redact_text
 from harness.tracking import sync, wandb_workspace
 
 _UPKEEP = {
@@ -59,7 +60,9 @@ def is_bad(row: Row) -> bool:
 
 
 def _diff(given: argparse.Namespace, _: Console) -> None:
-    print(describe(*(find_run(given.results / RUNS, name) for name in (given.first, given.second))))
+    print(
+        redact_text(describe(*(find_run(given.results / RUNS, name) for name in (given.first, given.second))))
+    )
 
 
 def _compact(given: argparse.Namespace, console: Console) -> None:

@@ -13,6 +13,7 @@ from harness.store.parquet import read_about
 from harness.store.records import SCHEMA_VERSION
 from harness.store.run_store import MANIFEST, export_records, read_manifest
 from harness.system.files import write_whole
+from harness.system.secrets import redact_values
 
 STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     # Version 1 had no exhibits, which a manifest does not mention.
@@ -52,6 +53,7 @@ def _migrate(folder: Path) -> bool:
         data = {**STEPS[version](data), "schema_version": version + 1}
         version += 1
     if is_old and version == SCHEMA_VERSION:
+        data = redact_values(data)
         text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
         write_whole(manifest, f"{text}\n".encode())
     read_manifest(manifest)

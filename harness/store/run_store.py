@@ -32,7 +32,8 @@ from harness.store.records import (
 )
 from harness.store.write_lock import LOCK, Lease
 from harness.system.files import PART, sync_folder, write_whole
-from harness.system.naming import digest, now, redact, slug
+from harness.system.naming import digest, now, slug
+from harness.system.secrets import redact, redact_values
 
 MANIFEST, RECORDS = "manifest.json", "records.jsonl"
 
@@ -55,6 +56,7 @@ class OpenRun(RunWriter):
             ConfigError: the folder holds a different run.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        manifest = RunManifest.from_json(redact_values(manifest.to_json()))
         self._lease = Lease(folder)
         try:
             settled, path = _settle(folder, manifest), folder / JOURNAL
@@ -87,6 +89,7 @@ class OpenRun(RunWriter):
 
     @override
     def _write(self, kind: str, data: Any) -> None:
+        data = redact_values(data)
         self._journal.add(kind, data)
         self._file.write(encode(kind, data))
         self._file.flush()
