@@ -7,7 +7,6 @@ to stderr. Exit status: 0 success, 1 a cell has failed, 2 the command line is wr
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from harness.cli.outcome import FAILED, GOOD, WRONG
 from harness.config import ConfigError
 from harness.sweeps.status import Sweep, newest, show, status
 from harness.system.console import Console
+from harness.system.files import print_json
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.error(explain(error))
         return WRONG
     show(sweep, current, console)
-    print(json.dumps(current), flush=True)
+    print_json(current)
     return FAILED if current["counts"]["failed"] else GOOD
 
 

@@ -1,5 +1,6 @@
-"""The launchers that conf/hydra/launcher names: Hydra finds launchers only in modules of this package."""
+"""The launchers and the sweeper that conf/hydra names: Hydra finds them only in modules of this package."""
 
+from harness.cli import job_files
 from harness.sweeps import launchers
 
 
@@ -13,3 +14,7 @@ class Ray(launchers.Ray):
 
 class Processes(launchers.Processes):
     """`harness.sweeps.launchers.Processes` under a name that Hydra accepts."""
+
+
+class RedactingBasicSweeper(job_files.RedactingBasicSweeper):
+    """`harness.cli.job_files.RedactingBasicSweeper` under a name that Hydra accepts."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from harness.profiling.rounds import parts, split
 from harness.profiling.setup import Finding, ProfilingSetup, prepared
 from harness.system import naming, provenance
 from harness.system.console import Console
+from harness.system.files import print_json
+from harness.system.secrets import redact
 
 COMMANDS: dict[str, Callable[[ProfilingSetup], list[Finding]]] = {
     "parts": parts,
@@ -40,7 +41,7 @@ def run_costs(config: DictConfig) -> None:
     """
     console = Console()
     if config.command == "table":
-        print(json.dumps(_write_table(config, console)), flush=True)
+        print_json(_write_table(config, console))
         return
     if config.command not in COMMANDS:
         known = ("table", *COMMANDS)
@@ -53,7 +54,7 @@ def run_costs(config: DictConfig) -> None:
     with prepared(config, console.note, **changes) as setup:
         found = COMMANDS[config.command](setup)
         line = {"command": config.command, "target": setup.spec.name, "findings": found}
-    print(json.dumps(line), flush=True)
+    print_json(line)
 
 
 def _write_table(config: DictConfig, console: Console) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def _write_table(config: DictConfig, console: Console) -> dict[str, Any]:
         costs = {}
         for name, drafter in setup.drafters.items():
             console.note(f"profiling {name}")
-            own = naming.redact(settings["methods"][name])
+            own = redact(settings["methods"][name])
             costs[name] = drafting_cost(profile, profile.drafter(engine, drafter), own)
     packages = provenance.packages()
     device = provenance.device_facts(target.device)

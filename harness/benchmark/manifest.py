@@ -16,6 +16,7 @@ from harness.store import identity
 from harness.store.records import RunManifest
 from harness.store.run_store import ResultStore
 from harness.system import naming, provenance
+from harness.system.secrets import redact
 from harness.target.chat_template import template_hash
 
 
@@ -55,8 +56,8 @@ class ManifestMaker:
                 for name, method in plan.arms.items()
             },
             rungs=[player.name for player in plan.players(self.params) if player.kind == "rung"],
-            config=naming.redact(asked),
-            overrides=naming.redact(plan.overrides),
+            config=redact(asked),
+            overrides=redact(plan.overrides),
             target=model.card,
             prompts=self._prompt_set,
             provenance={

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import time
@@ -25,7 +24,9 @@ from harness.cli.outcome import FAILED, GOOD, OUTCOME, WRONG, Collect
 from harness.config import ConfigError, near
 from harness.store.run_store import unwritable
 from harness.system.console import Console
+from harness.system.files import write_json
 from harness.system.processes import is_follower
+from harness.system.secrets import guard_process
 
 _GRACE_S = 10
 """Seconds that a failed follower leaves to the first process to report; its exit then ends all of them."""
@@ -37,6 +38,7 @@ def main(job: Callable[[], Any]) -> int:
     """Run a Hydra application. Returns the exit status of the process, unless a callback exits first."""
     # Hydra would report errors itself, with exit status 1 and hints about its internals; this makes it raise.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    guard_process()
     try:
         job()
     except ConfigError as error:
@@ -70,7 +72,8 @@ def run_job(config: DictConfig) -> None:
 
     hydra = HydraConfig.get()
     sweeping = hydra.mode == RunMode.MULTIRUN
-    overrides = list(hydra.overrides.task)
+    # As typed: iterating would replace a reference to a secret by the secret.
+    overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     follows = is_follower()
     console = Console(io.StringIO() if follows else None)
     job: Survey | Job = Survey(config, overrides) if config.dry_run else Job(config, overrides, console)
@@ -83,7 +86,7 @@ def run_job(config: DictConfig) -> None:
             raise SystemExit(FAILED)
         return
     folder = Path(hydra.runtime.output_dir)
-    (folder / OUTCOME).write_text(json.dumps(job.outcome()))
+    write_json(folder / OUTCOME, job.outcome())
     # A launcher that runs jobs in other processes is interrupted too, and collects the outcomes itself.
     if job.interrupted and sweeping and str(hydra.launcher["_target_"]).endswith("BasicLauncher"):
         Collect().on_multirun_end(config=_with_hydra(config))

@@ -16,6 +16,7 @@ from harness.analysis.comparability import variants
 from harness.store.records import Run
 from harness.store.run_store import load_run
 from harness.system.console import Console
+from harness.system.files import print_json
 from harness.system.processes import is_follower
 
 OUTCOME = "outcome.json"
@@ -107,6 +108,6 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
     document: dict[str, Any] = {"rows": json_rows(rows), "run_dirs": folders}
     if any("cells" in outcome for outcome in outcomes):
         document["cells"] = surveyed
-    print(json.dumps(document, allow_nan=False), flush=True)
+    print_json(document, allow_nan=False)
     broken = any(row.verdict == "broken" and row.kind == "arm" for row in rows)
     return FAILED if broken or errors else status

@@ -20,6 +20,7 @@ from harness.store.integrity.verify import verify
 from harness.store.locations import RUNS, locate
 from harness.store.migration import migrate
 from harness.system.console import Console
+from harness.system.secrets import redact_text
 from harness.tracking import sync, wandb_workspace
 
 _UPKEEP = {
@@ -80,7 +81,9 @@ def _verify(given: argparse.Namespace, console: Console) -> int:
 
 
 def _diff(given: argparse.Namespace, _: Console) -> None:
-    print(describe(*(find_run(given.results / RUNS, name) for name in (given.first, given.second))))
+    print(
+        redact_text(describe(*(find_run(given.results / RUNS, name) for name in (given.first, given.second))))
+    )
 
 
 def _compact(given: argparse.Namespace, console: Console) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pkgutil
 import traceback
 from collections import Counter
@@ -18,6 +17,7 @@ import harness.conformance
 from harness.config import ConfigError
 from harness.conformance.case import Case, Check, Targets, read_case
 from harness.system.console import Console
+from harness.system.files import print_json
 
 MATCHED, FAILED, WRONG = 0, 1, 2
 _MOST_NOTES = 3
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.error(f"{folder}: holds no case; known families: {', '.join(known)}")
     found = len(cases) - unknown.total()
     document: dict[str, object] = {"found": found, "matched": found - len(failed), "failed": failed}
-    print(json.dumps({**document, **({"unknown": dict(unknown)} if unknown else {})}), flush=True)
+    print_json({**document, **({"unknown": dict(unknown)} if unknown else {})})
     return MATCHED if found and not failed and not unknown else FAILED
 
 

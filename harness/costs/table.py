@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from harness.config import ConfigError
 from harness.costs.grid import Floats, Grid
+from harness.system.files import write_json
 from harness.system.naming import class_names, digest, slug
 from harness.system.provenance import device_identity
 
@@ -132,9 +133,7 @@ class CostTable:
             "drafters": drafters,
         }
         folder.mkdir(parents=True, exist_ok=True)
-        part = place.with_suffix(".part")
-        part.write_text(json.dumps(document) + "\n", encoding="utf-8")
-        part.replace(place)
+        write_json(place, document)
         return place
 
 

@@ -20,6 +20,7 @@ from harness.store.locations import RUNS
 from harness.store.records import Run
 from harness.store.run_store import load_runs
 from harness.system.console import Console
+from harness.system.files import write_text
 
 TABLES = ("md", "tex", "csv", "figures")
 """What is written where no format is asked for."""
@@ -72,7 +73,7 @@ def build(
                 # No cell of a paper, or one call to every question; what an earlier report found goes.
                 (out / name).unlink(missing_ok=True)
                 continue
-            (out / name).write_text(text, encoding="utf-8", newline="\n")
+            write_text(out / name, text)
             console.note(f"wrote {out / name}")
     for path in _redraw(rows, out / "figures") if "figures" in formats else ():
         console.note(f"wrote {path}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from fnmatch import fnmatchcase
@@ -17,6 +16,7 @@ from harness.reports import formatting
 from harness.store.records import BASELINE
 from harness.store.run_store import load_runs
 from harness.system.console import Console
+from harness.system.files import print_json
 
 _HEADERS = ("target", "task", "T", "method", "batch", "draft length", "tau", "tokens/s", "speedup", "marks")
 
@@ -67,7 +67,7 @@ def run_command(given: argparse.Namespace, console: Console) -> None:
             )
         found += replay(run, table, given.length, given.batch)
     console.table(list(_HEADERS), [_line(one) for one in found], title="Replayed, not measured")
-    print(json.dumps({"replayed": [asdict(one) for one in found]}), flush=True)
+    print_json({"replayed": [asdict(one) for one in found]})
 
 
 def _line(one: Replayed) -> list[str]:

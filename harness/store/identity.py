@@ -7,8 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from harness.store.records import Cell, RunManifest
-from harness.system.naming import class_names, digest, redact, slug
+from harness.system.naming import class_names, digest, slug
 from harness.system.provenance import device_identity, packages, source_hash
+from harness.system.secrets import redact
 
 _OUTPUT_OPTIONS = frozenset({"tracker", "results", "hydra", "replicate"})
 _NOT_OF_A_RUN = frozenset({"results", "tracker", "replicate", "decodings", "dry_run"})

@@ -14,6 +14,7 @@ from harness.store.parquet import read_about
 from harness.store.records import SCHEMA_VERSION
 from harness.store.run_store import export_records, read_folder
 from harness.system.files import write_whole
+from harness.system.secrets import redact_values
 
 STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     # Version 1 had no exhibits, which a manifest does not mention.
@@ -59,6 +60,7 @@ def _migrate(folder: Path) -> bool:
         data = {**STEPS[version](data), "schema_version": version + 1}
         version += 1
     if is_old and version == SCHEMA_VERSION:
+        data = redact_values(data)
         write_whole(manifest, encode_manifest(data))
     _, journal = read_folder(folder)
     if not journal.finished or read_about(folder) is not None:

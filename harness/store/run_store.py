@@ -20,19 +20,20 @@ from typing import Any
 from typing_extensions import override
 
 from harness.config import ConfigError
-from harness.store.integrity.lines import Chain, manifest_link
+from harness.store.integrity.lines import Chain, Line, manifest_link
 from harness.store.integrity.manifests import MANIFEST as MANIFEST
 from harness.store.integrity.manifests import encode_manifest
 from harness.store.integrity.manifests import read_manifest as read_manifest
 from harness.store.integrity.paths import read_file, refuse_link
-from harness.store.integrity.shapes import Moment
+from harness.store.integrity.shapes import Moment, read_entry, read_manifest_json
 from harness.store.journal import JOURNAL, Journal, RunWriter, plain, read_journal
 from harness.store.locations import children_of, run_folder, run_folders
 from harness.store.parquet import COLUMNS, About, StoredExhibits, StoredRecords, encode_columns, read_about
 from harness.store.records import Cell, Failure, GenerationRecord, Run, RunManifest
 from harness.store.write_lock import LOCK, Lease, lock_or_refuse, open_to_write
 from harness.system.files import PART, sync_folder, write_whole
-from harness.system.naming import digest, now, redact, slug
+from harness.system.naming import digest, now, slug
+from harness.system.secrets import redact, redact_values
 
 RECORDS = "records.jsonl"
 
@@ -56,6 +57,7 @@ class OpenRun(RunWriter):
         """
         refuse_link(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        manifest = read_manifest_json(json.dumps(redact_values(manifest.to_json())).encode())
         self._lease, self._descriptor, self._failed = Lease(folder), -1, False
         try:
             settled, path = _settle(folder, manifest), folder / JOURNAL
@@ -95,8 +97,11 @@ class OpenRun(RunWriter):
     def _write(self, kind: str, entry: Any) -> None:
         if self._failed and kind != "failure":
             raise OSError(f"{self.folder / JOURNAL}: an earlier line could not be written")
-        line, link = self._chain().encode(kind, plain(entry))
-        self._journal.add(kind, entry)
+        given = plain(entry)
+        data = redact_values(given)
+        line, link = self._chain().encode(kind, data)
+        # Columns are exported from what is in memory, so that must hold no secret either.
+        self._journal.add(kind, entry if data == given else read_entry(Line(kind, json.dumps(data).encode())))
         try:
             append_line(self._descriptor, self._journal.num_bytes, line)
         except BaseException:

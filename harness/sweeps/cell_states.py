@@ -18,7 +18,8 @@ from harness.store.locations import run_folders
 from harness.store.records import RunManifest
 from harness.store.run_store import MANIFEST, read_manifest
 from harness.store.write_lock import holder, last_holder
-from harness.system.naming import class_names, digest, redact
+from harness.system.naming import class_names, digest
+from harness.system.secrets import redact
 
 State = Literal["done", "running", "failed", "missing"]
 
@@ -84,9 +85,8 @@ class RunIndex:
         for run in self.runs:
             manifest, cell = run.manifest, run.manifest.cell
             self._by_config.setdefault(_config_key(stored_identity(manifest)), []).append(run)
-            if not manifest.arms:
-                key = _overrides_key(cell.target, cell.task, cell.decoding, manifest.overrides)
-                self._by_overrides.setdefault(key, []).append(run)
+            key = _overrides_key(cell.target, cell.task, cell.decoding, manifest.overrides)
+            self._by_overrides.setdefault(key, []).append(run)
         self._here = identity({}, 0, {})
 
     def find(self, cell: RequestedCell, begun: str = "") -> RunState | None:
@@ -97,14 +97,24 @@ class RunIndex:
         """
         config = class_names(redact(cell.config))
         runs = self._by_config.get(_config_key({**self._here, "config": config}), [])
+        key = _overrides_key(cell.target, cell.task, cell.decoding, redact(cell.overrides))
+        alike = self._by_overrides.get(key, [])
+        if any("${" in override for override in cell.overrides):
+            # The values that these interpolations had are unknown here, so what was typed is compared.
+            runs = [*runs, *(run for run in alike if run not in runs and self._is_from_here(run.manifest))]
         if cell.replicate == "next":
             runs = [run for run in runs if run.state != "done" or run.manifest.created >= begun]
         else:
             runs = [run for run in runs if run.manifest.replicate == cell.replicate]
-        key = _overrides_key(cell.target, cell.task, cell.decoding, redact(cell.overrides))
-        unable = self._by_overrides.get(key, [])
+        unable = [run for run in alike if not run.manifest.arms]
         order = ("running", "done", "failed")
         return min(runs or unable, key=lambda run: order.index(run.state), default=None)
+
+    def _is_from_here(self, manifest: RunManifest) -> bool:
+        """Whether a run was measured by the code and the packages of this process."""
+        facts = stored_identity(manifest)
+        same = ("source", "packages")
+        return bool(manifest.arms) and all(facts[name] == self._here[name] for name in same)
 
 
 def read_state(folder: Path) -> RunState:
@@ -176,5 +186,6 @@ def _config_key(facts: Mapping[str, Any]) -> str:
 
 
 def _overrides_key(target: str, task: str, decoding: str, overrides: Iterable[str]) -> str:
-    """The key of a run that could not start, which has no identity yet."""
-    return digest([target, task, decoding, sorted(overrides)])
+    """The key of a run by what was typed: one that could not start has no identity yet."""
+    # Hydra escapes the signs of an interpolation where it lists the overrides of a job.
+    return digest([target, task, decoding, sorted(override.replace("\\", "") for override in overrides)])

@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from harness.config import ConfigError, build
 from harness.sweeps.patient_launcher import Jobs, PatientLauncher
+from harness.system.secrets import redact
 
 
 class Slurm(PatientLauncher):
@@ -34,6 +35,7 @@ class Slurm(PatientLauncher):
         from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
         from submitit.core.utils import FailedJobError, UncompletedJobError
 
+        refuse_secrets([*self._config.hydra.overrides.hydra, *(one for job in jobs.values() for one in job)])
         inner = SlurmLauncher(**self._settings)
         inner.setup(hydra_context=self._context, task_function=self._task, config=self._config)
         root = Path(self._settings["submitit_folder"]).parent
@@ -126,6 +128,18 @@ class Processes(PatientLauncher):
             return _faults(jobs, inner.launch(list(jobs.values()), min(jobs)))
         except TerminatedWorkerError as error:
             return dict.fromkeys(jobs, f"joblib: {_short(error)}")
+
+
+def refuse_secrets(overrides: Sequence[str]) -> None:
+    """Raise ConfigError for overrides that hold a secret, which the files of Slurm's jobs would show."""
+    for one in overrides:
+        # Hydra escapes the signs of an interpolation.
+        typed = one.replace("\\", "")
+        if (safe := redact([typed])[0]) != typed:
+            raise ConfigError(
+                f"{safe}: hydra/launcher=slurm keeps what is typed in files that every job reads. Put the"
+                " secret into an environment variable and type a reference to it: '${oc.env:NAME}'"
+            )
 
 
 def run_on_worker(context: HydraContext, config: DictConfig, task: TaskFunction, state: Any) -> None:

@@ -7,7 +7,6 @@ others and records a failed row for each cell of the dead job, which the same co
 from __future__ import annotations
 
 import importlib
-import json
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,6 +26,7 @@ from harness.store.run_store import ResultStore
 from harness.store.write_lock import RunBusy
 from harness.sweeps.cell_states import RequestedCell, RunIndex, RunState, requested_cells
 from harness.system.console import Console
+from harness.system.files import write_json
 from harness.system.naming import now
 
 Jobs = dict[int, list[str]]
@@ -162,7 +162,7 @@ class PatientLauncher(Launcher):
     def _write_outcome(self, number: int, outcome: dict[str, Any]) -> None:
         # `Collect` finds the jobs of a sweep by these folders, which Hydra makes when it runs a job.
         (self._folder(number) / ".hydra").mkdir(parents=True, exist_ok=True)
-        (self._folder(number) / OUTCOME).write_text(json.dumps(outcome))
+        write_json(self._folder(number) / OUTCOME, outcome)
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

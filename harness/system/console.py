@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO
@@ -10,12 +11,18 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
+from harness.system.secrets import redact_text
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and line feed, signs that reverse the direction of text, and lone surrogates."""
 _WIDTH_OF_A_FILE = 200
 """Characters per line where stderr is not a terminal."""
 
 
 class Console:
-    """Prints messages for people. Texts are printed verbatim: square brackets are not markup."""
+    """Prints messages for people. Square brackets are not markup, secrets are redacted, and control
+    characters, which could command the terminal, are shown as escapes.
+    """
 
     def __init__(self, file: IO[str] | None = None) -> None:
         """file: stderr unless given."""
@@ -38,16 +45,22 @@ class Console:
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
         """Print a table, with columns of numbers aligned right and all others left."""
-        table = Table(title=title and Text(title), title_justify="left")
+        table = Table(title=title and Text(_printable(title)), title_justify="left")
         for index, header in enumerate(headers):
             numbers = any(row[index][:1].isdigit() for row in rows)
-            table.add_column(Text(header), justify="right" if numbers else "left", overflow="fold")
+            table.add_column(
+                Text(_printable(header)), justify="right" if numbers else "left", overflow="fold"
+            )
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(_printable(cell)) for cell in row))
         self.rich.print(table)
 
     def _print(self, text: str, style: str) -> None:
-        self.rich.print(Text(text, style=style), soft_wrap=True)
+        self.rich.print(Text(_printable(text), style=style), soft_wrap=True)
+
+
+def _printable(text: str) -> str:
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], redact_text(text))
 
 
 @contextmanager

@@ -1,30 +1,21 @@
-"""Texts for names and records: folder-safe names, digests, timestamps, and redaction of secrets."""
+"""Texts for names and records: folder-safe names, digests and timestamps."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-REDACTED = "<redacted>"
-"""Replacement for a secret."""
+from harness.system.secrets import redact_text
+
 TARGET = "_target_"
 """Key under which a configuration node names its class, by Hydra's convention."""
-
-# A bare `token` is a secret, `mask_token` or `max_new_tokens` is not.
-_SECRET_KEY = re.compile(
-    r"(^|[_.+~])(api_?key|access_key|private_key|wandb_key|secret(_key)?|passw(or)?d|credentials?"
-    r"|authorization|(hf|hub|auth|access|bearer|api|wandb|github)_?token)$|(^|[.+])token$",
-    re.IGNORECASE,
-)
-# Forty hex digits may be a git revision as well as a W&B key, so they are judged by their key alone.
-_SECRET_VALUE = re.compile(
-    r"hf_[A-Za-z0-9]{16,}|wandb_v\d_\w{16,}|gh[pousr]_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
-)
+_LONGEST_SLUG = 60
+"""Three slugs and a digest fit into the 255 bytes of a file name."""
 
 
 def now() -> str:
@@ -33,8 +24,20 @@ def now() -> str:
 
 
 def slug(name: str) -> str:
-    """`name` for a folder or a run id: all but letters, digits, `_` and `-` become dashes."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "unnamed"
+    """`name` for a folder or a run id: all but ASCII letters, digits, `_` and `-` become dashes.
+
+    A name that loses letters of other scripts, loses everything or is very long ends in six hex digits of its
+    digest, so that different names stay different. Secrets are left out.
+    """
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", redact_text(name)).strip("-")
+    if name and (not name.isascii() or not plain or len(plain) > _LONGEST_SLUG):
+        return f"{plain[:_LONGEST_SLUG] or 'unnamed'}-{hashlib.sha256(_bytes(name)).hexdigest()[:6]}"
+    return plain or "unnamed"
+
+
+def _bytes(name: str) -> bytes:
+    # One text has several forms in Unicode, and a lone surrogate has no form in UTF-8.
+    return unicodedata.normalize("NFC", name).encode("utf-8", "surrogatepass")
 
 
 def digest(value: Any) -> str:
@@ -54,24 +57,3 @@ def class_names(value: Any) -> Any:
             for name, item in value.items()
         }
     return [class_names(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def redact(value: Any, key: str = "") -> Any:
-    """A copy of `value` (nested dicts and lists, also of `key=value` overrides) with secrets replaced.
-
-    key: the key that `value` has in its parent, by which secrets are recognised.
-    """
-    if isinstance(value, Mapping):
-        return {name: redact(item, str(name)) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [redact(item, key) for item in value]
-    if value is None or isinstance(value, bool):
-        return value
-    if _SECRET_KEY.search(key):
-        return REDACTED if value != "" else value
-    if not isinstance(value, str):
-        return value
-    name, equals, given = value.partition("=")
-    if equals and given and _SECRET_KEY.search(name.strip()):
-        return f"{name}={REDACTED}"
-    return _SECRET_VALUE.sub(REDACTED, value)

@@ -21,6 +21,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from harness.config import ConfigError, configurable
+from harness.system.files import write_json
 from harness.target.spec import LoadedWeights, Progress, TargetSpec
 
 _REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -198,4 +199,4 @@ def _convert(gguf: Path, out: Path) -> None:
         "quantisation": f"{gguf.name}, dequantised to float32",
         "converted_with": f"transformers {transformers.__version__}",
     }
-    (out / "source.json").write_text(json.dumps(source, indent=1), encoding="utf-8")
+    write_json(out / "source.json", source, indent=1)

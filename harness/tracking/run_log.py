@@ -14,7 +14,8 @@ from harness.analysis.summary import pairwise
 from harness.reports import page
 from harness.reports.formatting import marks
 from harness.store.records import BASELINE, Cell, GenerationRecord, Run
-from harness.system.naming import redact, slug
+from harness.system.naming import slug
+from harness.system.secrets import redact
 
 PAGE_SHOWN = 100_000
 """Most tokens of answers and nodes of trees in the page of one run: about 1 MB, plus 0.6 MB of scripts."""

@@ -7,7 +7,6 @@ skipped, and runs that broke off are resumed.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -23,6 +22,7 @@ from harness.costs.table import load_tables
 from harness.store.records import Run
 from harness.store.run_store import load_runs
 from harness.system.console import Console
+from harness.system.files import print_json
 from harness.tracking.tracker import DashboardTracker
 
 _FOLDER = Path(conf.__file__).parent / "tracker"
@@ -76,7 +76,7 @@ def run_command(given: argparse.Namespace, console: Console) -> bool:
             " anything. `python -m harness.report build` lists them."
         )
     outcome = send_all(tracker, chosen, given.results, console)
-    print(json.dumps(outcome), flush=True)
+    print_json(outcome)
     return not outcome["failed"]
 
 

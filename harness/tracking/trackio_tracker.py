@@ -16,6 +16,7 @@ from harness.analysis.row import Row
 from harness.config import ConfigError, configurable
 from harness.store.records import Run
 from harness.system.console import Console
+from harness.system.secrets import redact_values
 from harness.tracking.run_log import ArmLog, Chart, Page, Picture, Shown, Table, arm_log
 from harness.tracking.tracker import Curves, DashboardTracker, Sent
 
@@ -92,7 +93,7 @@ class TrackioTracker(DashboardTracker):
 
     def _init(self, trackio: Any, **given: Any) -> Any:
         return trackio.init(
-            project=self.project, embed=False, auto_log_gpu=False, auto_log_cpu=False, **given
+            project=self.project, embed=False, auto_log_gpu=False, auto_log_cpu=False, **redact_values(given)
         )
 
     @contextmanager

@@ -17,6 +17,7 @@ from harness.config import ConfigError, configurable
 from harness.store.records import BASELINE, Run
 from harness.store.run_store import MANIFEST, RECORDS
 from harness.system.console import Console
+from harness.system.secrets import redact_values
 from harness.tracking.run_log import (
     ArmLog,
     Chart,
@@ -205,7 +206,7 @@ class WandbTracker(DashboardTracker):
                 dir=self.dir,
                 reinit="create_new",
                 settings=_quiet(wandb, self.timeout_s, trial.sweep if trial else None),
-                **given,
+                **redact_values(given),
             )
 
     def _project(self, trial: Trial | None) -> str:

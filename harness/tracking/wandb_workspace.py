@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.config import ConfigError
 from harness.system.console import Console
+from harness.system.files import print_json
 from harness.tracking.sync import add_settings, make_tracker
 from harness.tracking.wandb_tracker import WandbTracker
 
@@ -49,7 +50,7 @@ def run_command(given: argparse.Namespace, console: Console) -> None:
     tracker = make_tracker("wandb", given.settings, given.results)
     assert isinstance(tracker, WandbTracker)
     if given.dry_run:
-        print(json.dumps(definition(view(tracker.entity or _ANY, tracker.project)), indent=1))
+        print_json(definition(view(tracker.entity or _ANY, tracker.project)), indent=1)
         return
     try:
         saved = save(tracker, given.view)

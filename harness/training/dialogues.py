@@ -6,8 +6,6 @@ resumes after the last line.
 
 from __future__ import annotations
 
-import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +21,7 @@ from harness.decoding.batch import Request
 from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams, stream_key
 from harness.drafting.drafter import Drafter
+from harness.system.files import append_json
 from harness.tasks.conversation import Message
 from harness.tasks.jsonl import read_lines
 from harness.tasks.task import Task
@@ -158,10 +157,7 @@ class WrittenDialogues(Dialogues):
             lines = self._more(writer, num_done, min(self.batch_size, self.num - num_done))
             if not lines:
                 return
-            with file.open("a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(line) + "\n" for line in lines)
-                stream.flush()
-                os.fsync(stream.fileno())
+            append_json(file, lines)
             num_done += len(lines)
             num_tokens = sum(len(line["answer_ids"]) for line in lines)
             writer.note(

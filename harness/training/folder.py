@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from harness.config import ConfigError
+from harness.system.files import append_json, write_text
 from harness.system.naming import class_names, digest
 
 CHECKPOINT, CURVES, HEAD = "checkpoint.pt", "curves.jsonl", "head"
@@ -25,8 +26,7 @@ class TrainingFolder:
     def add_to_curves(self, step: int, numbers: dict[str, float]) -> None:
         """Append a line of numbers that belong to `step`."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / CURVES).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"step": step, **numbers}) + "\n")
+        append_json(self.path / CURVES, [{"step": step, **numbers}])
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the checkpoint atomically."""
@@ -56,4 +56,4 @@ class TrainingFolder:
         file = self.path / CURVES
         if file.is_file():
             kept = [line for line in file.read_text().splitlines() if json.loads(line)["step"] <= step]
-            file.write_text("".join(f"{line}\n" for line in kept))
+            write_text(file, "".join(f"{line}\n" for line in kept))

@@ -17,11 +17,13 @@ from harness.config import ConfigError, build
 from harness.decoding.loop import LocalEngine
 from harness.drafting.drafter import Drafter
 from harness.drafting.trainable import TrainableDrafter
-from harness.system import naming, provenance
+from harness.system import provenance
 from harness.system.console import Console
+from harness.system.files import print_json, write_json
 from harness.system.machine_lock import machine_lock, units_of
 from harness.system.naming import class_names
 from harness.system.processes import refuse_shared
+from harness.system.secrets import redact
 from harness.target.chat_template import render
 from harness.target.model import Target
 from harness.target.spec import LoadedWeights, TargetSpec
@@ -68,7 +70,7 @@ def run_training(config: DictConfig) -> None:
         folder = Path(settings["out"])
         features = _features(training, target, drafter, weights, console)
         trainer = Trainer(engine, drafter, training, samples, folder, _identity(settings), features)
-        done = trainer.run(console.note, tracker.curves(f"{spec.name}-{name}", naming.redact(settings)))
+        done = trainer.run(console.note, tracker.curves(f"{spec.name}-{name}", redact(settings)))
     if not processes.is_main_process:
         return
     source = {"data": data.card(), "excluded_tasks": excluded, "num_dropped": num_dropped}
@@ -87,7 +89,7 @@ def run_training(config: DictConfig) -> None:
         "steps": done.step,
         "tokens": done.num_tokens,
     }
-    print(json.dumps(outcome), flush=True)
+    print_json(outcome)
 
 
 def _features(
@@ -204,4 +206,4 @@ def _complete(file: Path, card: dict[str, Any]) -> None:
     """Complete the card that the best head was written with; entries that it already has stay."""
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     training = {**known.get("training", {}), **card["training"]}
-    file.write_text(json.dumps({**known, **card, "training": training}, indent=2) + "\n", encoding="utf-8")
+    write_json(file, {**known, **card, "training": training}, indent=2)

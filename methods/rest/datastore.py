@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.config import ConfigError
+from harness.system.files import write_json
 
 _IDS, _ORDER, _ABOUT = "ids.npy", "order.npy", "about.json"
 
@@ -59,7 +60,7 @@ class Datastore:
         folder.mkdir(parents=True, exist_ok=True)
         np.save(folder / _IDS, self.ids)
         np.save(folder / _ORDER, self._order)
-        (folder / _ABOUT).write_text(json.dumps(self.about) + "\n", encoding="utf-8")
+        write_json(folder / _ABOUT, self.about)
 
     def hits(self, query: Sequence[int]) -> NDArray[np.int64]:
         """Where the query stands, by the places behind it, in the order of the suffixes."""

@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import conf
+from harness.cli.job_files import JobFiles
 from harness.cli.outcome import FAILED, OUTCOME, WRONG, Collect
 
 
@@ -16,7 +17,7 @@ def test_the_benchmark_ends_in_the_callback_of_this_module() -> None:
     """The YAML names the class as a text, which would not follow it to another module."""
     config = OmegaConf.load(Path(conf.__file__).parent / "bench.yaml")
     named = [str(callback["_target_"]) for callback in config.hydra.callbacks.values()]
-    assert named == [f"{Collect.__module__}.{Collect.__qualname__}"]
+    assert named == [f"{kind.__module__}.{kind.__qualname__}" for kind in (JobFiles, Collect)]
 
 
 def ended(folder: Path) -> int:

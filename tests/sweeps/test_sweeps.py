@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,14 +20,16 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 
 from harness import sweep
-from harness.config import configurable
+from harness.config import ConfigError, configurable
 from harness.store.archives import compact
 from harness.store.journal import JOURNAL
 from harness.store.run_store import MANIFEST, load_run, load_runs
 from harness.store.write_lock import Lease
-from harness.sweeps.status import SWEEP
+from harness.sweeps.launchers import refuse_secrets
+from harness.sweeps.status import CELLS, SWEEP
 from harness.target.random_target import TinyTarget
 from methods.vanilla import Vanilla
 from tests.support.typing_in import type_bench
@@ -336,3 +339,116 @@ def test_slurm_mends_a_killed_worker_with_the_same_command_and_resumes_a_requeue
     second = swept.type(**slurm)
     assert second.status == 0, second.err
     assert_complete(swept.results, 2)
+
+
+def stranger(folder: Path, **changes: Any) -> Path:
+    """The folder of a sweep, as Hydra leaves it, that somebody sent."""
+    hydra = {
+        "sweeper": {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "params": None},
+        "overrides": {"task": ["~experiment", "target=tiny", "task=smoke", "method=[]"], "hydra": []},
+        "runtime": {"cwd": str(folder)},
+    }
+    content = {"results": "results", "hydra": hydra}
+    for path, value in changes.items():
+        node: Any = content
+        *parents, last = path.split("__")
+        for name in parents:
+            node = node[name]
+        node[last] = value
+    (folder / SWEEP).write_text(yaml.safe_dump(content))
+    return folder
+
+
+REFERENCE = "${oc.env:A_SECRET}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hydra__overrides__task": ["~experiment", "target=tiny", f"+target.note={REFERENCE}"]},
+        {"hydra__overrides__task": ["~experiment", "target=tiny", f"target.name={REFERENCE}"]},
+        {"hydra__overrides__task": ["~experiment", "target=tiny", f"target.name='{REFERENCE}'"]},
+        {"hydra__overrides__task": ["~experiment", "target=tiny", "target.name=${oc.env:A_${x}SECRET}"]},
+        {"hydra__overrides__task": ["~experiment", f"target={REFERENCE}"]},
+        {"hydra__overrides__task": ["~experiment", f"task={REFERENCE},smoke", "target=tiny"]},
+        {"hydra__sweeper__params": {"target.name": REFERENCE}},
+        {"hydra__runtime__cwd": REFERENCE},
+        {"results": REFERENCE},
+        {"hydra__overrides__hydra": [f"hydra.job.name={REFERENCE}"]},
+        {"hydra__sweeper___target_": REFERENCE},
+    ],
+)
+def test_the_status_of_a_strangers_sweep_resolves_nothing_that_it_reads(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+) -> None:
+    monkeypatch.setenv("A_SECRET", "abcdefgh12345678")
+    # Redaction would hide what must not be read in the first place.
+    monkeypatch.setattr("harness.system.secrets._SECRET_VARIABLE", re.compile("never"))
+    monkeypatch.chdir(tmp_path)
+    status = sweep.main(["status", str(stranger(tmp_path, **changes))])
+    out, err = capsys.readouterr()
+    assert status in (0, 2)
+    assert "abcdefgh" not in out + err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"abcdefgh" in path.read_bytes()]
+
+
+def test_the_status_finds_a_cell_whose_overrides_hold_an_interpolation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MY_PROMPTS", str(tmp_path / "prompts.jsonl"))
+    swept = Sweep(tmp_path, "+measure.order_seed=0,1")
+    index = next(i for i, one in enumerate(swept.arguments) if one.startswith("task.path="))
+    swept.arguments[index] = "task.path=${oc.env:MY_PROMPTS}"
+    assert type_here(monkeypatch, capsys, swept.arguments).status == 0
+    monkeypatch.delenv("MY_PROMPTS")
+    _, found, err = status_of(swept.results, capsys)
+    assert found["counts"]["done"] == 2, err
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"hydra__overrides__task": ["hydra.searchpath=[file:///x]"]}, "hydra.searchpath stands among"),
+        ({"hydra__overrides__task": "target=tiny"}, "hydra.overrides.task is no list"),
+        ({"hydra__overrides__task": ["target=tiny", "=["]}, ""),
+        ({"hydra": None}, "hydra.sweeper._target_ is no str"),
+        ({"hydra__runtime__cwd": 3}, "hydra.runtime.cwd is no str"),
+    ],
+)
+def test_a_file_that_hydra_did_not_write_is_refused_with_the_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], reason: str
+) -> None:
+    assert sweep.main(["status", str(stranger(tmp_path, **changes))]) == 2
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", ["a: &a [*a]", "!!python/object/apply:os.system [id]", "[" * 5000, "\x00"]
+)
+def test_yaml_that_would_build_objects_or_never_end_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (tmp_path / SWEEP).write_text(content)
+    assert sweep.main(["status", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_a_damaged_cache_of_cells_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = stranger(tmp_path)
+    (folder / CELLS).write_text('{"source": 1, "cells": 3')
+    assert sweep.main(["status", str(folder)]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"]["missing"] == 1
+
+
+def test_slurm_takes_references_to_secrets_and_no_secrets() -> None:
+    refuse_secrets([r"service.api_key=$\{oc.env\:KEY\}", "target=tiny"])
+    refuse_secrets(
+        ["task.path='https://${oc.env:USER_AND_PASSWORD}@host/x'", "service.api_key=${oc.env:KEY}"]
+    )
+    for override in ("task.path=https://anna:Pa55word@host/x", "service.api_key=Pa55word"):
+        with pytest.raises(ConfigError, match=r"type a reference") as refused:
+            refuse_secrets(["target=tiny", override])
+        assert "Pa55word" not in str(refused.value)

@@ -15,8 +15,9 @@ import harness
 from harness.store import identity as run_identity
 from harness.store.identity import identity, run_id
 from harness.system import provenance
-from harness.system.naming import REDACTED, digest, redact, slug
+from harness.system.naming import digest, slug
 from harness.system.provenance import device_facts, git_state, source_hash
+from harness.system.secrets import REDACTED, redact
 from tests.support.builders import CELL
 
 DEVICE = {"type": "cpu", "name": "a", "num_threads": 2, "cpu_mhz": 1000.0}
@@ -157,4 +158,4 @@ def test_outside_a_checkout_there_is_no_commit(tmp_path: Path) -> None:
 
 def test_names_become_folder_names() -> None:
     assert slug("org/model v1.5") == "org-model-v1-5"
-    assert slug("//") == "unnamed"
+    assert slug("") == "unnamed"

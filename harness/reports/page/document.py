@@ -20,6 +20,7 @@ from harness.analysis.row import Pair, Row
 from harness.reports.page.answers import MAX_SHOWN, answers
 from harness.reports.page.content import content
 from harness.store.records import Run
+from harness.system.secrets import redact_values
 
 _FOLDER = Path(__file__).parent
 _SCRIPTS = (
@@ -60,7 +61,7 @@ def document(
 
 def script_json(data: Any) -> str:
     """JSON that can stand in a script element whatever its strings hold."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(redact_values(data), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.translate(_UNSAFE)
 
 

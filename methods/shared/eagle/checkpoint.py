@@ -6,7 +6,6 @@ and known.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from harness.config import ConfigError
+from harness.system.files import write_json
 from methods.shared.eagle.config import HeadConfig, parse_config
 from methods.shared.eagle.files import official_name, read_files
 from methods.shared.eagle.heads.architectures import HEADS, head_shape, new_head
@@ -165,7 +165,7 @@ def save_head(
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     for name, content in (("config.json", _official_config(head, aux_layers)), ("card.json", dict(card))):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / name, content, indent=2)
 
 
 def _official_config(head: DraftHead, aux_layers: Sequence[int] | None) -> dict[str, Any]:
