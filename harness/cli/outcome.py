@@ -108,5 +108,5 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
     if any("cells" in outcome for outcome in outcomes):
         document["cells"] = surveyed
     print(json.dumps(document, allow_nan=False), flush=True)
-    broken = any(row.verdict == "broken" and row.kind == "arm" for row in rows)
-    return FAILED if broken or errors else status
+    bad = any(row.verdict == "broken" or row.failures for row in rows)
+    return FAILED if bad or errors else status
