@@ -308,7 +308,15 @@ def energy_per_token_j(records: Records) -> float:
 def looped_share(records: Records) -> float:
     """Share of the output's 8-grams that stood in the same output before."""
     columns = Columns.of(records)
+    return _share_of_grams(columns, columns.num_repeated)
+
+
+def looping_share(records: Records) -> float:
+    """Share of the output's 8-grams that stood in the same output at most 64 tokens before."""
+    columns = Columns.of(records)
+    return _share_of_grams(columns, columns.num_looping)
+
+
+def _share_of_grams(columns: Columns, counts: NDArray[np.int32]) -> float:
     num_grams = columns.num_grams.sum()
-    return (
-        ratio(columns.num_repeated.sum(), num_grams) if num_grams else 0.0 if len(columns) else float("nan")
-    )
+    return ratio(counts.sum(), num_grams) if num_grams else 0.0 if len(columns) else float("nan")

@@ -23,6 +23,7 @@ _JSON_KEYS = (
     *("verdict", "roof_fraction", "num_prompts", "num_tokens", "variant"),
 )
 _MAX_PROBE_SHARE = 0.01
+_MAX_LOOPING_SHARE = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,8 @@ class Row:
     mean_baseline_tokens: float = math.nan
     """Output tokens per generation of vanilla."""
     looped_share: float = math.nan
+    looping_share: float = math.nan
+    """Share of the text that repeats with a period of at most 64 tokens."""
     loop_overhead: float = math.nan
     probe_share: float = math.nan
     """Share of decode time that reading the clock costs."""
@@ -123,6 +126,11 @@ class Row:
     def disturbed(self) -> bool:
         """Whether reading the clock costs more of a round than the protocol allows."""
         return self.probe_share > _MAX_PROBE_SHARE
+
+    @property
+    def looped(self) -> bool:
+        """Whether more of the text is a loop than an ordinary answer has, which any method guesses easily."""
+        return self.looping_share > _MAX_LOOPING_SHARE
 
     @property
     def lossless(self) -> bool:

@@ -21,7 +21,9 @@ from harness.analysis.tie_rates import row_verdict, ties
 from harness.costs.headroom import headroom, settings_of, table_of
 from harness.costs.table import CostTable
 from harness.store.columns import Columns
-from harness.store.records import BASELINE, LAPS_PER_ROUND, Cell, Run
+from harness.store.records import BASELINE, LAPS_PER_ROUND, Cell, Failure, Run, VerdictKind
+
+_UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,24 @@ class _Group:
             own = self._columns.arm == (arms.index(method) if method in arms else -1)
             self._chosen[key] = self._columns.subset(own & np.isin(self._columns.run, key[1]))
         return self._chosen[key]
+
+    def asking(self, method: str) -> list[Run]:
+        """The runs in which it was measured; where there is none, those that were to measure it."""
+        return self.with_method(method) or [
+            run for run in self.runs if method in _arms(run) or method in run.manifest.rungs
+        ]
+
+    def failures(self, method: str) -> tuple[Failure, ...]:
+        """What stopped its runs, or the method itself: its own faults, and vanilla's."""
+        relevant = ("", BASELINE, method)
+        return tuple(one for run in self.asking(method) for one in run.failures if one.arm in relevant)
+
+    def verdict(self, method: str) -> VerdictKind | None:
+        """The verdict on its generations; `broken` where a fault of its own or of vanilla ended it."""
+        if any(failure.arm for failure in self.failures(method)):
+            return "broken"
+        nulls = [null for run in self.with_method(method) for null in run.nulls]
+        return row_verdict(self.records(method, method), nulls)
 
 
 def _arms(run: Run) -> Iterable[str]:
@@ -143,8 +163,7 @@ def _position(cell: Cell, variant: str) -> tuple[Any, ...]:
 
 
 def _row(group: _Group, method: str) -> Row:
-    runs = group.with_method(method)
-    asking = runs or [run for run in group.runs if method in _arms(run) or method in run.manifest.rungs]
+    runs, asking = group.with_method(method), group.asking(method)
     records, vanilla = group.records(method, method), group.records(BASELINE, method)
     nulls = [null for run in runs for null in run.nulls]
     decoding = asking[0].manifest.config.get("decoding") or {}
@@ -157,19 +176,20 @@ def _row(group: _Group, method: str) -> Row:
         "seeds": tuple(decoding.get("seeds") or ()),
         "forced_length": bool(decoding.get("ignore_end_token")),
         "partial": any(not run.finished for run in asking),
-        "failures": tuple(failure for run in asking for failure in run.failures),
+        "failures": group.failures(method),
     }
     if not len(records):
         return Row(**known)
     return Row(
         **known,
-        verdict=row_verdict(records, nulls),
+        verdict=group.verdict(method),
         ties=ties(records, nulls),
         num_prompts=len(np.unique(records.conversation)),
         num_tokens=int(records.num_tokens.sum()),
         mean_output_tokens=metrics.mean_length(records),
         mean_baseline_tokens=metrics.mean_length(vanilla),
         looped_share=metrics.looped_share(records),
+        looping_share=metrics.looping_share(records),
         memory_bytes=_memory(runs, method, records),
         calls=by_call(records, vanilla, asking[0].manifest.config.get("scenario") or {}),
         **_acceptance(records),
@@ -214,8 +234,7 @@ def _timing(group: _Group, method: str, records: Columns, vanilla: Columns) -> d
     speedup = Interval(1.0, floor.low, floor.high)
     if method != BASELINE:
         speedup = stats.bootstrap(*_paired(group, method, BASELINE))
-    rungs = [name for name, kind in group.methods.items() if kind == "rung" and group.places(name)]
-    against = {name: stats.bootstrap(*_paired(group, method, name)) for name in rungs}
+    against = _against_rungs(group, method)
     ours, theirs = _matched(records, vanilla)
     over, under = _totals(ours), _totals(theirs)
     mine, base = (
@@ -237,6 +256,15 @@ def _timing(group: _Group, method: str, records: Columns, vanilla: Columns) -> d
         "speedup_free_and_oracle": mine.both / rate,
         "speedup_predicted": mine.predicted / base.predicted,
         "aa_floor": floor.half_width,
+    }
+
+
+def _against_rungs(group: _Group, method: str) -> dict[str, Interval]:
+    """Speedup over each rung; unknown for one that writes something else, because it did other work."""
+    rungs = [name for name, kind in group.methods.items() if kind == "rung" and group.places(name)]
+    return {
+        name: _UNKNOWN if group.verdict(name) == "broken" else stats.bootstrap(*_paired(group, method, name))
+        for name in rungs
     }
 
 
@@ -290,7 +318,7 @@ def _against_itself(vanilla: Columns) -> Interval:
     """Vanilla's first repeats over its later ones; nan where it ran once."""
     first, later = (vanilla.subset((vanilla.repeat == 0) == is_first) for is_first in (True, False))
     if not len(first) or not len(later):
-        return Interval(math.nan, math.nan, math.nan)
+        return _UNKNOWN
     over, under = _matched(first, later)
     return stats.bootstrap([_totals(over)], [_totals(under)])
 

@@ -14,10 +14,11 @@ from harness.benchmark.manifest import ManifestMaker
 from harness.benchmark.plan import make_cell
 from harness.benchmark.run_progress import RunProgress
 from harness.benchmark.sample_trees import MAX_CONVERSATIONS, exhibit, piece_reader
-from harness.benchmark.scenarios.turn_runner import Block, Call, Pass, TurnResult, TurnRunner
+from harness.benchmark.scenarios.turn_runner import Answers, Block, Call, Pass, TurnResult, TurnRunner
 from harness.benchmark.schedule import Schedule, block_name
 from harness.benchmark.session import Session
 from harness.config import ConfigError
+from harness.decoding.faults import DecodingFault
 from harness.decoding.sampling import DecodingParams
 from harness.store.journal import RunWriter
 from harness.store.records import BASELINE, Cell, Failure, GenerationRecord, Probe, RunManifest, Verdict
@@ -59,6 +60,8 @@ class Experiment:
         )
         self._where = "start"
         """What is being done, for the record of a failure."""
+        self._failed: dict[str, Failure] = {}
+        """Players that have failed by their own fault and are left out from then on, by name."""
         session.examine(list(prompts.values())[:_NUM_EXAMINED])
 
     def _first_prompt(self, conversation: Conversation) -> list[int]:
@@ -88,6 +91,7 @@ class Experiment:
             self.console.note(f"done already: {folder} (measure again: replicate=next)")
             return folder
         with store.open_run(manifest) as run:
+            self._failed = {failed.arm: failed for failed in run.failures if failed.arm}
             try:
                 self._measure_all(run)
                 run.finish()
@@ -123,7 +127,7 @@ class Experiment:
                 self._where = f"warm-up: {player.name}, {conversation.id}"
                 self.console.note(self._where)
                 begin = time.monotonic()
-                results = self.scenario.play(runner, Pass(player=player), self._copies(conversation))
+                results = self._play(runner, Pass(player=player), self._copies(conversation))
                 seconds[player.name] = seconds.get(player.name, 0.0) + time.monotonic() - begin
                 made = sum(len(one.generation.output_ids) for one in results)
                 num_tokens[player.name] = num_tokens.get(player.name, 0) + made
@@ -143,12 +147,16 @@ class Experiment:
         results: list[TurnResult] = []
         for one_pass in self.schedule.passes(block):
             self._where = f"{one_pass.player.name}, {name}"
-            made = self.scenario.play(self.runner, one_pass, block, frozen)
+            made = self._play(self.runner, one_pass, block, frozen)
             results += made
             for one in made:
                 self.progress.record(self._record(one, None, block))
+        results = [one for one in results if one.player.name not in self._failed]
         self._refuse_compilation(block)
         run.begin_block(name)
+        for failed in self._failed.values():
+            if failed not in run.failures:
+                run.write_failure(failed)
         reference = {one.key: one for one in results if one.player.name == BASELINE and one.by.repeat == 0}
         for one in results:
             self._where = f"verdict on {one.player.name}, {name}"
@@ -159,6 +167,25 @@ class Experiment:
             run.write_null(null)
         self._exhibit(run, results)
         run.finish_block(name)
+
+    def _play(
+        self, runner: TurnRunner, one_pass: Pass, block: Block, frozen: Answers | None = None
+    ) -> list[TurnResult]:
+        """The results of a pass; none where the player has failed by its own fault, now or before.
+
+        The other players continue, unless it is vanilla that failed: every number is relative to it.
+        """
+        name = one_pass.player.name
+        if name in self._failed:
+            return []
+        try:
+            return self.scenario.play(runner, one_pass, block, frozen)
+        except DecodingFault as error:
+            if name == BASELINE:
+                raise
+            self._failed[name] = failure(error, self._where, name)
+            self.console.error(f"{self._where}: {self._failed[name].message}; the other arms continue")
+            return []
 
     def _refuse_compilation(self, block: Block) -> None:
         num_new = self.session.engine.num_programs - self._num_programs
@@ -182,8 +209,11 @@ class Experiment:
                 run.write_exhibit(exhibit(one, self._piece, self.session.decode))
 
 
-def failure(error: BaseException, where: str) -> Failure:
-    """The record of what stopped a run, with the setting to change where there is one."""
+def failure(error: BaseException, where: str, arm: str = "") -> Failure:
+    """The record of what stopped a run, or an arm of it, with the setting to change where there is one."""
+    if isinstance(error, DecodingFault):
+        # Where no other arm is named it was vanilla's, which stops the run.
+        return Failure(error.kind, where, str(error), arm or BASELINE)
     if isinstance(error, KeyboardInterrupt):
         return Failure("interrupted", where, "stopped by the user; the same command goes on from here")
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):

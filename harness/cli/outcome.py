@@ -109,5 +109,5 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
     if any("cells" in outcome for outcome in outcomes):
         document["cells"] = surveyed
     print_json(document, allow_nan=False)
-    broken = any(row.verdict == "broken" and row.kind == "arm" for row in rows)
-    return FAILED if broken or errors else status
+    bad = any(row.verdict == "broken" or row.failures for row in rows)
+    return FAILED if bad or errors else status

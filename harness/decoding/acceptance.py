@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from harness.config import configurable
+from harness.decoding.faults import LogitsNotFinite
 from harness.decoding.sampling import TokenSampler
 from harness.drafting.draft import Draft
 
@@ -174,6 +175,8 @@ class Rejection(Acceptor):
         here = -1
         while True:
             target_probs = target_rows[here + 1].copy()
+            if not np.isfinite(target_probs.sum()):
+                raise LogitsNotFinite("in a round")
             for node in (i for i in range(size) if parents[i] == here):
                 target_probs /= target_probs.sum()
                 if drawn_from is None:

@@ -16,7 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from harness.decoding.acceptance import Accepted
 from harness.decoding.charging import Span, charge
-from harness.decoding.forced_tokens import Asked, ForcedTokens, next_tokens, overruled
+from harness.decoding.decision import Decision, read_first
+from harness.decoding.faults import method_code
+from harness.decoding.forced_tokens import Asked, ForcedTokens, next_tokens
 from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, Outcome
@@ -48,54 +50,6 @@ class Generation(Quantities):
     """Per round, the draft of the batch and this sequence's row in it, for the verdict and for display."""
     paths: list[list[int]] = field(default_factory=list, repr=False)
     """Per round, the drafted tokens that were kept, before trimming."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """An `Accepted` on the host, with the ids of the path. One entry a sequence."""
-
-    length: list[int]
-    token: list[int]
-    path_tokens: list[list[int]]
-    size: list[int]
-    depth: list[int]
-
-
-def read(accepted: Accepted, draft: Draft) -> Decision:
-    """The one read of the round from the device to the host."""
-    columns = [accepted.length[:, None], accepted.token[:, None], draft.size[:, None]]
-    if draft.width:
-        # A chain's deepest level is its size.
-        deepest = draft.size if draft.is_chain else (draft.depths * draft.real).amax(-1)
-        columns += [deepest[:, None], draft.tokens.gather(1, accepted.path)]
-    else:
-        columns.append(draft.size[:, None])
-    rows = torch.cat(columns, dim=1).tolist()
-    return Decision(
-        length=[row[0] for row in rows],
-        token=[row[1] for row in rows],
-        size=[row[2] for row in rows],
-        depth=[row[3] for row in rows],
-        path_tokens=[row[4 : 4 + row[0]] for row in rows],
-    )
-
-
-def decide(accepted: Accepted, draft: Draft, asked: Sequence[Asked]) -> tuple[Accepted, Decision]:
-    """The acceptor's decision on the device and on the host, after forced tokens have overruled it."""
-    decision = read(accepted, draft)
-    lengths, tokens = list(decision.length), list(decision.token)
-    for b, ((forced, output), path) in enumerate(zip(asked, decision.path_tokens, strict=True)):
-        if forced is None:
-            continue
-        if (token := forced.at(output)) is not None:
-            lengths[b], tokens[b] = 0, token
-        elif (kept := forced.cut(output, path)) is not None:
-            lengths[b], tokens[b] = kept, path[kept]
-    if (lengths, tokens) == (decision.length, decision.token):
-        return accepted, decision
-    paths = [path[:length] for path, length in zip(decision.path_tokens, lengths, strict=True)]
-    decision = replace(decision, length=lengths, token=tokens, path_tokens=paths)
-    return overruled(accepted, lengths, tokens), decision
 
 
 def trim(tokens: Sequence[int], end_token_ids: Collection[int], limit: int) -> tuple[list[int], bool]:
@@ -142,13 +96,15 @@ class Batch:
     def prefill(self) -> None:
         """Feed the first prompts, draw the first token of each, show both to the drafter."""
         self.target.begin(len(self.running))
-        self.drafter.reset(len(self.running))
+        with method_code():
+            self.drafter.reset(len(self.running))
         self.pending, outcome = self._read_prompts(range(len(self.running)), together=True)
         self._last = list(outcome.pending)
         self._entered.append(list(self.running))
         more = self._any_left()
         if more:
-            self.drafter.observe(outcome)
+            with method_code():
+                self.drafter.observe(outcome)
         if self.refill(more):
             self._entered[0] += self._entered.pop()
 
@@ -187,7 +143,8 @@ class Batch:
         self.pending[places] = first
         for b, token in zip(places, outcome.pending, strict=True):
             self._last[b] = token
-        self.drafter.observe(replace(outcome, rows=places))
+        with method_code():
+            self.drafter.observe(replace(outcome, rows=places))
         return numbers
 
     def _read_prompts(self, places: Sequence[int], together: bool) -> tuple[Tensor, Outcome]:
@@ -198,7 +155,7 @@ class Batch:
         logits, taps = self.target.prefill(places, prompts, together)
         position = torch.zeros(len(numbers), 1, dtype=torch.int64, device=self.target.device)
         first = self._sampler(numbers).choose(logits[:, None], position)[:, 0]
-        tokens: list[int] = first.tolist()
+        tokens = read_first(first, logits)
         for number, token in zip(numbers, tokens, strict=True):
             self._emit(number, [token])
         states = [pad_sequence(list(tapped), batch_first=True) for tapped in zip(*taps, strict=True)]
@@ -223,7 +180,8 @@ class Batch:
         self._last = [self._last[b] for b in rows]
         self.target.keep(rows)
         self.sampler.keep(rows)
-        self.drafter.keep(rows)
+        with method_code():
+            self.drafter.keep(rows)
 
     def room(self) -> list[int]:
         """Per running sequence, the drafted tokens that could still be emitted, one less for the bonus
@@ -258,18 +216,18 @@ class Batch:
             generation.paths.append(decision.path_tokens[b])
         return self._any_left()
 
-    def outcome(
+    def observe(
         self,
         draft: Draft,
         logits: Tensor,
         rider_logits: Tensor | None,
         accepted: Accepted,
         decision: Decision,
-    ) -> Outcome:
-        """The round as the drafter sees it. The round's last token becomes the pending one."""
+    ) -> None:
+        """Show the round to the drafter. The round's last token becomes the pending one."""
         last, self._last = self._last, decision.token
         self.pending = accepted.token
-        return Outcome(
+        outcome = Outcome(
             committed=[[old, *path] for old, path in zip(last, decision.path_tokens, strict=True)],
             pending=decision.token,
             taps=self.target.taken(accepted.path, decision.length),
@@ -277,6 +235,8 @@ class Batch:
             logits=logits,
             rider_logits=rider_logits,
         )
+        with method_code():
+            self.drafter.observe(outcome)
 
     def charge(self, spans: Sequence[Span], total_ns: int) -> None:
         """Divide the measured time among generations and rounds; see `charging.charge`."""

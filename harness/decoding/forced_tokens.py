@@ -10,11 +10,12 @@ Shapes: B sequences that run, n drafted nodes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from harness.decoding.acceptance import Accepted
+from harness.decoding.decision import Decision
 from harness.drafting.draft import Draft
 
 
@@ -82,7 +83,24 @@ def without_drafts(draft: Draft, asked: Sequence[Asked]) -> Draft:
     return draft.restricted(drawn[:, None].expand_as(draft.tokens))
 
 
-def overruled(accepted: Accepted, lengths: Sequence[int], tokens: Sequence[int]) -> Accepted:
+def overrule(accepted: Accepted, decision: Decision, asked: Sequence[Asked]) -> tuple[Accepted, Decision]:
+    """The acceptor's decision on the device and on the host, after forced tokens have overruled it."""
+    lengths, tokens = list(decision.length), list(decision.token)
+    for b, ((forced, output), path) in enumerate(zip(asked, decision.path_tokens, strict=True)):
+        if forced is None:
+            continue
+        if (token := forced.at(output)) is not None:
+            lengths[b], tokens[b] = 0, token
+        elif (kept := forced.cut(output, path)) is not None:
+            lengths[b], tokens[b] = kept, path[kept]
+    if (lengths, tokens) == (decision.length, decision.token):
+        return accepted, decision
+    paths = [path[:length] for path, length in zip(decision.path_tokens, lengths, strict=True)]
+    decision = replace(decision, length=lengths, token=tokens, path_tokens=paths)
+    return _overruled(accepted, lengths, tokens), decision
+
+
+def _overruled(accepted: Accepted, lengths: Sequence[int], tokens: Sequence[int]) -> Accepted:
     """The same decision with these numbers of accepted nodes [B] and these tokens [B] behind them."""
     device = accepted.token.device
     return accepted._replace(

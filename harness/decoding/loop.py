@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import torch
+from torch import Tensor
 
-from harness.decoding.acceptance import Acceptor
-from harness.decoding.batch import Batch, Generation, Request, decide
-from harness.decoding.forced_tokens import without_drafts
+from harness.decoding.acceptance import Accepted, Acceptor
+from harness.decoding.batch import Batch, Generation, Request
+from harness.decoding.decision import Decision, Proposal, checked, read, refusal
+from harness.decoding.faults import LogitsNotFinite, method_code
+from harness.decoding.forced_tokens import overrule, without_drafts
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.draft_policy import shorten
@@ -56,29 +59,33 @@ class LocalEngine:
     ) -> list[Generation]:
         """Decode requests together, `batch_size` at a time: one generation per request, in order.
 
-        `drafter` is bound to the target (`Drafter.bind`). A sequence that ends gives its row to the next
-        request. Each generation is charged its own prefill and, for each round, an equal share among the
-        sequences that ran, so that the sum of tokens over the sum of seconds is the throughput.
+        A sequence that ends gives its row to the next one. For the charging of time see `charging.charge`.
+        same_question: whether this call and the last one of the bound `drafter` belong to one question.
 
-        same_question: all requests of this call and of the drafter's last one belong to one question, so that
-        a drafter of that scope may use its memory of the earlier call.
+        Raises:
+            DecodingFault: an exception or an illegal draft of the drafter, or logits that are not finite.
         """
         self.target.set_taps(drafter.taps)
         batch = self._batch(requests, drafter, params)
         watch = Stopwatch(self.target.device, self.timed)
         exact = acceptor.coupled or not acceptor.lossless
         watch.start()
-        drafter.new_call(keeps_memory(drafter.effective_scope, same_question))
+        with method_code():
+            drafter.new_call(keeps_memory(drafter.effective_scope, same_question))
         batch.prefill()
         watch.lap("prefill")
         while batch.running:
-            draft = shorten(drafter.propose(batch.room()), drafter.policy, exact)
+            with method_code():
+                given = drafter.propose(batch.room())
+            proposal = checked(given, len(batch.running), self.target.vocab_size)
+            draft = shorten(proposal.draft, drafter.policy, exact)
             watch.lap("draft")
             draft = self._padded(without_drafts(draft, batch.asked()))
             logits, rider_logits = draft.split(self.target.verify(batch.pending, draft))
             watch.lap("verify")
             accepted = acceptor.accept(logits, draft, batch.sampler, batch.positions())
-            accepted, decision = decide(accepted, draft, batch.asked())
+            decision = self._decision(batch, proposal, accepted, draft, logits)
+            accepted, decision = overrule(accepted, decision, batch.asked())
             watch.lap("accept")
             path = None if draft.is_chain else accepted.path[:, : draft.num_levels]
             self.target.commit(path, decision.length)
@@ -86,7 +93,7 @@ class LocalEngine:
             more = batch.record(draft, decision)
             watch.lap("other")
             if more:
-                drafter.observe(batch.outcome(draft, logits, rider_logits, accepted, decision))
+                batch.observe(draft, logits, rider_logits, accepted, decision)
             watch.lap("observe")
             if batch.refill(more):
                 watch.lap("prefill")
@@ -104,6 +111,18 @@ class LocalEngine:
             max_context=self.max_context,
             most=self.batch_size,
         )
+
+    def _decision(
+        self, batch: Batch, proposal: Proposal, accepted: Accepted, draft: Draft, logits: Tensor
+    ) -> Decision:
+        """Read the round, and raise what ends the arm: an illegal draft, or logits that are no numbers."""
+        decision = read(accepted, draft, logits, proposal.illegal)
+        if decision.illegal:
+            raise refusal(proposal.given, self.target.vocab_size)
+        if decision.not_finite is not None:
+            made = batch.generations[batch.running[decision.not_finite]]
+            raise LogitsNotFinite(f"after {len(made.output_ids)} tokens of the answer")
+        return decision
 
     def _padded(self, draft: Draft) -> Draft:
         """The draft padded to the width at which nodes and riders together are cheapest."""

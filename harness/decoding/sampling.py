@@ -12,16 +12,34 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from harness.config import configurable
 
 _MASK32 = 0xFFFFFFFF
+
+
+MIN_TEMPERATURE = 1e-3
+"""The smallest above 0. Scores are logits over T in float32: below it they are so large that the noise of
+order 1 is rounded away, and tokens of equal logits are no longer drawn alike."""
+
+
+def _representable(temperature: float) -> float:
+    if 0 < temperature < MIN_TEMPERATURE:
+        raise ValueError(
+            f"the smallest temperature above 0 is {MIN_TEMPERATURE:g}, as float32 cannot tell scores apart"
+            " below it; type 0 for greedy decoding"
+        )
+    return temperature
+
+
+Temperature = Annotated[float, Field(ge=0.0, le=100.0), AfterValidator(_representable)]
+"""0, or a number from `MIN_TEMPERATURE` to 100."""
 
 
 @configurable
@@ -30,7 +48,7 @@ class DecodingParams:
 
     name: str
     """The name used in tables."""
-    temperature: float = Field(default=0.0, ge=0.0, le=100.0)
+    temperature: Temperature = 0.0
     """0 is greedy."""
     top_k: int = Field(default=0, ge=0)
     """The number of likeliest tokens that are kept; 0 switches the filter off."""

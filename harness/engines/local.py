@@ -71,6 +71,7 @@ class Local(Engine):
         for name, drafter in self._drafters.items():
             with _naming(name):
                 drafter.bind(self.target)
+                _refuse_nan(drafter)
         # One program serves all arms: it records the hidden states that any of them asks for.
         self.target.set_taps([tap for drafter in self._drafters.values() for tap in drafter.taps])
         return ServedModel(
@@ -169,6 +170,20 @@ class Local(Engine):
     @override
     def reference(self) -> Target:
         return self.target
+
+
+def _refuse_nan(drafter: Drafter) -> None:
+    """Raise ConfigError if a network of the drafter has weights that are NaN or infinite."""
+    for field, value in vars(drafter).items():
+        if not isinstance(value, torch.nn.Module):
+            continue
+        for name, tensor in (*value.named_parameters(), *value.named_buffers()):
+            num_wrong = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
+            if num_wrong:
+                raise ConfigError(
+                    f"head: {num_wrong} of {tensor.numel()} weights in {field}.{name} are NaN or infinite,"
+                    " and what it drafts would mean nothing; give another head, or train it again"
+                )
 
 
 @contextmanager

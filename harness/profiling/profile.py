@@ -19,7 +19,8 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from harness.config import ConfigError, configurable
-from harness.decoding.batch import Request, read
+from harness.decoding.batch import Request
+from harness.decoding.decision import read
 from harness.decoding.forced_acceptance import Forced
 from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams, TokenSampler
@@ -226,7 +227,7 @@ def _round_ns(
     synchronize(target.device)
     middle = time.perf_counter_ns()
     accepted = acceptor.accept(logits, draft, sampler, torch.ones_like(pending))
-    decision = read(accepted, draft)
+    decision = read(accepted, draft, logits)
     target.commit(None if draft.is_chain else accepted.path, decision.length)
     synchronize(target.device)
     end = time.perf_counter_ns()

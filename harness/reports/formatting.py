@@ -129,6 +129,7 @@ def marks(row: Row) -> str:
         ("lossy", row.verdict == "lossy"),
         ("forced", row.verdict == "forced"),
         ("unexplained differences", row.verdict == "unexplained"),
+        (f"looped {percent(row.looping_share)}", row.looped),
         ("partial", row.partial),
         ("clock over 1 % of a round", row.disturbed),
         ("not distinguishable", row.difference == "not distinguishable"),

@@ -28,6 +28,8 @@ SCALARS = ("turn", "sample", "repeat", "batch_size", "num_prompt_tokens", "timed
 LISTS = ("output_ids", *ROUND_COUNTS, *ROUND_TIMES)
 """Fields with one list per generation."""
 LOOP_NGRAM = 8
+LOOP_PERIOD = 64
+"""The longest period, in tokens, of text that counts as a loop."""
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -99,6 +101,8 @@ class Columns:
     """8-grams of the output."""
     num_repeated: Counts
     """Those of them that stood in the same output before."""
+    num_looping: Counts
+    """Those of them that stood there at most `LOOP_PERIOD` tokens before."""
     verdict: Counts
     """Index into `VERDICTS`, -1 for none."""
     position: Counts
@@ -155,7 +159,7 @@ class Columns:
         A list that was not recorded for any round counts as zeros.
         """
         ids, num_tokens = lists["output_ids"]
-        num_grams, num_repeated = _loops(ids, num_tokens)
+        num_grams, num_repeated, num_looping = _loops(ids, num_tokens)
         conversations = tuple(sorted(names["conversation"].names))
         num_rounds = lists["emitted"].lengths
         rounds = {name: _whole(lists[name], num_rounds) for name in (*ROUND_COUNTS, *ROUND_TIMES)}
@@ -172,6 +176,7 @@ class Columns:
             num_tokens=num_tokens,
             num_grams=num_grams,
             num_repeated=num_repeated,
+            num_looping=num_looping,
             verdict=verdicts.among((None, *VERDICTS)) - 1,
             position=np.asarray(positions, np.int32),
             num_rounds=num_rounds,
@@ -278,22 +283,28 @@ def _known(value: int | None) -> int:
     return -1 if value is None else value
 
 
-def _loops(ids: NDArray[Any], lengths: Counts) -> tuple[Counts, Counts]:
-    """The number of 8-grams of each output, and of those that stood in it before, by 64-bit hashes."""
+def _loops(ids: NDArray[Any], lengths: Counts) -> tuple[Counts, Counts, Counts]:
+    """The number of 8-grams of each output, of those that stood in it before, and of those shortly before.
+
+    They are compared by 64-bit hashes.
+    """
     num_grams = np.maximum(lengths - (LOOP_NGRAM - 1), 0).astype(np.int32)
     owner = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
     if not num_grams.any():
-        return num_grams, np.zeros_like(num_grams)
+        return num_grams, np.zeros_like(num_grams), np.zeros_like(num_grams)
     windows = len(ids) - LOOP_NGRAM + 1
     inside = owner[:windows] == owner[LOOP_NGRAM - 1 :]
     grams = _mixed(owner[:windows].astype(np.uint64))
     for step in range(LOOP_NGRAM):
         grams = _mixed(grams ^ ids[step : step + windows].astype(np.uint64))
     grams, owner = grams[inside], owner[:windows][inside]
-    order = np.argsort(grams)
-    again = np.zeros(len(grams), bool)
+    # Equal 8-grams keep their order, so that neighbours are the nearest occurrences.
+    order = np.argsort(grams, kind="stable")
+    again, soon = np.zeros(len(grams), bool), np.zeros(len(grams), bool)
     again[order[1:]] = grams[order][1:] == grams[order][:-1]
-    return num_grams, np.bincount(owner[again], minlength=len(lengths)).astype(np.int32)
+    soon[order[1:]] = again[order[1:]] & (np.diff(order) <= LOOP_PERIOD)
+    repeated, looping = (np.bincount(owner[one], minlength=len(lengths)) for one in (again, soon))
+    return num_grams, repeated.astype(np.int32), looping.astype(np.int32)
 
 
 def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

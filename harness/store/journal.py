@@ -158,6 +158,11 @@ class RunWriter(ABC):
         """Names of the blocks that need not be measured again."""
         return set(self._journal.blocks)
 
+    @property
+    def failures(self) -> list[Failure]:
+        """What failed so far in finished blocks and in this attempt."""
+        return self._journal.failures()
+
     def begin_block(self, name: str) -> None:
         """Begin a block; earlier records of it, left by an attempt that did not finish it, are void."""
         self._write("begin_block", name)

@@ -143,10 +143,14 @@ class Failure(NamedTuple):
     """Something that stopped a run or a cell of a sweep."""
 
     kind: str
-    """"out-of-memory", "interrupted", "error", "config" or "lost" (the process died without a message)."""
+    """"out-of-memory", "interrupted", "error", "config", "lost" (the process died without a message),
+    "not-finite" (the target's logits) or "illegal-draft"."""
     where: str
     """The arm and the conversation, or the cell."""
     message: str
+    arm: str = ""
+    """The arm whose own fault it is: its row counts for nothing, and all rows if it is vanilla. "": nobody's,
+    something stopped the run as a whole."""
 
 
 LAPS_PER_ROUND = 6

@@ -19,7 +19,7 @@ from harness.config import ConfigError, configurable
 from harness.decoding.acceptance import Coupled
 from harness.decoding.batch import Request
 from harness.decoding.loop import LocalEngine
-from harness.decoding.sampling import DecodingParams, stream_key
+from harness.decoding.sampling import DecodingParams, Temperature, stream_key
 from harness.drafting.drafter import Drafter
 from harness.system.files import append_json
 from harness.tasks.conversation import Message
@@ -140,7 +140,7 @@ class WrittenDialogues(Dialogues):
     """Seed of the sampling."""
     max_answer_tokens: int = Field(default=256, ge=2)
     """Longer answers are cut here."""
-    temperature: float = Field(default=0.0, ge=0)
+    temperature: Temperature = 0.0
 
     @abstractmethod
     def questions(self, writer: Writer, begin: int, count: int) -> list[str | None]:
@@ -218,7 +218,7 @@ class SelfSynthesised(WrittenDialogues):
     This works offline for any chat model.
     """
 
-    user_temperature: float = Field(default=0.9, gt=0)
+    user_temperature: Temperature = Field(default=0.9, gt=0)
     """Temperature at which questions are sampled."""
     max_user_tokens: int = Field(default=128, ge=4)
     """Longer questions are discarded."""

@@ -13,6 +13,7 @@ from harness.analysis.comparability import differences, refuse_mixed, variants
 from harness.analysis.row import Row, json_rows
 from harness.analysis.summary import pairwise, summarise
 from harness.config import ConfigError
+from harness.reports.formatting import marks
 from harness.store.records import Failure, Probe, Run, Verdict
 from tests.support.builders import (
     ROUND_NS,
@@ -377,3 +378,42 @@ def test_the_time_to_first_token_is_a_median_of_those_that_know_it() -> None:
     rows = rows_of(make_run([*vanilla, *records]))
     assert rows["ngram"].medians["first_token_s"] == pytest.approx(3.0)
     assert math.isnan(rows["vanilla"].medians["first_token_s"])
+
+
+def test_a_broken_rung_has_no_ratios_and_an_arms_own_fault_strikes_its_row_alone() -> None:
+    run = sample_run(failures=[Failure("error", "ngram, c03", "IndexError", "ngram")])
+    rung = "transformers.generate"
+    records = [
+        dataclasses.replace(one, verdict=Verdict("broken", 3))
+        if (one.arm, one.conversation) == (rung, "c01")
+        else one
+        for one in run.records
+    ]
+    found = rows_of(dataclasses.replace(run, records=records))
+    assert found[rung].verdict == found["ngram"].verdict == "broken"
+    assert found["vanilla"].verdict == found["suffix"].verdict == "identical"
+    assert [bool(row.failures) for row in found.values()] == [False, True, False, False]
+    for row in found.values():
+        assert math.isnan(row.speedup_vs[rung])
+        assert row.speedup_vs_ci[rung] is None
+    assert not math.isnan(rows_of(run)["suffix"].speedup_vs[rung])
+    whole = dataclasses.replace(run, failures=[Failure("not-finite", "vanilla, c03", "x", "vanilla")])
+    assert {row.verdict for row in summarise(whole)} == {"broken"}
+    assert all(row.failures for row in summarise(whole))
+
+
+def test_text_that_loops_marks_its_row_and_text_that_returns_later_does_not() -> None:
+    def row_with(ids: list[int]) -> Row:
+        looped = make_rung("vanilla", "a", 0, 1, output_ids=ids, kind="roundless")
+        (row,) = summarise(make_run([looped], arms={"vanilla": {}}))
+        return row
+
+    passage = list(range(100))
+    assert row_with([7] * 40).looping_share == pytest.approx(32 / 33)
+    assert row_with([7] * 40).looped
+    assert marks(row_with([7] * 40)).startswith("indicative, looped 97.0 %")
+    again = row_with([*passage, *passage])
+    assert again.looped_share > 0.4
+    assert again.looping_share == 0
+    assert not again.looped
+    assert not row_with([*passage, 1, 2, 3]).looped

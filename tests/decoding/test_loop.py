@@ -13,7 +13,8 @@ import torch
 from harness.benchmark.lossless_verdict import Judge
 from harness.config import ConfigError, configurable
 from harness.decoding.acceptance import Accepted, Coupled, sweep, walk
-from harness.decoding.batch import Request, read, trim
+from harness.decoding.batch import Request, trim
+from harness.decoding.decision import read
 from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.draft import Draft
@@ -138,7 +139,7 @@ def test_both_forms_of_the_coupled_acceptor_decide_alike(params: DecodingParams)
     assert one.length.tolist() == other.length.tolist()
     assert one.length[0] >= 2
     assert one.token.tolist() == other.token.tolist()
-    assert read(one, draft).path_tokens == read(other, draft).path_tokens
+    assert read(one, draft, logits).path_tokens == read(other, draft, logits).path_tokens
 
 
 @configurable
