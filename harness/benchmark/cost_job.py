@@ -21,6 +21,7 @@ from harness.profiling.rounds import parts, split
 from harness.profiling.setup import Finding, ProfilingSetup, prepared
 from harness.system import naming, provenance
 from harness.system.console import Console
+from harness.system.progress import waiting
 
 COMMANDS: dict[str, Callable[[ProfilingSetup], list[Finding]]] = {
     "parts": parts,
@@ -40,7 +41,9 @@ def run_costs(config: DictConfig) -> None:
     """
     console = Console()
     if config.command == "table":
-        print(json.dumps(_write_table(config, console)), flush=True)
+        with console.watching():
+            line = _write_table(config, console)
+        print(json.dumps(line), flush=True)
         return
     if config.command not in COMMANDS:
         known = ("table", *COMMANDS)
@@ -61,14 +64,23 @@ def _write_table(config: DictConfig, console: Console) -> dict[str, Any]:
     settings: Any = OmegaConf.to_container(config, resolve=True)
     with prepared(config, console.note) as setup:
         profile, target, weights = setup.profile, setup.target, setup.weights
-        timings = profile.target(target, console.note)
+        num_points = len(profile.batches) * len(profile.contexts)
+        with waiting("timing the target's forwards", total=num_points, timed=True) as wait:
+
+            def noted(text: str) -> None:
+                console.note(text)
+                wait.advance()
+
+            timings = profile.target(target, noted)
         # Timing ignores end tokens, so the loop needs none.
         engine = setup.engine
         costs = {}
-        for name, drafter in setup.drafters.items():
-            console.note(f"profiling {name}")
-            own = naming.redact(settings["methods"][name])
-            costs[name] = drafting_cost(profile, profile.drafter(engine, drafter), own)
+        with waiting("timing the drafters", total=len(setup.drafters), timed=True) as wait:
+            for name, drafter in setup.drafters.items():
+                wait.step(name)
+                own = naming.redact(settings["methods"][name])
+                costs[name] = drafting_cost(profile, profile.drafter(engine, drafter), own)
+                wait.advance()
     packages = provenance.packages()
     device = provenance.device_facts(target.device)
     table = CostTable(

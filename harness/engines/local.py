@@ -23,6 +23,7 @@ from harness.system import probes, provenance
 from harness.system.clock import lap_cost_ns
 from harness.system.machine_lock import units_of
 from harness.system.processes import agreed, expect_processes
+from harness.system.progress import waiting
 from harness.target.model import Target
 from harness.target.spec import LoadedWeights, TargetSpec
 
@@ -91,13 +92,15 @@ class Local(Engine):
         if self.target.steps.by_shape:
             self.target.reserve(min(workload.longest_sequence(), self.weights.max_context))
         if workload.timed:
-            note(f"timing the target's forward by width: {', '.join(self.target.steps.kinds)}")
             # All processes of a run must choose the same steps and pad drafts alike.
             widths = widths_to_time(self.target, self._drafters.values())
             self._step_timings = agreed(time_steps(self.target, workload.batch_size, widths))
             self.target.steps.choose(self._step_timings.steps, workload.batch_size)
-            for drafter in self._drafters.values():
-                drafter.warm_up(workload.batch_size)
+            with waiting("compiling the drafters' steps", total=len(self._drafters)) as wait:
+                for name, drafter in self._drafters.items():
+                    wait.step(name)
+                    drafter.warm_up(workload.batch_size)
+                    wait.advance()
         self._loop = LocalEngine(
             self.target,
             self.weights.end_token_ids,
@@ -133,9 +136,11 @@ class Local(Engine):
             return None
         device = self.target.device
         own = {name: drafter.num_bytes for name, drafter in self._drafters.items() if drafter.num_bytes}
+        with waiting("measuring the bandwidth of the memory", usual_s=10, timed=True):
+            read_bandwidth, lap_ns = probes.read_bandwidth(device, bandwidth_gib), lap_cost_ns(device)
         return MachineProbe(
-            read_bandwidth=probes.read_bandwidth(device, bandwidth_gib),
-            lap_ns=lap_cost_ns(device),
+            read_bandwidth=read_bandwidth,
+            lap_ns=lap_ns,
             verify_ns=[round(spent) if isfinite(spent) else None for spent in self._step_timings.verify_ns],
             steps=self._step_timings.steps,
             memory={**self.target.memory(), **own},
