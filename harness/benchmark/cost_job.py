@@ -21,6 +21,7 @@ from harness.profiling.setup import Finding, ProfilingSetup, prepared
 from harness.system import naming, provenance
 from harness.system.console import Console
 from harness.system.files import print_json
+from harness.system.progress import waiting
 from harness.system.secrets import redact
 
 COMMANDS: dict[str, Callable[[ProfilingSetup], list[Finding]]] = {
@@ -41,7 +42,9 @@ def run_costs(config: DictConfig) -> None:
     """
     console = Console()
     if config.command == "table":
-        print_json(_write_table(config, console))
+        with console.watching():
+            line = _write_table(config, console)
+        print_json(line)
         return
     if config.command not in COMMANDS:
         known = ("table", *COMMANDS)
@@ -62,14 +65,23 @@ def _write_table(config: DictConfig, console: Console) -> dict[str, Any]:
     settings: Any = OmegaConf.to_container(config, resolve=True)
     with prepared(config, console.note) as setup:
         profile, target, weights = setup.profile, setup.target, setup.weights
-        timings = profile.target(target, console.note)
+        num_points = len(profile.batches) * len(profile.contexts)
+        with waiting("timing the target's forwards", total=num_points, timed=True) as wait:
+
+            def noted(text: str) -> None:
+                console.note(text)
+                wait.advance()
+
+            timings = profile.target(target, noted)
         # Timing ignores end tokens, so the loop needs none.
         engine = setup.engine
         costs = {}
-        for name, drafter in setup.drafters.items():
-            console.note(f"profiling {name}")
-            own = redact(settings["methods"][name])
-            costs[name] = drafting_cost(profile, profile.drafter(engine, drafter), own)
+        with waiting("timing the drafters", total=len(setup.drafters), timed=True) as wait:
+            for name, drafter in setup.drafters.items():
+                wait.step(name)
+                own = redact(settings["methods"][name])
+                costs[name] = drafting_cost(profile, profile.drafter(engine, drafter), own)
+                wait.advance()
     packages = provenance.packages()
     device = provenance.device_facts(target.device)
     table = CostTable(

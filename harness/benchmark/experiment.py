@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from harness.benchmark.lossless_verdict import Referee
 from harness.benchmark.manifest import ManifestMaker
 from harness.benchmark.plan import make_cell
-from harness.benchmark.run_progress import RunProgress
+from harness.benchmark.progress import RunProgress
 from harness.benchmark.sample_trees import MAX_CONVERSATIONS, exhibit, piece_reader
 from harness.benchmark.scenarios.turn_runner import Answers, Block, Call, Pass, TurnResult, TurnRunner
 from harness.benchmark.schedule import Schedule, block_name
@@ -23,6 +24,7 @@ from harness.decoding.sampling import DecodingParams
 from harness.store.journal import RunWriter
 from harness.store.records import BASELINE, Cell, Failure, GenerationRecord, Probe, RunManifest, Verdict
 from harness.store.run_store import ResultStore
+from harness.system.progress import waiting
 from harness.tasks.conversation import Conversation
 
 _WARMUP_TOKENS = 32
@@ -41,7 +43,7 @@ class Experiment:
         """
         self.session, self.plan, self.params = session, session.plan, params
         self.console, self.scenario = session.console, session.plan.scenario
-        self.progress = RunProgress(session.console)
+        self.progress = RunProgress(session.console, session.board)
         self.runner = TurnRunner(
             engine=session.engine,
             model=session.model,
@@ -109,7 +111,7 @@ class Experiment:
         pace = self._warm_up()
         self._num_programs = self.session.engine.num_programs
         most_seconds = self.schedule.most_seconds(blocks, pace)
-        self.progress.plan(self.schedule.num_generations(blocks), most_seconds)
+        self.progress.plan(self.schedule.num_generations(blocks), len(blocks), most_seconds)
         self.progress.start(run.manifest)
         for block in blocks:
             self._measure(run, block)
@@ -122,15 +124,17 @@ class Experiment:
             runner = replace(runner, params=replace(self.params, max_new_tokens=short))
         seconds: dict[str, float] = {}
         num_tokens: dict[str, int] = {}
-        for conversation in self.session.warmup:
-            for player in self.players:
+        prompts = self.session.warmup
+        with waiting("warm-up", total=len(prompts) * len(self.players), timed=True) as wait:
+            for conversation, player in product(prompts, self.players):
                 self._where = f"warm-up: {player.name}, {conversation.id}"
-                self.console.note(self._where)
+                wait.step(player.name)
                 begin = time.monotonic()
                 results = self._play(runner, Pass(player=player), self._copies(conversation))
                 seconds[player.name] = seconds.get(player.name, 0.0) + time.monotonic() - begin
                 made = sum(len(one.generation.output_ids) for one in results)
                 num_tokens[player.name] = num_tokens.get(player.name, 0) + made
+                wait.advance()
         return {name: seconds[name] / max(num_tokens[name], 1) for name in seconds}
 
     def _copies(self, conversation: Conversation) -> Block:
@@ -167,6 +171,7 @@ class Experiment:
             run.write_null(null)
         self._exhibit(run, results)
         run.finish_block(name)
+        self.progress.finish_block(name)
 
     def _play(
         self, runner: TurnRunner, one_pass: Pass, block: Block, frozen: Answers | None = None

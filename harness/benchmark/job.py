@@ -21,6 +21,7 @@ from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console, warn_on_error
 from harness.system.machine_lock import machine_lock
 from harness.system.processes import is_follower
+from harness.system.progress import waiting
 from harness.target.spec import TargetSpec
 
 
@@ -95,16 +96,14 @@ class Job:
             figures = sorted((folder / "figures").glob("*"))
             # An archived run has no folder; its figures are in the archive.
             if not figures and folder.is_dir():
-                with warn_on_error(self._console, "drawing"):
+                with warn_on_error(self._console, "drawing"), waiting("drawing the figures", usual_s=10):
                     figures = draw(rows, folder / "figures")
             if not fresh:
                 plan.tracker.finish(run, rows, figures)
                 return
-            self._console.note(f"run {run.manifest.run_id}: {len(run.records)} generations in {run.folder}")
+            self._console.note(f"{len(run.records)} generations in {run.folder}")
             for failure in run.failures:
                 self._console.warn(f"{failure.kind} in {failure.where}: {failure.message}")
-            for path in figures:
-                self._console.note(f"wrote {path}")
             plan.tracker.finish(run, rows, figures)
             for row in rows:
                 if row.disturbed:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.benchmark.plan import Plan
+from harness.benchmark.progress import Scoreboard
 from harness.engines.engine import Workload
 from harness.system.console import Console
 from harness.target.chat_template import render
@@ -26,6 +27,8 @@ class Session:
             ConfigError: weights, prompts, a trace or an arm that does not fit; nothing has been measured.
         """
         self.plan, self.console, self.engine = plan, console, plan.engine
+        self.board = Scoreboard()
+        """What all runs of this process have come to so far."""
         plan.acceptor.load()
         self.conversations = plan.task.load()
         num_own = plan.measure.num_warmup

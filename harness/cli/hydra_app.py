@@ -26,6 +26,7 @@ from harness.store.run_store import unwritable
 from harness.system.console import Console
 from harness.system.files import write_json
 from harness.system.processes import is_follower
+from harness.system.progress import waiting
 from harness.system.secrets import guard_process
 
 _GRACE_S = 10
@@ -66,18 +67,20 @@ def _wrong(text: str) -> int:
 
 def run_job(config: DictConfig) -> None:
     """Measure one composed configuration, and write its outcome into Hydra's folder for `Collect`."""
-    # Imported here, as torch and transformers take seconds, which `--help` and a misspelt key need not cost.
-    from harness.benchmark.dry_run.survey import Survey
-    from harness.benchmark.job import Job
-
     hydra = HydraConfig.get()
     sweeping = hydra.mode == RunMode.MULTIRUN
     # As typed: iterating would replace a reference to a secret by the secret.
     overrides: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
     follows = is_follower()
     console = Console(io.StringIO() if follows else None)
-    job: Survey | Job = Survey(config, overrides) if config.dry_run else Job(config, overrides, console)
-    job.run(sweeping)
+    with console.watching():
+        # Imported here, as they take seconds, which `--help` and a misspelt key need not cost.
+        with waiting("loading torch and transformers", usual_s=10):
+            from harness.benchmark.dry_run.survey import Survey
+            from harness.benchmark.job import Job
+
+        job: Survey | Job = Survey(config, overrides) if config.dry_run else Job(config, overrides, console)
+        job.run(sweeping)
     if follows:
         if job.outcome()["status"] == FAILED and not sweeping:
             # If all processes failed, the first one must report it before torchrun ends it. If only this one

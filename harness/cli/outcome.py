@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -18,6 +18,9 @@ from harness.store.run_store import load_run
 from harness.system.console import Console
 from harness.system.files import print_json
 from harness.system.processes import is_follower
+
+if TYPE_CHECKING:
+    from harness.analysis.row import Pair, Row
 
 OUTCOME = "outcome.json"
 """File that a job writes into its Hydra folder: `run_dirs`, `errors` and `status`."""
@@ -50,7 +53,8 @@ class Collect(Callback):
             return
         console = Console()
         try:
-            status = _report([_read(path) for path in outcomes], console)
+            with console.watching():
+                status = _report([_read(path) for path in outcomes], console)
         except Exception as error:
             console.error(error)
             raise SystemExit(FAILED) from error
@@ -71,16 +75,15 @@ def _read(path: Path) -> dict[str, Any]:
 def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
     """Print the table and the JSON line. Returns the exit status; if that is WRONG, there is no JSON line."""
     from harness.analysis import summary
-    from harness.analysis.row import Row, json_rows
+    from harness.analysis.row import json_rows
     from harness.costs.table import load_tables
-    from harness.reports import tables
 
     status: int = max(outcome["status"] for outcome in outcomes)
     folders = list(dict.fromkeys(folder for outcome in outcomes for folder in outcome["run_dirs"]))
     errors = [error for outcome in outcomes for error in outcome["errors"]]
-    surveyed = [cell for outcome in outcomes for cell in outcome.get("cells", [])]
     runs: list[Run] = []
     rows: list[Row] = []
+    pairs: list[Pair] = []
     for folder in folders:
         try:
             runs.append(load_run(Path(folder)))
@@ -88,9 +91,36 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
             errors.append(f"{folder}: left out of the table: {error}")
     try:
         results = dict.fromkeys(Path(folder).parents[1] for folder in folders)
-        rows = summary.summarise(runs, [table for folder in results for table in load_tables(folder)])
+        costs = [table for folder in results for table in load_tables(folder)]
+        rows, pairs = summary.summarise_with_pairs(runs, costs)
+    except Exception as error:
+        errors.append(f"the table cannot be made: {type(error).__name__}: {error}")
+    document: dict[str, Any] = {"rows": json_rows(rows), "run_dirs": folders}
+    if any("cells" in outcome for outcome in outcomes):
+        document["cells"] = [cell for outcome in outcomes for cell in outcome.get("cells", [])]
+    # A person reads the end of the screen, and a program the last line of a file or a pipe.
+    if status != WRONG and sys.stdout.isatty():
+        print_json(document, allow_nan=False)
+    errors += _show(rows, pairs, runs, document.get("cells", []), console)
+    for text in errors:
+        console.error(text)
+    if status == WRONG:
+        return status
+    if not sys.stdout.isatty():
+        print_json(document, allow_nan=False)
+    bad = any(row.verdict == "broken" or row.failures for row in rows)
+    return FAILED if bad or errors else status
+
+
+def _show(
+    rows: list[Row], pairs: list[Pair], runs: list[Run], surveyed: list[dict[str, Any]], console: Console
+) -> list[str]:
+    """Print everything for people; what of it cannot be made."""
+    from harness.cli import last_screen
+
+    try:
         if rows:
-            console.table(*tables.console_table(rows))
+            last_screen.show_rows(rows, runs, console)
         for note in variants(runs)[1]:
             console.note(note)
         if surveyed:
@@ -99,15 +129,8 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
             console.table(*survey.table(surveyed))
             for note in survey.notes(surveyed):
                 console.note(note)
+        if any(not row.failed for row in rows):
+            last_screen.show_places(rows, pairs, runs, Path(runs[0].folder).parents[1], console)
     except Exception as error:
-        errors.append(f"the table cannot be made: {type(error).__name__}: {error}")
-    for text in errors:
-        console.error(text)
-    if status == WRONG:
-        return status
-    document: dict[str, Any] = {"rows": json_rows(rows), "run_dirs": folders}
-    if any("cells" in outcome for outcome in outcomes):
-        document["cells"] = surveyed
-    print_json(document, allow_nan=False)
-    bad = any(row.verdict == "broken" or row.failures for row in rows)
-    return FAILED if bad or errors else status
+        return [f"the table cannot be made: {type(error).__name__}: {error}"]
+    return []

@@ -23,6 +23,7 @@ from harness.system import probes, provenance
 from harness.system.clock import lap_cost_ns
 from harness.system.machine_lock import units_of
 from harness.system.processes import agreed, expect_processes
+from harness.system.progress import waiting
 from harness.target.model import Target
 from harness.target.spec import LoadedWeights, TargetSpec
 
@@ -94,7 +95,6 @@ class Local(Engine):
             self.target.reserve(min(workload.longest_sequence(), self.weights.max_context))
         weighing = any(drafter.weighs_costs for drafter in self._drafters.values())
         if workload.timed or weighing:
-            note(f"timing the target's forward by width: {', '.join(self.target.steps.kinds)}")
             # All processes of a run must choose the same steps, pad drafts alike and weigh the same costs.
             widths = widths_to_time(self.target, self._drafters.values())
             timings = agreed(time_steps(self.target, workload.batch_size, widths))
@@ -103,8 +103,7 @@ class Local(Engine):
             if workload.timed:
                 self._step_timings = timings
                 self.target.steps.choose(timings.steps, workload.batch_size)
-                for drafter in self._drafters.values():
-                    drafter.warm_up(workload.batch_size)
+                self._warm_up(workload.batch_size)
         self._loop = LocalEngine(
             self.target,
             self.weights.end_token_ids,
@@ -113,6 +112,13 @@ class Local(Engine):
             widths=cheapest_widths(self._step_timings.verify_ns) if self._step_timings else (),
             batch_size=workload.batch_size,
         )
+
+    def _warm_up(self, batch_size: int) -> None:
+        with waiting("compiling the drafters' steps", total=len(self._drafters)) as wait:
+            for name, drafter in self._drafters.items():
+                wait.step(name)
+                drafter.warm_up(batch_size)
+                wait.advance()
 
     @override
     def examine(self, prompts: Sequence[Sequence[int]]) -> None:
@@ -140,9 +146,11 @@ class Local(Engine):
             return None
         device = self.target.device
         own = {name: drafter.num_bytes for name, drafter in self._drafters.items() if drafter.num_bytes}
+        with waiting("measuring the bandwidth of the memory", usual_s=10, timed=True):
+            read_bandwidth, lap_ns = probes.read_bandwidth(device, bandwidth_gib), lap_cost_ns(device)
         return MachineProbe(
-            read_bandwidth=probes.read_bandwidth(device, bandwidth_gib),
-            lap_ns=lap_cost_ns(device),
+            read_bandwidth=read_bandwidth,
+            lap_ns=lap_ns,
             verify_ns=[round(spent) if isfinite(spent) else None for spent in self._step_timings.verify_ns],
             steps=self._step_timings.steps,
             memory={**self.target.memory(), **own},

@@ -17,6 +17,7 @@ import torch
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter
 from harness.system.clock import synchronize
+from harness.system.progress import waiting
 from harness.target.model import Target
 
 _MIN_GAIN = 0.05
@@ -65,8 +66,10 @@ def time_steps(
         for width in widths
     ]
     # The first pass is a warm-up: it may compile.
-    for repeat in range(num_repeats + 1):
-        for step, least in by_step.items():
+    _warm_up(target, num_rows, pending, drafts)
+    with waiting("timing the target's forward", total=num_repeats * len(by_step), timed=True) as wait:
+        for step, least in [*by_step.items()] * num_repeats:
+            wait.step(step)
             with target.steps.only(step):
                 for draft in drafts:
                     if step == "compiled" and not target.steps.compiles(num_rows, draft.width):
@@ -76,10 +79,25 @@ def time_steps(
                     target.verify(pending, draft)
                     synchronize(target.device)
                     spent = time.perf_counter_ns() - begin
-                    if repeat:
-                        least[draft.width] = min(least[draft.width], spent)
+                    least[draft.width] = min(least[draft.width], spent)
+            wait.advance()
     steps = [cheapest_step(by_step, widths[bisect_left(widths, width)]) for width in range(widths[-1] + 1)]
     return StepTimings(steps, [by_step[step][width] for width, step in enumerate(steps)], by_step)
+
+
+def _warm_up(target: Target, num_rows: int, pending: torch.Tensor, drafts: Sequence[Draft]) -> None:
+    """Take every kind of step over every draft once, which compiles what is not compiled yet."""
+    for step in target.steps.kinds:
+        served = [
+            draft for draft in drafts if step != "compiled" or target.steps.compiles(num_rows, draft.width)
+        ]
+        what = "compiling the target's steps" if step == "compiled" else f"warming up {step} steps"
+        with target.steps.only(step), waiting(what, total=len(served)) as wait:
+            for draft in served:
+                wait.step(f"{draft.width + 1} tokens")
+                target.verify(pending, draft)
+                wait.advance()
+        synchronize(target.device)
 
 
 def widths_to_time(target: Target, drafters: Iterable[Drafter]) -> list[int]:

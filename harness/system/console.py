@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
+from harness.system.progress import Display, watched_by
 from harness.system.secrets import redact_text
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but tab and line feed, signs that reverse the direction of text, and lone surrogates."""
-_WIDTH_OF_A_FILE = 200
-"""Characters per line where stderr is not a terminal."""
+WIDTH = 100
+"""Characters per line where stderr is not a terminal, and at most on one."""
 
 
 class Console:
@@ -27,8 +29,16 @@ class Console:
     def __init__(self, file: IO[str] | None = None) -> None:
         """file: stderr unless given."""
         self.rich = RichConsole(file=file, stderr=file is None, highlight=False)
-        if not self.rich.is_terminal:
-            self.rich.width = _WIDTH_OF_A_FILE
+        if not self.rich.is_terminal or self.rich.width > WIDTH:
+            self.rich.width = WIDTH
+        self.display = Display(self.rich, self.note)
+        """Shows progress while it is entered, as in `with console.watching():`."""
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Show the waits of the block; the terminal is left as it was, also after Ctrl-C."""
+        with self.display, watched_by(self.display):
+            yield
 
     def note(self, text: str) -> None:
         """Print one line of plain information."""
@@ -45,12 +55,20 @@ class Console:
 
     def table(self, headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
         """Print a table, with columns of numbers aligned right and all others left."""
-        table = Table(title=title and Text(_printable(title)), title_justify="left")
+        table = Table(
+            title=title and Text(_printable(title)),
+            title_justify="left",
+            box=SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
         for index, header in enumerate(headers):
             numbers = any(row[index][:1].isdigit() for row in rows)
-            table.add_column(
-                Text(_printable(header)), justify="right" if numbers else "left", overflow="fold"
-            )
+            justify: Literal["left", "right"] = "right" if numbers else "left"
+            # The first columns name a row, and are never folded for the sake of remarks at its end.
+            whole = index < len(headers) - 1
+            table.add_column(Text(_printable(header)), justify=justify, overflow="fold", no_wrap=whole)
         for row in rows:
             table.add_row(*(Text(_printable(cell)) for cell in row))
         self.rich.print(table)

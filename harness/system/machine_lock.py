@@ -16,6 +16,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.system.progress import waiting
+
 if TYPE_CHECKING:
     import torch
 
@@ -47,7 +49,8 @@ def machine_lock(units: Sequence[str], timed: bool, note: Callable[[str], None])
                 other = "a run" if timed else "a timed run"
                 note(f"waiting for {other} that has {', '.join(units)} of this machine")
             waited = True
-            fcntl.flock(descriptor, how)
+            with waiting("waiting for the other run to end"):
+                fcntl.flock(descriptor, how)
 
     with ExitStack() as stack:
         # All processes lock in this order, so no two of them wait for one another.

