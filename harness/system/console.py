@@ -11,7 +11,8 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
-from harness.system.progress import Display, watched_by
+from harness.system.progress import watched_by
+from harness.system.progress.display import Display
 
 WIDTH = 100
 """Characters per line where stderr is not a terminal, and at most on one."""
