@@ -21,9 +21,9 @@ check: .venv/dev
 
 .venv/bench: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	$(BIN)/python scripts/install.py -c constraints.txt -e .
 	touch $@
 
 .venv/dev: .venv/bench
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	$(BIN)/python scripts/install.py -c constraints.txt -e ".[dev]"
 	touch $@

@@ -101,7 +101,7 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
     # A person reads the end of the screen, and a program the last line of a file or a pipe.
     if status != WRONG and sys.stdout.isatty():
         print_json(document, allow_nan=False)
-    errors += _show(rows, pairs, runs, document.get("cells", []), console)
+    errors += _show(rows, pairs, runs, document, console)
     for text in errors:
         console.error(text)
     if status == WRONG:
@@ -113,11 +113,12 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
 
 
 def _show(
-    rows: list[Row], pairs: list[Pair], runs: list[Run], surveyed: list[dict[str, Any]], console: Console
+    rows: list[Row], pairs: list[Pair], runs: list[Run], document: dict[str, Any], console: Console
 ) -> list[str]:
-    """Print everything for people; what of it cannot be made."""
+    """Print everything for people; what of it cannot be made. document: the one of the JSON line."""
     from harness.cli import last_screen
 
+    surveyed = document.get("cells", [])
     try:
         if rows:
             last_screen.show_rows(rows, runs, console)
@@ -130,7 +131,7 @@ def _show(
             for note in survey.notes(surveyed):
                 console.note(note)
         if any(not row.failed for row in rows):
-            last_screen.show_places(rows, pairs, runs, Path(runs[0].folder).parents[1], console)
+            last_screen.show_places(rows, pairs, runs, Path(document["run_dirs"][0]).parents[1], console)
     except Exception as error:
         return [f"the table cannot be made: {type(error).__name__}: {error}"]
     return []

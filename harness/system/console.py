@@ -12,7 +12,8 @@ from rich.console import Console as RichConsole
 from rich.table import Table
 from rich.text import Text
 
-from harness.system.progress import Display, watched_by
+from harness.system.progress import watched_by
+from harness.system.progress.display import Display
 from harness.system.secrets import redact_text
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")

@@ -1,0 +1,58 @@
+"""The default job: every kind of task, every drafter that needs no datastore, small drafts, T = 0 and 1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+import conf
+from harness.benchmark.plan import Plan, make_plan
+from harness.decoding.acceptance import Coupled
+from harness.decoding.sampling import DecodingParams
+from methods.eagle import Eagle
+from tests.support.targets import engine, requests
+
+WIDEST = 8
+"""Tokens of the widest forward that is compiled on a CPU."""
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    with initialize_config_module("conf", version_base="1.3"):
+        return make_plan(compose("bench"), [])
+
+
+def test_it_shows_every_drafter_that_needs_no_datastore_at_both_temperatures(plan: Plan) -> None:
+    files = [OmegaConf.load(file) for file in (Path(conf.__file__).parent / "method").glob("*.yaml")]
+    every = {
+        file["_target_"].rpartition(".")[2] for file in files if not OmegaConf.is_missing(file, "datastore")
+    }
+    assert {type(arm).__name__ for arm in plan.arms.values()} == every
+    assert {arm.architecture for arm in plan.arms.values() if isinstance(arm, Eagle)} == {"eagle", "eagle3"}
+    assert [params.temperature for params in plan.decodings.values()] == [0, 1]
+    assert plan.measure.profile == "quick"
+    assert list(plan.rungs) == ["generate"]
+
+
+def test_it_has_every_kind_of_task_once(plan: Plan) -> None:
+    kinds = [one.category for one in plan.task.load()]
+    assert sorted(kinds) == ["chat", "code", "extraction", "math", "summary", "translation"]
+
+
+def test_its_drafts_fit_the_widest_compiled_forward(plan: Plan) -> None:
+    params = DecodingParams(name="greedy", max_new_tokens=24, ignore_end_token=True)
+    for name, arm in plan.arms.items():
+        if isinstance(arm, Eagle):
+            assert arm.tree.total_token <= WIDEST
+            continue
+        decoder = engine()
+        arm.bind(decoder.target)
+        decoder.target.set_taps(arm.taps)
+        made = decoder.generate(requests(), arm, params, Coupled())
+        for generation in made:
+            for draft, _ in generation.drafts:
+                riders = 0 if draft.riders is None else draft.riders.tokens.shape[1]
+                assert 1 + draft.width + riders <= WIDEST, name
