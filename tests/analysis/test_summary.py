@@ -377,3 +377,28 @@ def test_the_time_to_first_token_is_a_median_of_those_that_know_it() -> None:
     rows = rows_of(make_run([*vanilla, *records]))
     assert rows["ngram"].medians["first_token_s"] == pytest.approx(3.0)
     assert math.isnan(rows["vanilla"].medians["first_token_s"])
+
+
+def test_a_run_from_before_engine_and_scenario_could_be_chosen_had_the_defaults() -> None:
+    old, new, other = (
+        sample_run(run_id, config={"measure": {"repeats": 1}, **later})
+        for run_id, later in (
+            ("old", {}),
+            (
+                "new",
+                {
+                    "engine": {"_target_": "harness.engines.local.Local"},
+                    "scenario": {
+                        "_target_": "harness.benchmark.scenarios.multi_turn.MultiTurn",
+                        "name": "multi_turn",
+                        "max_turns": None,
+                    },
+                },
+            ),
+            ("other", {"engine": {"_target_": "x.Server"}}),
+        )
+    )
+    assert differences([old, new]) == {}
+    assert differences([old, other]) == {
+        "config.engine._target_": {'"Local"': ["old"], '"Server"': ["other"]}
+    }
