@@ -54,9 +54,26 @@ def build(node: Any, where: str) -> Any:
         raise ConfigError(f"{where}: needs a `_target_`, the class to build; got {container!r}")
     _refuse_unknown(container, where)
     try:
-        return instantiate(DictConfig(container), _convert_="all")
+        built = instantiate(DictConfig(container), _convert_="all")
     except InstantiationException as error:
         raise ConfigError(f"{where}: {_explain(error)}") from error
+    _refuse_altered(container, built, where)
+    return built
+
+
+def _refuse_altered(given: Any, built: Any, where: str) -> None:
+    """Raise ConfigError if a name was read as a decimal number: 1e5 has become 100000.0, and 1.10 is 1.1."""
+    if isinstance(given, float) and isinstance(built, str):
+        raise ConfigError(
+            f"{where}: a name is expected, and what was given was read as the number {given}. Quote it twice:"
+            f" '{where}=\"...\"'"
+        )
+    if isinstance(given, list) and isinstance(built, list | tuple):
+        for index, pair in enumerate(zip(given, built, strict=False)):
+            _refuse_altered(*pair, f"{where}[{index}]" if isinstance(pair[0], list | dict) else where)
+    if isinstance(given, dict) and "_target_" in given:
+        for key, value in given.items():
+            _refuse_altered(value, getattr(built, key, None), f"{where}.{key}")
 
 
 def _refuse_unknown(container: dict[str, Any], where: str) -> None:

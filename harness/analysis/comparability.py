@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.config import ConfigError
-from harness.store.records import Run
+from harness.store.records import Cell, Run
 from harness.system.naming import class_names
 
 Facts = dict[str, str]
@@ -30,6 +30,11 @@ _OF_THE_TARGET = ("template_hash", "end_token_ids")
 """Parts of the prompt set's card that all tasks of a target share."""
 NOT_SET = "null"
 """What a fact is in a run that has the rest of its part."""
+_BEFORE_THE_AXES: dict[str, Any] = {
+    "engine": {"_target_": "Local"},
+    "scenario": {"_target_": "MultiTurn", "name": Cell.scenario, "max_turns": None},
+}
+"""The settings of runs from before engine and scenario could be chosen; class names without modules."""
 _MAX_LISTED = 6
 
 
@@ -46,6 +51,8 @@ def facts(run: Run) -> Facts:
         return {}
     manifest, cell, config = run.manifest, run.manifest.cell, run.manifest.config
     config = class_names(config)
+    if config:
+        config = {**_BEFORE_THE_AXES, **config}
     found: dict[str, Any] = {"profile": cell.profile, "baseline": cell.baseline}
     found |= _flat("", {k: v for k, v in manifest.provenance.items() if k not in ("git", "created")})
     found |= _flat("config", {k: v for k, v in config.items() if k not in _AXES | _OUTPUT})
@@ -82,11 +89,11 @@ def _flat(prefix: str, tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(runs: Sequence[Run]) -> dict[str, dict[str, list[str]]]:
     """Fact -> value -> ids of the runs that have it, for the facts in which `runs` differ."""
-    told = [(run.manifest.run_id, own, set(map(_part, own))) for run in runs if (own := facts(run))]
+    known = [(run.manifest.run_id, own, set(map(_part, own))) for run in runs if (own := facts(run))]
     found: dict[str, dict[str, list[str]]] = {}
-    for name in sorted({name for _, own, _ in told for name in own}):
+    for name in sorted({name for _, own, _ in known for name in own}):
         part, values = _part(name), dict[str, list[str]]()
-        for run_id, own, parts in told:
+        for run_id, own, parts in known:
             if part in parts:
                 values.setdefault(own.get(name, NOT_SET), []).append(run_id)
         if len(values) > 1:
@@ -114,8 +121,8 @@ def refuse_mixed(runs: Sequence[Run]) -> None:
         return
     lines = []
     for name, values in list(found.items())[:_MAX_LISTED]:
-        told = [f"{value} in {ids[0]}{_and_more(len(ids) - 1)}" for value, ids in values.items()]
-        lines.append(f"{name}: {', '.join(told)}")
+        shown = [f"{value} in {ids[0]}{_and_more(len(ids) - 1)}" for value, ids in values.items()]
+        lines.append(f"{name}: {', '.join(shown)}")
     rest = len(found) - len(lines)
     lines += [f"{rest} more"] * (rest > 0)
     raise ConfigError(
@@ -139,11 +146,11 @@ def variants(runs: Sequence[Run]) -> tuple[dict[str, str], list[str]]:
     for table in _tables([run for run in runs if not _is_mended(run, runs)]):
         names = list(differences(table))
         for run in table:
-            told = _told(run, names) if run.records else _asked(run, table)
-            if told and told not in notes:
-                notes[told] = _letter(len(notes))
-            letters[run.manifest.run_id] = notes.get(told, "")
-    return letters, [f"{letter}: {told}" for told, letter in notes.items()]
+            described = _described(run, names) if run.records else _asked(run, table)
+            if described and described not in notes:
+                notes[described] = _letter(len(notes))
+            letters[run.manifest.run_id] = notes.get(described, "")
+    return letters, [f"{letter}: {described}" for described, letter in notes.items()]
 
 
 def _tables(runs: Sequence[Run]) -> Iterator[list[Run]]:
@@ -154,7 +161,7 @@ def _tables(runs: Sequence[Run]) -> Iterator[list[Run]]:
     yield from found.values()
 
 
-def _told(run: Run, names: Sequence[str]) -> str:
+def _described(run: Run, names: Sequence[str]) -> str:
     """The facts of these names."""
     own = facts(run)
     parts = set(map(_part, own))

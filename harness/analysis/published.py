@@ -16,7 +16,10 @@ from omegaconf import OmegaConf
 
 from harness.config import ConfigError
 
-FOLDER = Path(__file__).parents[2] / "results" / "published"
+PACKAGED = Path(__file__).parent / "published_tables"
+"""Folder of the tables in an installed package; `pyproject.toml` puts them there."""
+_CHECKOUT = Path(__file__).parents[2] / "results" / "published"
+FOLDER = _CHECKOUT if _CHECKOUT.is_dir() else PACKAGED
 _COLUMNS = ("table", "model", "task", "method", "temperature", "batch_size", "hardware", "metric", "value")
 
 
@@ -59,7 +62,7 @@ class Paper:
 
 
 def load_papers(folder: Path = FOLDER) -> list[Paper]:
-    """All papers of `folder`; none where there is no such folder (an installed package has no results).
+    """All papers of `folder`; none where there is no such folder.
 
     Raises:
         ConfigError: a CSV that `papers.yaml` does not name, or a row without a column or a number.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import time
 import traceback
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
@@ -109,7 +110,21 @@ def explain(error: Exception) -> str:
     if option:
         return _unknown_option(*option.groups())
     lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith(_HINTS)]
+    if isinstance(error, OverrideParseException):
+        reasons = [line for line in lines if line.strip() != "^" and not line.startswith("LexerNo")]
+        return _unreadable_override(str(error.override), reasons[-1] if reasons else "a sign has no meaning")
     return " ".join(lines)
+
+
+def _unreadable_override(override: str, reason: str) -> str:
+    """The message for an argument outside Hydra's grammar, such as a path with `=` or `[`."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"{override}: cannot be read ({reason}). Type KEY=VALUE"
+    value = value.strip("'\"")
+    quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+    typed = shlex.quote(f'{key}="{quoted}"')
+    return f"{override}: cannot be read ({reason}). Quote a value with special signs twice: {typed}"
 
 
 def _unknown_key(parent: DictConfig, key: str, full_key: str) -> str:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from harness.analysis.comparability import refuse_mixed, variants
-from harness.analysis.published import load_papers
+from harness.analysis.published import FOLDER, Paper, load_papers
 from harness.analysis.row import Row
 from harness.analysis.summary import summarise_with_pairs
 from harness.config import ConfigError
@@ -51,7 +51,7 @@ def build(
     notes = variants(runs)[1]
     rows, pairs = summarise_with_pairs(runs, [table for root in roots for table in load_tables(root)])
     out.mkdir(parents=True, exist_ok=True)
-    papers = load_papers()
+    papers = _papers(console)
     makers: dict[str, Callable[[], dict[str, str]]] = {
         "md": lambda: {
             "report.md": markdown(rows, pairs, notes),
@@ -78,6 +78,13 @@ def build(
     for path in _redraw(rows, out / "figures") if "figures" in formats else ():
         console.note(f"wrote {path}")
     return rows
+
+
+def _papers(console: Console) -> list[Paper]:
+    papers = load_papers()
+    if not papers:
+        console.warn(f"{FOLDER}: holds no published tables, so nothing is compared with papers")
+    return papers
 
 
 def _redraw(rows: Sequence[Row], folder: Path) -> list[Path]:

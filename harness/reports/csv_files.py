@@ -13,6 +13,11 @@ from typing import Any
 from harness.analysis.row import Pair, Row
 from harness.reports import formatting
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""Signs with which a text becomes a formula in some spreadsheet, full-width forms among them."""
+_SKIPPED = " \"'"
+"""Signs that some spreadsheets skip at the beginning."""
+
 
 def csv(rows: Sequence[Row]) -> str:
     """Every raw number of every row; an empty cell where it is not known."""
@@ -53,7 +58,7 @@ def csv_of(lines: Sequence[Mapping[str, Any]]) -> str:
     names = dict.fromkeys(name for line in lines for name in line)
     text = io.StringIO()
     writer = csv_format.DictWriter(text, list(names), restval="", lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({name: _inert(name) for name in names})
     for line in lines:
         writer.writerow({name: _raw(value) for name, value in line.items()})
     return text.getvalue()
@@ -80,4 +85,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _raw(value: Any) -> Any:
+    if isinstance(value, str):
+        return _inert(value)
     return "" if value is None or (isinstance(value, float) and not math.isfinite(value)) else value
+
+
+def _inert(text: str) -> str:
+    """`text` so that a spreadsheet shows it and does not take it for a formula."""
+    return f"'{text}" if text.lstrip(_SKIPPED)[:1] in _FORMULA and text else text

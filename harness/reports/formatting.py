@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 from harness.analysis.row import Row
@@ -32,11 +33,11 @@ def varying(rows: Sequence[Row]) -> list[Axis]:
     cells = {row.where for row in rows}
     found = [axis for axis in AXES if len({axis[1](cell) for cell in cells}) > 1]
     named = {(cell.temperature, cell.decoding) for cell in cells}
-    told = len({temperature for temperature, _ in named}) == len(named)
-    return [axis for axis in found if not (told and axis[0] == "decoding")]
+    is_clear = len({temperature for temperature, _ in named}) == len(named)
+    return [axis for axis in found if not (is_clear and axis[0] == "decoding")]
 
 
-def told_apart(rows: Sequence[Row]) -> Callable[[Cell], str]:
+def distinguishing(rows: Sequence[Row]) -> Callable[[Cell], str]:
     """A function that names a cell's engine and scenario where `rows` differ in them."""
     shown = [axis for axis in varying(rows) if axis[0] in ("engine", "scenario")]
     return lambda cell: "".join(f", {name} {write(cell)}" for name, write in shown)
@@ -99,12 +100,12 @@ def per_thousand(rate: float | None) -> str:
     return number(None if rate is None else 1000 * rate)
 
 
-def failure(told: Failure) -> str:
+def failure(stored: Failure) -> str:
     """One line of what stopped a run."""
-    message = " ".join(told.message.split())
+    message = " ".join(stored.message.split())
     if len(message) > _LONGEST_MESSAGE:
         message = f"{message[: _LONGEST_MESSAGE - 3]}..."
-    return f"{told.kind} in {told.where}: {message}"
+    return f"{stored.kind} in {stored.where}: {message}"
 
 
 def method(row: Row) -> str:
@@ -119,8 +120,8 @@ NARROW_SCOPES = ("round", "call", "conversation")
 def marks(row: Row) -> str:
     """Everything that a reader must know before believing the numbers."""
     if row.failed:
-        told = "; ".join(dict.fromkeys(map(failure, row.failures)))
-        return f"FAILED: {told}" if told else "not measured"
+        reasons = "; ".join(dict.fromkeys(map(failure, row.failures)))
+        return f"FAILED: {reasons}" if reasons else "not measured"
     found = [
         ("quick", row.where.profile == "quick"),
         ("indicative", row.indicative),
@@ -133,7 +134,7 @@ def marks(row: Row) -> str:
         ("partial", row.partial),
         ("clock over 1 % of a round", row.disturbed),
         ("not distinguishable", row.difference == "not distinguishable"),
-        ("; ".join(f"FAILED: {failure(told)}" for told in dict.fromkeys(row.failures)), bool(row.failures)),
+        ("; ".join(f"FAILED: {failure(one)}" for one in dict.fromkeys(row.failures)), bool(row.failures)),
     ]
     return ", ".join(mark for mark, holds in found if holds)
 
@@ -144,7 +145,12 @@ def strike(cells: Sequence[str]) -> list[str]:
 
 
 def escape(text: str) -> str:
-    """Text that means itself in a Markdown table; `~~` stays, as it strikes out."""
+    """Text that means itself in a Markdown table: no HTML, image, link or address that becomes a link.
+
+    `~~` stays, as it strikes out; so do brackets that make no link, such as those of intervals.
+    """
     for sign in ("\\", "|", "*", "_", "<", "`"):
         text = text.replace(sign, f"\\{sign}")
-    return " ".join(text.split())
+    text = re.sub(r"\](?=\s*[(\[:])", r"\\]", " ".join(text.split()))
+    text = re.sub(r"&(?=#?\w+;)", r"\\&", text)
+    return re.sub(r"(?<=\w)(?=://)|(?<=\bwww)(?=\.)", r"\\", text, flags=re.IGNORECASE)

@@ -9,6 +9,7 @@ the next page.
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
 from harness.analysis.row import Row
@@ -29,6 +30,8 @@ _ESCAPES = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "\x7f": "?",
 }
 _BROKEN, _LOSSY, _FORCED = r"\dagger", r"\ddagger", r"\sharp"
 _FAILED, _PARTIAL, _FEW = r"\ast", r"\circ", r"\diamond"
@@ -55,6 +58,8 @@ _COLUMNS: tuple[tuple[Value, Ends, Gains], ...] = (
 
 
 PREAMBLE = r"\usepackage{booktabs,longtable,siunitx}"
+_LAST_LATIN = "\u017f"
+"""The last letter that every LaTeX can typeset."""
 _MAX_HEADS = 3
 """Tasks across the width of a page, the mean among them."""
 _MAX_LINES = 36
@@ -68,28 +73,35 @@ def latex(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     repeats against each other. The best of a column within a temperature is bold, among what is lossless,
     where it is distinguishable from vanilla.
     """
-    told_apart = formatting.told_apart(rows)
+    distinguish = formatting.distinguishing(rows)
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(row.setting, []).append(row)
     head = f"% Needs {PREAMBLE}. Written by `python -m harness.report build`; edits are lost.\n"
-    return head + "\n".join(table for group in groups.values() for table in _tables(group, notes, told_apart))
+    body = "\n".join(table for group in groups.values() for table in _tables(group, notes, distinguish))
+    if any(sign > _LAST_LATIN for sign in body):
+        head += "% Holds letters beyond Latin: compile with LuaLaTeX or XeLaTeX and a font that has them.\n"
+    return head + body
 
 
 def escape(text: str) -> str:
-    """Text that means itself in LaTeX, on one line, in ASCII."""
+    """Text that means itself in LaTeX, on one line; letters of all scripts stay, other signs become `?`."""
     # Two passes would escape the escapes.
-    line = "".join(_ESCAPES.get(sign, sign) for sign in " ".join(text.split()))
-    return line.replace("±", r"$\pm$").encode("ascii", "replace").decode()
+    return "".join(_ESCAPES.get(sign) or _plain(sign) for sign in " ".join(text.split()))
 
 
-def _tables(rows: Sequence[Row], notes: Sequence[str], told_apart: Callable[[Cell], str]) -> Iterator[str]:
+def _plain(sign: str) -> str:
+    # Letters, the marks on them, and digits.
+    return sign if sign.isascii() or unicodedata.category(sign)[0] in "LMN" else "?"
+
+
+def _tables(rows: Sequence[Row], notes: Sequence[str], distinguish: Callable[[Cell], str]) -> Iterator[str]:
     """The tables of one setting: its tasks, a few at a time, and at the end their mean (None)."""
     tasks: list[str | None] = list(dict.fromkeys(row.where.task for row in rows))
     heads = [*tasks, *[None] * (len(tasks) > 1)]
     parts = [heads[i : i + _MAX_HEADS] for i in range(0, len(heads), _MAX_HEADS)]
     for number, part in enumerate(parts, start=1):
-        caption = _caption(rows[0], told_apart) + (f" Part {number} of {len(parts)}." if parts[1:] else "")
+        caption = _caption(rows[0], distinguish) + (f" Part {number} of {len(parts)}." if parts[1:] else "")
         yield _table(rows, part, caption, notes if part is parts[-1] else ())
 
 
@@ -163,11 +175,11 @@ def _body(rows: Sequence[Row], heads: Sequence[str | None], num_columns: int) ->
     return lines
 
 
-def _caption(row: Row, told_apart: Callable[[Cell], str]) -> str:
+def _caption(row: Row, distinguish: Callable[[Cell], str]) -> str:
     at = row.where
     return (
         f"{escape(at.target)}, batch size {at.batch_size}, profile {escape(at.profile)}, "
-        f"{escape(at.baseline)} baseline, {escape(at.acceptor)} acceptor{escape(told_apart(at))}. "
+        f"{escape(at.baseline)} baseline, {escape(at.acceptor)} acceptor{escape(distinguish(at))}. "
         r"Speedup over vanilla and tokens a round $\tau$, with the ends of their 95\,\% intervals."
     )
 
@@ -189,7 +201,9 @@ def _block(rows: Sequence[Row], heads: Sequence[str | None], tasks: Sequence[str
                 line += [_mean(found, value, len(tasks)) for value, *_ in _COLUMNS]
             else:
                 row = by_place.get((method, head))
-                line += [_cell(row, *told, best[head, column]) for column, told in enumerate(_COLUMNS)]
+                line += [
+                    _cell(row, *functions, best[head, column]) for column, functions in enumerate(_COLUMNS)
+                ]
         lines.append(" & ".join(line) + r" \\")
     return lines
 
@@ -227,23 +241,23 @@ def _signs(row: Row) -> list[str]:
     """What must be known of the row, as signs."""
     if row.failed:
         return [_FAILED]
-    told = (
+    signs = (
         (_BROKEN, row.verdict == "broken"),
         (_LOSSY, row.verdict == "lossy"),
         (_FORCED, row.verdict == "forced"),
         (_PARTIAL, row.partial),
         (_FEW, row.indicative),
     )
-    return [sign for sign, holds in told if holds]
+    return [sign for sign, holds in signs if holds]
 
 
 def _footnotes(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
     used = {sign for row in rows for sign in _signs(row)}
-    told = dict.fromkeys(formatting.failure(one) for row in rows if row.failed for one in row.failures)
+    failures = dict.fromkeys(formatting.failure(one) for row in rows if row.failed for one in row.failures)
     lines = []
     for sign, meaning in _MEANINGS:
         if sign in used:
-            reason = escape("; ".join(told) or "no reason was recorded") if sign == _FAILED else ""
+            reason = escape("; ".join(failures) or "no reason was recorded") if sign == _FAILED else ""
             lines.append(f"$^{{{sign}}}$ {escape(meaning)}{' ' if reason else ''}{reason}.")
     marks = [
         ("Profile quick: fewer prompts, tokens or repeats than the protocol asks for.", "quick"),

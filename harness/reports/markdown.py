@@ -28,23 +28,32 @@ _SETTING = ("target", "batch", "profile", "baseline", "acceptor", "engine", "sce
 
 
 _LEGEND = """\
-Speedup: (sum of tokens / sum of seconds) over the same of vanilla on the same prompts, whole calls,
-prefill included. tau: tokens emitted a round, bonus token included, trimmed; vanilla has 1. In brackets:
-95 % intervals, bootstrap over conversations, paired. A/A: half-width of that interval between vanilla's
-own repeats; what lies inside it, or has 1 in its interval, is `not distinguishable`. % of roof: tokens/s
-over what plain decoding could reach if it only read its bytes. `indicative`: under 12 conversations.
-`quick`: fewer prompts, tokens or repeats than the protocol asks for. ~~Struck out~~: the output is not
-vanilla's and rounding does not explain it. `forced`: how many tokens a round keeps was given, not found: the
-time is real, the text means nothing. Free drafter: the speedup if drafting took no time;
-oracle length: if every round drafted just what it kept; predicted: by a cost table (`python -m harness.cost`)
-and the ledger alone, prefill as measured. Forward: of the target, as the method has it (vanilla's is one
-token), over the whole batch; its share of the roof: of a step that only reads a single token's bytes; round:
-drafting, forward, acceptance and commit, over vanilla's forward. Peak memory on a CPU is the process's.
-Looped
-text: share of 8-grams that stood in the same output before. n-alpha: of chains, how often the token is kept
-that n guessed features went into, if all before it were. s / sequence: median from entering the batch to the
-last token; ms / token: as one sequence sees it. Break-even batch: where the speedup over vanilla at the same
-batch falls to 1, by a straight line over the logarithm of the batch."""
+**Speedup** is the method's tokens per second over those of vanilla on the same prompts: the sum of tokens
+over the sum of seconds of whole calls, prefill included. **tau** is the number of tokens that a round
+emits, the bonus token included, after the output was cut at its end; vanilla has 1. Brackets hold 95 %
+intervals, from a paired bootstrap over conversations. **A/A** is half the width of that interval between
+vanilla's own repeats; a speedup within it of 1, or whose interval contains 1, is `not distinguishable`. **%
+of roof** compares tokens/s with what plain decoding would reach if it did nothing but read the bytes of a
+step.
+
+Marks: `indicative` means fewer than 12 conversations, and `quick` fewer prompts, tokens or repeats than the
+protocol asks for. A row that is ~~struck out~~ has an output that is not vanilla's, which rounding does not
+explain. In a `forced` row, the number of tokens kept per round was prescribed: its times are real, its text
+means nothing.
+
+**Free drafter** is the speedup if drafting took no time, and **oracle length** the speedup if every round
+drafted only the tokens that it kept. **Predicted** is computed from a cost table (`python -m harness.cost`)
+and the ledger, with the measured prefill. **ms / forward** is a forward of the target over the whole batch,
+with the tokens that the method gives it (vanilla gives one); **its % of roof** is relative to a step that
+reads the bytes for a single token. **round / vanilla's** divides a round (drafting, forward, acceptance and
+commit) by vanilla's forward. On a CPU, peak memory is that of the process.
+
+**Looped text** is the share of 8-grams that occurred earlier in the same output. **n-alpha**, for drafts
+that are chains, is the rate at which a token is kept that was drafted from n guessed features, if all
+tokens before it were kept. **s / sequence** is the median time from a sequence's entry into the batch to
+its last token, and **ms / token** the time per token that one sequence observes. The **break-even batch**
+is the batch size at which the speedup over vanilla at the same batch size falls to 1, interpolated linearly
+over its logarithm."""
 
 
 def _batches_heading(row: Row) -> str:
@@ -55,11 +64,11 @@ def _batches_heading(row: Row) -> str:
 def markdown(rows: Sequence[Row], pairs: Sequence[Pair] = (), notes: Sequence[str] = ()) -> str:
     """The whole report: per setting (target, batch size, profile, ...) its tables; then legend and notes."""
     parts = ["# Results", "", _LEGEND, ""]
-    told_apart = formatting.told_apart(rows)
+    distinguish = formatting.distinguishing(rows)
     for setting, group in _by_setting(rows).items():
         own = [pair for pair in pairs if pair.row.setting == setting]
         parts += [
-            f"## {_heading(group[0].where)}{formatting.escape(told_apart(group[0].where))}",
+            f"## {_heading(group[0].where)}{formatting.escape(distinguish(group[0].where))}",
             "",
             *_constants(group),
             *_markdown_table(console_table(group)),
@@ -98,16 +107,16 @@ def _heading(at: Cell) -> str:
 
 
 def _constants(rows: Sequence[Row]) -> list[str]:
-    """What the table leaves out because all its rows share it."""
+    """The sentence with the axes that the table omits because all its rows share them."""
     shown = {name for name, _ in formatting.varying(rows)} | set(_SETTING)
-    told = [
+    constants = [
         f"{name} {formatting.escape(write(rows[0].where))}"
         for name, write in formatting.AXES
         if name not in shown
     ]
     varies = {row.where.decoding for row in rows}
-    told = [one for one in told if len(varies) == 1 or not one.startswith("decoding ")]
-    return [f"Everywhere: {', '.join(told)}.", ""] if told else []
+    constants = [one for one in constants if len(varies) == 1 or not one.startswith("decoding ")]
+    return [f"Everywhere: {', '.join(constants)}.", ""] if constants else []
 
 
 def _markdown_table(table: Table) -> list[str]:

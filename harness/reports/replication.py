@@ -199,8 +199,8 @@ def _marks(manifest: RunManifest, row: Row) -> list[str]:
     else:
         card = manifest.arms[row.method].get("card") or {}
         found = [f"{(card.get('known') or {}).get('origin') or 'unknown'} head"]
-    told = formatting.marks(row)
-    return [*found, told] if told else found
+    marks = formatting.marks(row)
+    return [*found, marks] if marks else found
 
 
 def _differs(paper: Paper, place: Place, row: Row, manifest: RunManifest) -> list[str]:

@@ -188,12 +188,12 @@ def _numbers(first: Run, second: Run) -> list[str]:
             lines += [_line("A", mine[method]), ["", *_line("B", theirs[method])[1:]]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     table = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    told = (
+    effects = (
         "Cost of a round: in steps of the same run's vanilla, prefill left out. A method's speedup while it"
         " decodes is tau / cost of a round: see which of the two moved. What lies inside A/A (vanilla against"
         " itself) or has its interval in the other's is noise."
     )
-    return [*table, "", *_wrapped(told, "")]
+    return [*table, "", *_wrapped(effects, "")]
 
 
 def _line(letter: str, row: Row) -> list[str]:

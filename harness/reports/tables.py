@@ -110,23 +110,23 @@ def _cost_columns(rows: Sequence[Row]) -> list[Column]:
 def acceptance_table(rows: Sequence[Row]) -> Table:
     """Acceptance as other tools would print it, from the same ledger."""
 
-    def told(name: str, write: Callable[[Any], str] = formatting.number) -> Callable[[Row], str]:
+    def of_ledger(name: str, write: Callable[[Any], str] = formatting.number) -> Callable[[Row], str]:
         return lambda row: write(getattr(row.ledger, name))
 
     columns: list[Column] = [
         *_axes(rows),
         ("method", formatting.method),
         ("tau", formatting.tau),
-        ("macro tau", told("macro_tau")),
-        ("untrimmed tau", told("untrimmed_tau")),
-        ("as EAGLE", told("as_eagle")),
-        ("as vLLM", told("as_vllm")),
-        ("as Spec-Bench", told("as_spec_bench")),
+        ("macro tau", of_ledger("macro_tau")),
+        ("untrimmed tau", of_ledger("untrimmed_tau")),
+        ("as EAGLE", of_ledger("as_eagle")),
+        ("as vLLM", of_ledger("as_vllm")),
+        ("as Spec-Bench", of_ledger("as_spec_bench")),
         ("n-alpha", lambda row: formatting.series(row.ledger.n_alpha[:_NUM_ALPHAS]) if row.ledger else ""),
-        ("coverage", told("coverage", formatting.percent)),
-        ("drafted", told("num_drafted", str)),
-        ("wasted", told("num_wasted", str)),
-        ("rounds", told("num_rounds", str)),
+        ("coverage", of_ledger("coverage", formatting.percent)),
+        ("drafted", of_ledger("num_drafted", str)),
+        ("wasted", of_ledger("num_wasted", str)),
+        ("rounds", of_ledger("num_rounds", str)),
     ]
     return _table([row for row in rows if row.ledger], columns)
 

@@ -29,15 +29,14 @@ def slug(name: str) -> str:
     A name that loses letters of other scripts, loses everything or is very long ends in six hex digits of its
     digest, so that different names stay different. Secrets are left out.
     """
+    # One text has several forms in Unicode.
+    name = unicodedata.normalize("NFC", name)
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", redact_text(name)).strip("-")
     if name and (not name.isascii() or not plain or len(plain) > _LONGEST_SLUG):
-        return f"{plain[:_LONGEST_SLUG] or 'unnamed'}-{hashlib.sha256(_bytes(name)).hexdigest()[:6]}"
+        # A lone surrogate has no form in UTF-8.
+        code = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+        return f"{plain[:_LONGEST_SLUG] or 'unnamed'}-{code}"
     return plain or "unnamed"
-
-
-def _bytes(name: str) -> bytes:
-    # One text has several forms in Unicode, and a lone surrogate has no form in UTF-8.
-    return unicodedata.normalize("NFC", name).encode("utf-8", "surrogatepass")
 
 
 def digest(value: Any) -> str:

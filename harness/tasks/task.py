@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from harness.config import ConfigError, configurable, near
 from harness.tasks.conversation import Conversation
 from harness.tasks.jsonl import file_hash, file_source, read_conversations, read_lines, refuse_doubles
 
+_DECIMAL = re.compile(r"[+-]?\d+(_\d+)*", re.ASCII)
 DATA = Path(__file__).parent / "data"
 """Folder of the prompts that come with the harness."""
 
@@ -65,13 +67,12 @@ class Task(ABC):
         every = self.read()
         if not every:
             raise ConfigError(f"task {self.name}: its source holds no conversation: {self.source()}")
-        self._check_known("ids", self.ids, [one.id for one in every])
+        ids = [self._id_of(given, [one.id for one in every]) for given in self.ids]
         self._check_known("categories", self.categories, sorted({one.category for one in every}))
         chosen = [
             one
             for one in every
-            if (not self.ids or one.id in self.ids)
-            and (not self.categories or one.category in self.categories)
+            if (not ids or one.id in ids) and (not self.categories or one.category in self.categories)
         ]
         if self.limit is not None and self.limit < len(chosen):
             indices = list(range(self.limit))
@@ -81,6 +82,15 @@ class Task(ABC):
         if not chosen:
             raise ConfigError(f"task {self.name}: no conversation matches both task.ids and task.categories")
         return [self._shortened(one) for one in chosen]
+
+    def _id_of(self, given: str, known: list[str]) -> str:
+        """The id that was meant: Hydra reads 1_000 and +7 as numbers and writes them as 1000 and 7."""
+        if given not in known and given.lstrip("-").isdecimal():
+            alike = [one for one in known if _DECIMAL.fullmatch(one) and int(one) == int(given)]
+            if len(alike) == 1:
+                return alike[0]
+        self._check_known("ids", (given,), known)
+        return given
 
     def _check_known(self, option: str, wanted: tuple[str, ...], known: list[str]) -> None:
         for name in wanted:

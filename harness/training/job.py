@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from harness.system import provenance
 from harness.system.console import Console
 from harness.system.files import print_json, write_json
 from harness.system.machine_lock import machine_lock, units_of
-from harness.system.naming import class_names
+from harness.system.naming import class_names, slug
 from harness.system.processes import refuse_shared
 from harness.system.secrets import redact
 from harness.target.chat_template import render
@@ -67,7 +68,7 @@ def run_training(config: DictConfig) -> None:
         with processes.main_process_first():
             writer = _writer(build(config.writer, "writer"), engine, weights, spec, console)
             samples, num_dropped, excluded = _samples(config, data, writer)
-        folder = Path(settings["out"])
+        folder = Path(settings["out"] or default_folder(settings["results"], spec.name, name))
         features = _features(training, target, drafter, weights, console)
         trainer = Trainer(engine, drafter, training, samples, folder, _identity(settings), features)
         done = trainer.run(console.note, tracker.curves(f"{spec.name}-{name}", redact(settings)))
@@ -90,6 +91,13 @@ def run_training(config: DictConfig) -> None:
         "tokens": done.num_tokens,
     }
     print_json(outcome)
+
+
+def default_folder(results: str, target: str, method: str) -> str:
+    """Where a training writes unless `out` is given. target: its name, which is known once it is built."""
+    # Most names serve as they are, and a resumed training must find its folder.
+    plain = target if re.fullmatch(r"[\w.-]+", target, re.ASCII) else slug(target)
+    return f"{results}/heads/{plain}-{method}"
 
 
 def _features(

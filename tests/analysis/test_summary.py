@@ -417,3 +417,28 @@ def test_text_that_loops_marks_its_row_and_text_that_returns_later_does_not() ->
     assert again.looping_share == 0
     assert not again.looped
     assert not row_with([*passage, 1, 2, 3]).looped
+
+
+def test_a_run_from_before_engine_and_scenario_could_be_chosen_had_the_defaults() -> None:
+    old, new, other = (
+        sample_run(run_id, config={"measure": {"repeats": 1}, **later})
+        for run_id, later in (
+            ("old", {}),
+            (
+                "new",
+                {
+                    "engine": {"_target_": "harness.engines.local.Local"},
+                    "scenario": {
+                        "_target_": "harness.benchmark.scenarios.multi_turn.MultiTurn",
+                        "name": "multi_turn",
+                        "max_turns": None,
+                    },
+                },
+            ),
+            ("other", {"engine": {"_target_": "x.Server"}}),
+        )
+    )
+    assert differences([old, new]) == {}
+    assert differences([old, other]) == {
+        "config.engine._target_": {'"Local"': ["old"], '"Server"': ["other"]}
+    }

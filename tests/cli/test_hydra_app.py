@@ -301,6 +301,15 @@ MISTAKES = [
     (["target.max_context=8"], "raise target.max_context"),
     (["--multirun", "--cfg=job"], "Only one of"),
     (["nonsense"], "missing EQUAL"),
+    (["nonsense"], "nonsense: cannot be read"),
+    (["task.path=a=b.jsonl"], """special signs twice: 'task.path="a=b.jsonl"'"""),
+    (["task.path=a[1].jsonl"], """task.path=a[1].jsonl: cannot be read"""),
+    (["task.path=\u4efb.jsonl"], """'task.path="\u4efb.jsonl"'"""),
+    (
+        ["task.ids=[1e5]"],
+        """task.ids: a name is expected, and what was given was read as the number 100000.0""",
+    ),
+    (["+target.revision=12e3"], """'target.revision="..."'"""),
 ]
 
 

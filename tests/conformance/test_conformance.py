@@ -117,6 +117,25 @@ def test_cases_of_the_reference_match(
     assert told == {"found": 1, "matched": 1, "failed": []}
 
 
+def test_a_case_that_asks_for_no_new_token_is_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = recorded_folder(tmp_path, "eagle3", "llama", 20, 2, 6)
+    file = folder / "cases" / "pair" / "one.json"
+    data = json.loads(file.read_text())
+    eagle = data["eagle"]
+    # The official code checks after a round, so that it makes one round even then.
+    num_new = eagle["accept_lengths"][0] + 1
+    one_round = {name: eagle[name][:1] for name in ("accept_lengths", "bonus_tokens", "best_candidates")}
+    output_ids = eagle["output_ids"][: len(PROMPT) + num_new]
+    data["eagle"] = {**one_round, "output_ids": output_ids, "new_token": num_new, "idx": 0}
+    file.write_text(json.dumps({**data, "max_new_tokens": 0, "naive": {"output_ids": PROMPT}}))
+    assert main([str(folder)]) == 0, capsys.readouterr().err
+    data["eagle"]["accept_lengths"][0] += 1
+    file.write_text(json.dumps({**data, "max_new_tokens": 0, "naive": {"output_ids": PROMPT}}))
+    assert main([str(folder)]) == 1
+
+
 def test_a_difference_is_named_and_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = recorded_folder(tmp_path, "eagle3", "llama", 20, 2, 6)
     file = folder / "cases" / "pair" / "one.json"

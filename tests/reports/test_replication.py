@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import conf
+from harness.analysis import published
 from harness.analysis.published import FOLDER, load_papers
 from harness.analysis.summary import summarise
 from harness.cli.report_command import main
@@ -17,6 +19,8 @@ from harness.config import ConfigError
 from harness.reports import replication
 from harness.store.records import Run
 from tests.support.builders import broken_run, make_run, sample_records, write_runs
+
+ROOT = Path(__file__).parents[2]
 
 CONF = Path(conf.__file__).parent
 OFFICIAL = {"sha256": "1", "known": {"origin": "official", "settings": "total_token 60, depth 7, top_k 10"}}
@@ -187,3 +191,18 @@ def test_a_paper_may_have_a_reference_of_its_own_and_both_speedups_are_printed()
     row = next(row for row in summarise(run) if row.method == "eagle3")
     assert line["our_speedup_mean_of_rates"] == row.speedup_mean_of_rates != row.speedup
     assert "| our mean of rates |" in replication.markdown([paper], summarise(run), [run])
+
+
+def test_an_installed_package_has_the_published_tables() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (copied,) = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"].items()
+    assert tuple(map(ROOT.joinpath, copied)) == (FOLDER, published.PACKAGED)
+
+
+def test_a_report_without_published_tables_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_runs([measured(None, "s", target="other")], tmp_path)
+    monkeypatch.setattr("harness.reports.build.load_papers", list)
+    assert main(["build", "--results", str(tmp_path), "--format", "csv"]) == 0
+    assert "no published tables" in capsys.readouterr().err

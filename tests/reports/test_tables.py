@@ -5,7 +5,7 @@ After an intended change, `python -m tests.reports.test_tables` writes the golde
 
 from __future__ import annotations
 
-import csv
+import csv as csv_format
 import dataclasses
 import io
 import re
@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from harness.analysis.row import Row
 from harness.analysis.summary import pairwise, summarise
-from harness.reports import csv_files, tables
-from harness.reports.latex import latex
+from harness.reports import csv_files, formatting, tables
+from harness.reports.csv_files import csv, csv_of
+from harness.reports.latex import escape, latex
 from harness.reports.markdown import markdown
-from harness.store.records import Run, Verdict
+from harness.store.records import Failure, Run, Verdict
 from tests.support.builders import make_record, make_run, sample_records, sample_run, sample_runs
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -99,7 +101,7 @@ def test_an_untimed_report_has_acceptance_and_no_ladder() -> None:
 
 def test_the_csv_holds_every_raw_number() -> None:
     rows = summarise(sample_runs())
-    read = list(csv.DictReader(io.StringIO(csv_files.csv(rows))))
+    read = list(csv_format.DictReader(io.StringIO(csv_files.csv(rows))))
     assert len(read) == len(rows)
     for line, row in zip(read, rows, strict=True):
         if not row.failed:
@@ -108,7 +110,7 @@ def test_the_csv_holds_every_raw_number() -> None:
             assert row.ledger is None or float(line["ledger.as_eagle"]) == row.ledger.as_eagle
         assert line["failed"] == str(row.failed)
     assert "nan" not in csv_files.csv(rows)
-    pairs = list(csv.DictReader(io.StringIO(csv_files.pairs_csv(pairwise(sample_runs())))))
+    pairs = list(csv_format.DictReader(io.StringIO(csv_files.pairs_csv(pairwise(sample_runs())))))
     assert {pair["difference"] for pair in pairs} >= {"faster", "slower"}
 
 
@@ -170,6 +172,57 @@ def test_names_cannot_break_the_markup() -> None:
     rows = summarise(make_run(records))
     assert "| a\\_b\\|c&d% |" in markdown(rows)
     assert r"a\_b\textbar{}c\&d\%" in latex(rows)
+
+
+ATTACKS = (
+    "![x](https://example.org/pixel)",
+    "[click](javascript:alert(1))",
+    "[a] [b]: https://example.org",
+    "<img src=x onerror=alert(1)>",
+    "see https://example.org/x or www.example.org",
+    "&lt;img&gt; &#60;b&#62;",
+)
+
+
+def attacked_rows(text: str) -> list[Row]:
+    failed = make_run(
+        [], failures=[Failure("error", text, text)], finished=False, task=text, arms={"vanilla": {}}
+    )
+    return summarise([failed, make_run(sample_records({text: 0.5}, num_prompts=3), task=text)])
+
+
+@pytest.mark.parametrize("text", ATTACKS)
+def test_texts_of_others_make_no_link_image_or_html_in_markdown(text: str) -> None:
+    written = formatting.escape(text)
+    assert not re.search(r"(?<!\\)\](\s*)[(\[:]", written), "a link or an image"
+    assert not re.search(r"(?<!\\)<|(?<!\\)&#?\w+;|\w://|www\.", written), "HTML or an address"
+    report = markdown(attacked_rows(text), notes=[text])
+    assert not re.search(rf"(?<!\\){re.escape(text)}", report)
+    assert written in report
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-2+3", "@SUM(A1)", " =1", "\t=1", '"=1', "\uff1d1"])
+def test_a_text_is_no_formula_in_a_spreadsheet_and_a_number_stays_one(text: str) -> None:
+    for line in (csv_of([{"a": text}]), csv_of([{text: 1}])):
+        cells = [cell for row in csv_format.reader(io.StringIO(line)) for cell in row]
+        assert f"'{text}" in cells
+    assert csv_of([{"a": -1.5, "b": "plain - text", "c": None}]) == "a,b,c\n-1.5,plain - text,\n"
+    parsed = [cell for row in csv_format.reader(io.StringIO(csv(attacked_rows(text)))) for cell in row]
+    assert text not in parsed
+
+
+def test_latex_keeps_letters_of_all_scripts_and_says_what_they_need() -> None:
+    rows = [
+        row
+        for task in ("\u4efb\u52a1\u4e00", "\u4efb\u52a1\u4e8c")
+        for row in summarise(make_run(sample_records({"ngram": 0.5}, num_prompts=3), task=task))
+    ]
+    written = latex(rows)
+    assert "\u4efb\u52a1\u4e00" in written
+    assert "\u4efb\u52a1\u4e8c" in written
+    assert "LuaLaTeX" in written.splitlines()[1]
+    assert "LuaLaTeX" not in latex(summarise(make_run(sample_records({"caf\u00e9": 0.5}, num_prompts=3))))
+    assert escape("\U0001f600 \\input{x}") == r"? \textbackslash{}input\{x\}"
 
 
 if __name__ == "__main__":

@@ -296,11 +296,11 @@ def slurm(tmp_path: Path) -> Iterator[dict[str, str]]:
     environment = {"SLURM_PORT": str(port), "SLURM_CONF": str(tmp_path / "slurm" / "slurm.conf")}
     script = [str(ROOT / "scripts" / "slurm_loopback.sh"), "start", str(tmp_path / "slurm")]
     try:
-        subprocess.run(script, env={**os.environ, **environment}, check=True, stdout=2, timeout=300)
+        subprocess.run(script, env={**os.environ, **environment}, check=True, stdout=2, timeout=900)
         yield environment
     finally:
         script[1] = "stop"
-        subprocess.run(script, env={**os.environ, **environment}, check=True, timeout=300)
+        subprocess.run(script, env={**os.environ, **environment}, check=True, timeout=900)
 
 
 @needs_slurm
@@ -316,7 +316,7 @@ def test_slurm_mends_a_killed_worker_with_the_same_command_and_resumes_a_requeue
 
     def requeue() -> None:
         """The second job, once it waits at its gate."""
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         squeue = ["squeue", "-h", "-r", "-t", "R", "-o", "%i"]
         while time.monotonic() < deadline and not requeued:
             time.sleep(0.1)

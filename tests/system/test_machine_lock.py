@@ -76,7 +76,7 @@ class Waiting(threading.Thread):
             time.sleep(0.05)
 
     def waits(self) -> bool:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while not self.notes and self.is_alive() and time.monotonic() < deadline:
             time.sleep(0.01)
         return bool(self.notes) and self.is_alive()

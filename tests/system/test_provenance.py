@@ -159,3 +159,20 @@ def test_outside_a_checkout_there_is_no_commit(tmp_path: Path) -> None:
 def test_names_become_folder_names() -> None:
     assert slug("org/model v1.5") == "org-model-v1-5"
     assert slug("") == "unnamed"
+
+
+def test_names_in_other_scripts_stay_different() -> None:
+    names = [
+        "\u4efb\u52a1\u4e00",
+        "\u4efb\u52a1\u4e8c",
+        "a\u4efb",
+        "a\u52a1",
+        "...",
+        "!!!",
+        "x" * 300,
+        "x" * 301,
+    ]
+    slugs = {slug(name) for name in names}
+    assert len(slugs) == len(names)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,70}", one) for one in slugs)
+    assert slug("e\u0301") == slug("\u00e9"), "two forms of one text"

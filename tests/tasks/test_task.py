@@ -205,3 +205,24 @@ def test_local_files_of_the_papers_load_whole(file: Path) -> None:
     assert len(found) == {"spec_bench": 480, "spectts": 120, "aime24": 30}.get(name, 80)
     assert name != "mt_bench" or {one.num_turns for one in found} == {2}
     assert name != "spectts" or {one.category for one in found} == {"aime24", "aime25", "math500", "gpqa"}
+
+
+def test_an_id_that_hydra_reads_as_a_number_is_found_by_its_value(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    lines = [{"id": id_, "prompt": "p"} for id_ in ("1_000", "007", "1000b")]
+    file.write_text("\n".join(map(json.dumps, lines)))
+
+    def ids(*given: int | str) -> list[str]:
+        task = build(
+            {"_target_": "harness.tasks.task.JsonlTask", "name": "x", "path": str(file), "ids": [*given]},
+            "task",
+        )
+        return [one.id for one in task.load()]
+
+    assert ids(1000, 7) == ["1_000", "007"]
+    assert ids("1_000") == ["1_000"]
+    with pytest.raises(ConfigError, match="has no '1001'"):
+        ids(1001)
+    file.write_text(file.read_text() + '\n{"id": "01000", "prompt": "p"}')
+    with pytest.raises(ConfigError, match="has no '1000'"):
+        ids(1000)

@@ -40,7 +40,7 @@ def stored(results: Path, *runs: Run) -> list[Run]:
 
 
 def tracker(tmp_path: Path, **settings: Any) -> WandbTracker:
-    return WandbTracker(mode="online", dir=str(tmp_path / "wandb"), **{"timeout_s": 20.0, **settings})
+    return WandbTracker(mode="online", dir=str(tmp_path / "wandb"), **{"timeout_s": 300.0, **settings})
 
 
 def sync(tmp_path: Path, *arguments: str) -> int:

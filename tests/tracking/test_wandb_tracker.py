@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_module
 
 from harness.analysis.row import to_json
 from harness.analysis.summary import summarise
@@ -53,7 +54,7 @@ def chunks(data: bytes) -> Iterator[bytes]:
             message = b""
 
 
-def read_back(folder: Path, most_seconds: float = 300.0) -> list[Any]:
+def read_back(folder: Path, most_seconds: float = 600.0) -> list[Any]:
     """Every record of a .wandb file; W&B's own process may still be writing when a run has ended."""
     from wandb.proto import wandb_internal_pb2
 
@@ -208,3 +209,17 @@ def test_without_a_tracker_nothing_is_written(
 def test_wandb_is_imported_only_when_used() -> None:
     code = "import sys, harness.tracking.wandb_tracker; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "mode"), [(None, "offline"), ("disabled", "disabled"), ("online", "online")]
+)
+def test_the_mode_is_that_of_the_environment_unless_it_is_typed(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None, mode: str
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if variable:
+        monkeypatch.setenv("WANDB_MODE", variable)
+    with initialize_config_module("conf", version_base="1.3"):
+        assert compose("bench", overrides=["tracker=wandb"]).tracker.mode == mode
+        assert compose("bench", overrides=["tracker.mode=offline"]).tracker.mode == "offline"

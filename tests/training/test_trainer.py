@@ -24,7 +24,7 @@ from harness.target.model import Target
 from harness.training.dialogues import Sample
 from harness.training.features import CachedFeatures, Features
 from harness.training.folder import CHECKPOINT, CURVES, HEAD
-from harness.training.job import run_training
+from harness.training.job import default_folder, run_training
 from harness.training.row_packing import Rows, pack
 from harness.training.trainer import Trainer, Training
 from methods.eagle import Eagle
@@ -294,3 +294,22 @@ def test_what_a_target_is_measured_with_does_not_end_a_training_and_another_voca
     run_training(config_of(*overrides(tmp_path, "method=eagle3", "target.cache=static")))
     with pytest.raises(ConfigError, match="another out="):
         run_training(config_of(*overrides(tmp_path, "method=eagle3", "draft_vocab_size=50")))
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("smollm2_135m", "r/heads/smollm2_135m-eagle3"),
+        ("Qwen3-0.6B", "r/heads/Qwen3-0.6B-eagle3"),
+        ("a/../b c", "r/heads/a-b-c-eagle3"),
+    ],
+)
+def test_a_training_writes_into_a_folder_of_its_targets_name(name: str, folder: str) -> None:
+    assert default_folder("r", name, "eagle3") == folder
+
+
+def test_a_target_of_the_hub_gives_its_trainings_a_folder_of_their_own() -> None:
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("train", overrides=["target=hub", "target.path=org/Some-Model"])
+    assert config.out is None
+    assert build(config.target, "target").name == "Some-Model"

@@ -63,6 +63,7 @@ _STYLE: dict[str, Any] = {
     "ytick.color": INK,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
+    "text.parse_math": False,
     "svg.hashsalt": "specbench",
     "svg.fonttype": "path",
 }

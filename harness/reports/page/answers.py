@@ -33,9 +33,9 @@ def answers(runs: Sequence[Run], max_shown: int = MAX_SHOWN) -> dict[str, Any]:
         manifest = run.manifest
         source = (manifest.cell.target, str(manifest.target.get("source")))
         vocabularies.setdefault(source, {}).update(exhibit.pieces)
-        told = _answer(record, exhibit)
-        told |= {"at": place(manifest.cell), "run": manifest.run_id, "variant": letters[manifest.run_id]}
-        shown.append({**told, "vocabulary": list(vocabularies).index(source)})
+        answer = _answer(record, exhibit)
+        answer |= {"at": place(manifest.cell), "run": manifest.run_id, "variant": letters[manifest.run_id]}
+        shown.append({**answer, "vocabulary": list(vocabularies).index(source)})
     return {
         "num_kept": len(found),
         "shown": shown,

@@ -91,6 +91,7 @@ def load_head(
     _refuse_misfit(head, config, target, where)
     if head.has_vocabulary_map:
         maps = {name: tensors.pop(name) for name in _MAPS if name in tensors}
+        _sort_ranked_map(maps, tensors)
         tensors["d2t"] = _vocabulary_map(maps, shape, where)
     _refuse_differences(head, tensors, where)
     head = _filled(head, tensors, dtype, device)
@@ -267,6 +268,19 @@ def _refuse_differences(head: DraftHead, tensors: Mapping[str, Tensor], where: s
         raise ConfigError(f"{where}: its tensors are not those of such a head: {'; '.join(problems)}.")
 
 
+def _sort_ranked_map(maps: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Bring a `hot_token_id` that ranks tokens by frequency into rising order, with the LM head's rows.
+
+    SGLang maps draft ids by this list alone, so that any order is valid there.
+    """
+    ids, rows = maps.get("hot_token_id"), tensors.get("lm_head.weight")
+    if "d2t" in maps or ids is None or rows is None or ids.dim() != 1 or len(ids) != len(rows):
+        return
+    order = ids.argsort()
+    if not torch.equal(order, torch.arange(len(order))):
+        maps["hot_token_id"], tensors["lm_head.weight"] = ids[order], rows[order]
+
+
 def _vocabulary_map(maps: Mapping[str, Tensor], shape: HeadShape, where: str) -> Tensor:
     """`d2t` [V] int64, checked: target ids rise with draft ids, and are the ones that `t2d` marks."""
     size, vocab_size = shape.draft_vocab_size, shape.vocab_size
@@ -298,8 +312,9 @@ def _vocabulary_map(maps: Mapping[str, Tensor], shape: HeadShape, where: str) ->
         wrong |= marked != target_ids
     if wrong.any():
         first = int(wrong.nonzero()[0])
+        name = "d2t" if "d2t" in maps else "hot_token_id"
         raise ConfigError(
-            f"{where}: the vocabulary map is corrupted: d2t[{first}] makes draft id {first} the target id "
+            f"{where}: the vocabulary map is corrupted: {name}[{first}] makes draft id {first} the target id "
             f"{int(target_ids[first])}; target ids must rise within 0..{vocab_size - 1}, as t2d marks them."
         )
     return target_ids - draft_ids

@@ -157,6 +157,18 @@ def as_sglang(config: Config, tensors: Tensors, architecture: Architecture) -> t
     return {**config, "architectures": ["LlamaForCausalLMEagle3"]}, under_model(tensors)
 
 
+def as_sglang_by_frequency(
+    config: Config, tensors: Tensors, architecture: Architecture
+) -> tuple[Config, Tensors]:
+    """Draft ids ranked by how frequent their tokens are, and not in the order of the target's ids."""
+    config, tensors = as_sglang(config, tensors, architecture)
+    if "hot_token_id" in tensors:
+        order = torch.randperm(len(tensors["hot_token_id"]), generator=torch.Generator().manual_seed(3))
+        for name in ("hot_token_id", "lm_head.weight"):
+            tensors[name] = tensors[name][order]
+    return config, tensors
+
+
 def as_specforge(config: Config, tensors: Tensors, architecture: Architecture) -> tuple[Config, Tensors]:
     ids = {"eagle_aux_hidden_state_layer_ids": [1, 3, 4], "use_aux_hidden_state": True}
     return {**config, "eagle_config": ids}, tensors
@@ -169,6 +181,7 @@ def as_specforge(config: Config, tensors: Tensors, architecture: Architecture) -
         (as_speculators, "speculators"),
         (as_vllm, "vLLM"),
         (as_sglang, "SGLang"),
+        (as_sglang_by_frequency, "SGLang"),
         (as_specforge, "SpecForge"),
         (lambda config, tensors, _: (config, tensors), "SafeAILab"),
     ],
