@@ -27,7 +27,7 @@ from harness.store.run_store import ResultStore
 from harness.system.progress import waiting
 from harness.tasks.conversation import Conversation
 
-_WARMUP_TOKENS = 32
+_WARMUP_TOKENS = 16
 _NUM_EXAMINED = 3
 """Prompts that the arms look at before anything is measured."""
 
