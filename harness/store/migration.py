@@ -17,6 +17,8 @@ from harness.system.files import write_whole
 STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     # Version 1 had no exhibits, which a manifest does not mention.
     1: lambda manifest: manifest,
+    # Version 2 had no loads of blocks, which it does not mention either.
+    2: lambda manifest: manifest,
 }
 """For each version, a function that converts its manifest to the next version, except for the number."""
 

@@ -20,11 +20,12 @@ from harness.ledger.quantities import METERED, ROUND_COUNTS, ROUND_TIMES, TIMES
 from harness.store.columns import LISTS, NAMES, SCALARS, Columns, Named, Ragged
 from harness.store.journal import JOURNAL, CorruptJournal, Journal, read_journal
 from harness.store.locations import is_local, size_of
-from harness.store.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe
+from harness.store.records import BlockLoad, Exhibit, Failure, GenerationRecord, NullReplay, Probe
 
 COLUMNS = "records.parquet"
 _ABOUT = b"journal"
 """The key of `About` in the metadata of the file."""
+_TUPLES = {"nulls": NullReplay, "probes": Probe, "failures": Failure}
 _WORDS = ("arm", "kind", "conversation", "category", "prompt_hash", "stop")
 
 
@@ -40,6 +41,7 @@ class About:
     num_exhibits: int
     nulls: list[NullReplay]
     probes: list[Probe]
+    loads: list[BlockLoad]
     failures: list[Failure]
 
     @classmethod
@@ -52,21 +54,24 @@ class About:
             num_exhibits=len(journal.exhibits()),
             nulls=journal.nulls(),
             probes=journal.probes,
+            loads=journal.loads(),
             failures=journal.failures(),
         )
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types; `from_json` is its inverse."""
         return {
-            name: [one._asdict() for one in value] if isinstance(value, list) else value
-            for name, value in vars(self).items()
+            **vars(self),
+            **{name: [one._asdict() for one in getattr(self, name)] for name in _TUPLES},
+            "loads": [one.to_json() for one in self.loads],
         }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> About:
         """Read what `to_json` wrote."""
-        kinds = {"nulls": NullReplay, "probes": Probe, "failures": Failure}
-        lists: dict[str, Any] = {name: [kind(**one) for one in data[name]] for name, kind in kinds.items()}
+        lists: dict[str, Any] = {name: [kind(**one) for one in data[name]] for name, kind in _TUPLES.items()}
+        # An export that was written before loads were recorded has none.
+        lists["loads"] = [BlockLoad.from_json(one) for one in data.get("loads", [])]
         return cls(**{**data, **lists})
 
 

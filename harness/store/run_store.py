@@ -217,6 +217,7 @@ def load_run(folder: Path) -> Run:
         nulls=journal.nulls(),
         exhibits=journal.exhibits(),
         probes=journal.probes,
+        loads=journal.loads(),
         failures=journal.failures(),
         finished=journal.finished,
     )
@@ -245,6 +246,7 @@ def _load_columns(folder: Path) -> Run | None:
         nulls=about.nulls,
         exhibits=StoredExhibits(folder, about.num_exhibits),
         probes=about.probes,
+        loads=about.loads,
         failures=about.failures,
         finished=True,
     )
