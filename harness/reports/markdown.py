@@ -33,6 +33,7 @@ prefill included. tau: tokens emitted a round, bonus token included, trimmed; va
 95 % intervals, bootstrap over conversations, paired. A/A: half-width of that interval between vanilla's
 own repeats; what lies inside it, or has 1 in its interval, is `not distinguishable`. % of roof: tokens/s
 over what plain decoding could reach if it only read its bytes. `indicative`: under 12 conversations.
+`disturbed`: what else used the machine, or slowed it, may explain a part of the times.
 `quick`: fewer prompts, tokens or repeats than the protocol asks for. ~~Struck out~~: the output is not
 vanilla's and rounding does not explain it. `forced`: how many tokens a round keeps was given, not found: the
 time is real, the text means nothing. Free drafter: the speedup if drafting took no time;
