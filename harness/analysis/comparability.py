@@ -20,6 +20,9 @@ _AXES = {"target", "task", "methods", "rungs", "decoding", "decodings", "max_new
 _OUTPUT = {"tracker", "results", "replicate", "hydra", "dry_run"}
 _CHANGING = {"cpu_mhz", "gpu_sm_mhz", "gpu_memory_mhz"}
 """Clocks as they happened to be; the limits they are held to stay among the facts."""
+_NOT_COMPARED = ("batch_size", "quiet")
+"""Settings of the measurement that need not be equal: an axis of the tables, and what is done about noise,
+which every row shows by its mark."""
 _SETTINGS = ("method[", "rung[")
 """Beginnings of facts that a sweep varies: they make rows of their own and no other table."""
 _EVERY_TARGET = ("dtype", "attention", "linear", "cache", "compile", "quantisation")
@@ -56,7 +59,8 @@ def facts(run: Run) -> Facts:
     found: dict[str, Any] = {"profile": cell.profile, "baseline": cell.baseline}
     found |= _flat("", {k: v for k, v in manifest.provenance.items() if k not in ("git", "created")})
     found |= _flat("config", {k: v for k, v in config.items() if k not in _AXES | _OUTPUT})
-    found.pop("config.measure.batch_size", None)
+    for name in _NOT_COMPARED:
+        found.pop(f"config.measure.{name}", None)
     card, decoding = dict(manifest.target), dict(config.get("decoding") or {})
     found |= {f"target.{name}": card.pop(name) for name in _EVERY_TARGET if name in card}
     found |= {f"decoding.{name}": decoding.pop(name) for name in _EVERY_DECODING if name in decoding}

@@ -21,6 +21,7 @@ _JSON_KEYS = (
     *("engine", "scenario"),
     *("tau", "tau_ci", "tokens_per_s", "latency_s", "speedup", "speedup_ci", "speedup_vs"),
     *("verdict", "roof_fraction", "num_prompts", "num_tokens", "variant"),
+    *("others_share", "disturbed_share"),
 )
 _MAX_PROBE_SHARE = 0.01
 _MAX_LOOPING_SHARE = 0.2
@@ -88,6 +89,13 @@ class Row:
     looping_share: float = math.nan
     """Share of the text that repeats with a period of at most 64 tokens."""
     loop_overhead: float = math.nan
+    others_share: float = math.nan
+    """Mean share of the machine's processor time that others used while the row's runs were measured."""
+    disturbed_share: float = math.nan
+    """Share of the time of its runs that was spent on blocks that were disturbed and stayed so; nan if no run
+    recorded it."""
+    disturbances: dict[str, float] = field(default_factory=dict)
+    """What disturbed them, with the largest share of each cause; see `harness.system.load.disturbance`."""
     probe_share: float = math.nan
     """Share of decode time that reading the clock costs."""
     forward_s: float = math.nan
@@ -123,7 +131,7 @@ class Row:
         return 0 < self.num_prompts < stats.FEW_CLUSTERS
 
     @property
-    def disturbed(self) -> bool:
+    def clock_heavy(self) -> bool:
         """Whether reading the clock costs more of a round than the protocol allows."""
         return self.probe_share > _MAX_PROBE_SHARE
 
@@ -131,6 +139,11 @@ class Row:
     def looped(self) -> bool:
         """Whether more of the text is a loop than an ordinary answer has, which any method guesses easily."""
         return self.looping_share > _MAX_LOOPING_SHARE
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other work on the machine, or what slowed it, can explain part of its times."""
+        return self.disturbed_share > 0
 
     @property
     def lossless(self) -> bool:

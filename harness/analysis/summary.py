@@ -14,6 +14,7 @@ import numpy as np
 from harness.analysis import metrics, stats
 from harness.analysis.by_call import by_call, windows
 from harness.analysis.comparability import variants
+from harness.analysis.disturbance import disturbance
 from harness.analysis.medians import medians
 from harness.analysis.row import Pair, Row
 from harness.analysis.stats import Interval, Totals
@@ -227,6 +228,7 @@ def _timing(group: _Group, method: str, records: Columns, vanilla: Columns) -> d
         "split": metrics.time_split(records),
         "loop_overhead": metrics.loop_overhead(records),
         "probe_share": _probe_share(group, records),
+        **disturbance([load for run in group.with_method(method) for load in run.loads]),
     }
     if not metrics.is_timed(vanilla):
         return found

@@ -12,6 +12,9 @@ import torch
 
 from harness.benchmark.lossless_verdict import Referee
 from harness.benchmark.manifest import ManifestMaker
+from harness.benchmark.noise import again
+from harness.benchmark.noise.again import ProcessStopped
+from harness.benchmark.noise.watch import watch_of
 from harness.benchmark.plan import make_cell
 from harness.benchmark.progress import RunProgress
 from harness.benchmark.sample_trees import MAX_CONVERSATIONS, exhibit, piece_reader
@@ -21,9 +24,20 @@ from harness.benchmark.session import Session
 from harness.config import ConfigError
 from harness.decoding.faults import DecodingFault
 from harness.decoding.sampling import DecodingParams
+from harness.reports import formatting
 from harness.store.journal import RunWriter
-from harness.store.records import BASELINE, Cell, Failure, GenerationRecord, Probe, RunManifest, Verdict
+from harness.store.records import (
+    BASELINE,
+    BlockLoad,
+    Cell,
+    Failure,
+    GenerationRecord,
+    Probe,
+    RunManifest,
+    Verdict,
+)
 from harness.store.run_store import ResultStore
+from harness.system.load.counters import counting_stops
 from harness.system.progress import waiting
 from harness.tasks.conversation import Conversation
 
@@ -86,13 +100,14 @@ class Experiment:
         Raises:
             ConfigError: a prompt does not fit. This and any other exception (also out of memory and Ctrl-C)
                 is recorded in the run before it is raised again.
+            ProcessStopped: the process was stopped whenever one of the blocks was measured.
         """
         manifest = self.manifest(store)
         if store.is_finished(manifest.run_id):
             folder = store.root / manifest.run_id
             self.console.note(f"done already: {folder} (measure again: replicate=next)")
             return folder
-        with store.open_run(manifest) as run:
+        with store.open_run(manifest) as run, counting_stops():
             self._failed = {failed.arm: failed for failed in run.failures if failed.arm}
             try:
                 self._measure_all(run)
@@ -105,16 +120,33 @@ class Experiment:
         return run.folder
 
     def _measure_all(self, run: RunWriter) -> None:
-        blocks = [one for one in self.schedule.blocks() if block_name(one) not in run.finished_blocks]
+        blocks = [one for one in self.schedule.blocks() if not run.is_measured(block_name(one))]
         if self.plan.measure.timed and (probe := self.session.engine.probe(self.plan.measure.bandwidth_gib)):
             run.write_probe(Probe(**asdict(probe)))
         pace = self._warm_up()
         self._num_programs = self.session.engine.num_programs
+        self._watch = watch_of(self.plan, self.console)
         most_seconds = self.schedule.most_seconds(blocks, pace)
         self.progress.plan(self.schedule.num_generations(blocks), len(blocks), most_seconds)
         self.progress.start(run.manifest)
         for block in blocks:
             self._measure(run, block)
+        self._measure_again(run)
+
+    def _measure_again(self, run: RunWriter) -> None:
+        """Measure once more what a stopped process voided, and a bounded part of what others disturbed."""
+        blocks = {block_name(one): one for one in self.schedule.blocks()}
+        for _ in range(again.MAX_VOID_TRIES):
+            for name in again.void_blocks(list(blocks), run.loads):
+                self.console.note(f"measured again, because the process was stopped: {name}")
+                self._measure(run, blocks[name])
+        again.refuse_void(list(blocks), run.loads)
+        if self.plan.measure.quiet == "off":
+            return
+        if disturbed := again.disturbed_blocks(list(blocks), run.loads):
+            self.console.note(f"measured again, because others disturbed it: {'; '.join(disturbed)}")
+        for name in disturbed:
+            self._measure(run, blocks[name])
 
     def _warm_up(self) -> dict[str, float]:
         """Run every player on the scenario's warm-up; seconds per token of each, by name."""
@@ -149,15 +181,20 @@ class Experiment:
             self._where = f"{self.players[0].name}, {name}"
             frozen = self.scenario.history(self.runner, self.players[0], block)
         results: list[TurnResult] = []
+        if self._watch:
+            self._watch.begin(name)
         for one_pass in self.schedule.passes(block):
             self._where = f"{one_pass.player.name}, {name}"
             made = self._play(self.runner, one_pass, block, frozen)
             results += made
+            if self._watch:
+                self._watch.after_pass()
             for one in made:
                 self.progress.record(self._record(one, None, block))
         results = [one for one in results if one.player.name not in self._failed]
+        load = self._watch.end(name) if self._watch else None
         self._refuse_compilation(block)
-        run.begin_block(name)
+        self._begin(run, name, load)
         for failed in self._failed.values():
             if failed not in run.failures:
                 run.write_failure(failed)
@@ -191,6 +228,21 @@ class Experiment:
             self._failed[name] = failure(error, self._where, name)
             self.console.error(f"{self._where}: {self._failed[name].message}; the other arms continue")
             return []
+
+    def _begin(self, run: RunWriter, name: str, load: BlockLoad | None) -> None:
+        """Begin to write a block: its first lines say whether this measurement counts, and its load."""
+        earlier = run.loads(name)
+        if load is None or not (earlier or load.void):
+            run.begin_block(name)
+        else:
+            run.begin_attempt(name, again.counts(load, earlier))
+        if load is None:
+            return
+        run.write_load(load)
+        if load.void:
+            self.console.warn(f"{name}: {load.void}, so that its times mean nothing")
+        elif load.causes and self.plan.measure.quiet != "off":
+            self.console.warn(f"{name}: disturbed ({formatting.causes(load.causes)})")
 
     def _refuse_compilation(self, block: Block) -> None:
         num_new = self.session.engine.num_programs - self._num_programs
@@ -226,6 +278,8 @@ def failure(error: BaseException, where: str, arm: str = "") -> Failure:
         return Failure("out-of-memory", where, f"{error}; {remedy}")
     if isinstance(error, ConfigError):
         return Failure("config", where, str(error))
+    if isinstance(error, ProcessStopped):
+        return Failure("stopped", where, str(error))
     last = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(last.filename).name}:{last.lineno}"
     return Failure("error", where, f"{type(error).__name__}: {error} ({place})")

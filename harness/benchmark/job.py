@@ -106,7 +106,7 @@ class Job:
                 self._console.warn(f"{failure.kind} in {failure.where}: {failure.message}")
             plan.tracker.finish(run, rows, figures)
             for row in rows:
-                if row.disturbed:
+                if row.clock_heavy:
                     self._console.warn(
                         f"{row.method}: reading the clock takes {row.probe_share:.1%} of a round; above 1 %"
                         " the row is marked. A larger target or batch has longer rounds."

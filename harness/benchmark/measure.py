@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from harness.config import configurable
 
@@ -39,6 +39,17 @@ class Measure:
     """GiB of the buffer of the read-bandwidth probe. None: on a CPU 1, or four times the last-level cache if
     that is more; on a GPU 8, or half of the free memory if that is less, because a kernel's launch is long
     beside a smaller read."""
+
+    quiet: Literal["warn", "wait", "off"] = "warn"
+    """What happens about other work on the machine. `warn` reports it and measures disturbed blocks again at
+    the end of the run; `wait` also waits before each block until the machine is quiet, for a bounded time;
+    `off` only records it. A block in which the process was stopped is measured again in any case."""
+
+    @field_validator("quiet", mode="before")
+    @classmethod
+    def _spelled_out(cls, value: object) -> object:
+        """YAML reads an unquoted `off` as false."""
+        return "off" if value is False else value
 
     @property
     def timed(self) -> bool:

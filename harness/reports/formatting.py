@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from harness.analysis.row import Row
 from harness.store.records import BASELINE, Cell, Failure
@@ -113,6 +113,33 @@ def method(row: Row) -> str:
     return f"{row.method} [{row.variant}]" if row.variant else row.method
 
 
+CAUSES = {
+    "others": "others used {} of the machine",
+    "steal": "other virtual machines took {}",
+    "quota": "held back by a quota for {} of the time",
+    "bandwidth": "{} of the read bandwidth was missing",
+    "gpu_others": "others used {} of the GPU",
+    "gpu_slowed": "heat or power slowed the GPU at {} of the looks",
+}
+"""What disturbed a measurement, by the names in `BlockLoad.causes`."""
+
+
+def _rounded(share: float) -> str:
+    """A share in whole per cent."""
+    return f"{100 * share:.0f} %"
+
+
+def causes(shares: Mapping[str, float]) -> str:
+    """What disturbed a measurement, the worst first."""
+    ordered = sorted(shares.items(), key=lambda item: -item[1])
+    return "; ".join(CAUSES.get(name, f"{name}: {{}}").format(_rounded(share)) for name, share in ordered)
+
+
+def disturbed(row: Row) -> str:
+    """The mark of a row whose times others may explain."""
+    return f"disturbed for {_rounded(row.disturbed_share)} of the time ({causes(row.disturbances)})"
+
+
 NARROW_SCOPES = ("round", "call", "conversation")
 """Scopes of memory that tables need not mention; stores written before these words say `conversation`."""
 
@@ -132,7 +159,8 @@ def marks(row: Row) -> str:
         ("unexplained differences", row.verdict == "unexplained"),
         (f"looped {percent(row.looping_share)}", row.looped),
         ("partial", row.partial),
-        ("clock over 1 % of a round", row.disturbed),
+        ("clock over 1 % of a round", row.clock_heavy),
+        (disturbed(row), row.disturbed),
         ("not distinguishable", row.difference == "not distinguishable"),
         ("; ".join(f"FAILED: {failure(one)}" for one in dict.fromkeys(row.failures)), bool(row.failures)),
     ]

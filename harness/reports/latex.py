@@ -34,7 +34,7 @@ _ESCAPES = {
     "\x7f": "?",
 }
 _BROKEN, _LOSSY, _FORCED = r"\dagger", r"\ddagger", r"\sharp"
-_FAILED, _PARTIAL, _FEW = r"\ast", r"\circ", r"\diamond"
+_FAILED, _PARTIAL, _FEW, _DISTURBED = r"\ast", r"\circ", r"\diamond", r"\wr"
 _MEANINGS = (
     (_BROKEN, "broken: the output is not vanilla's and rounding does not explain it; not a result"),
     (_LOSSY, "lossy: the acceptor does not claim vanilla's output; never printed bold"),
@@ -42,6 +42,7 @@ _MEANINGS = (
     (_FAILED, "failed: "),
     (_PARTIAL, "partial: a run of this row did not end"),
     (_FEW, "indicative: under 12 conversations"),
+    (_DISTURBED, "what disturbed the machine may explain a part of the time: "),
 )
 _SIZE = (
     r"\centering\small\setlength{\tabcolsep}{4pt}\renewcommand{\arraystretch}{1.3}"
@@ -247,17 +248,21 @@ def _signs(row: Row) -> list[str]:
         (_FORCED, row.verdict == "forced"),
         (_PARTIAL, row.partial),
         (_FEW, row.indicative),
+        (_DISTURBED, row.disturbed),
     )
     return [sign for sign, holds in signs if holds]
 
 
 def _footnotes(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
     used = {sign for row in rows for sign in _signs(row)}
-    failures = dict.fromkeys(formatting.failure(one) for row in rows if row.failed for one in row.failures)
+    reasons = {
+        _FAILED: dict.fromkeys(formatting.failure(one) for row in rows if row.failed for one in row.failures),
+        _DISTURBED: dict.fromkeys(formatting.disturbed(row) for row in rows if row.disturbed),
+    }
     lines = []
     for sign, meaning in _MEANINGS:
         if sign in used:
-            reason = escape("; ".join(failures) or "no reason was recorded") if sign == _FAILED else ""
+            reason = escape("; ".join(reasons[sign]) or "no reason was recorded") if sign in reasons else ""
             lines.append(f"$^{{{sign}}}$ {escape(meaning)}{' ' if reason else ''}{reason}.")
     marks = [
         ("Profile quick: fewer prompts, tokens or repeats than the protocol asks for.", "quick"),

@@ -37,7 +37,8 @@ of roof** compares tokens/s with what plain decoding would reach if it did nothi
 step.
 
 Marks: `indicative` means fewer than 12 conversations, and `quick` fewer prompts, tokens or repeats than the
-protocol asks for. A row that is ~~struck out~~ has an output that is not vanilla's, which rounding does not
+protocol asks for. `disturbed`: what else used the machine, or slowed it, may explain a part of the times.
+A row that is ~~struck out~~ has an output that is not vanilla's, which rounding does not
 explain. In a `forced` row, the number of tokens kept per round was prescribed: its times are real, its text
 means nothing.
 

@@ -81,6 +81,7 @@ def ladder_table(rows: Sequence[Row]) -> Table:
         ("ms / forward", lambda row: formatting.number(1000 * row.forward_s, 1)),
         ("its % of roof", lambda row: formatting.percent(row.forward_roof_fraction)),
         ("round / vanilla's", lambda row: formatting.number(row.round_forwards)),
+        *_load_columns(rows),
     ]
     return _table([row for row in rows if not math.isnan(row.tokens_per_s)], columns)
 
@@ -94,6 +95,16 @@ def _median_columns(rows: Sequence[Row]) -> list[Column]:
 
 def _median(name: str) -> Callable[[Row], str]:
     return lambda row: formatting.number(row.medians.get(name, math.nan), 3)
+
+
+def _load_columns(rows: Sequence[Row]) -> list[Column]:
+    """Who else used the machine, where a run recorded it."""
+    if all(math.isnan(row.others_share) and math.isnan(row.disturbed_share) for row in rows):
+        return []
+    return [
+        ("used by others", lambda row: formatting.percent(row.others_share)),
+        ("disturbed", lambda row: formatting.percent(row.disturbed_share)),
+    ]
 
 
 def _cost_columns(rows: Sequence[Row]) -> list[Column]:

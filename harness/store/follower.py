@@ -21,7 +21,8 @@ class FollowedRun(RunWriter):
         The first process adds no block that this one has not measured too, so both see the same.
         """
         known = read_folder(folder)[1] if (folder / MANIFEST).exists() else Journal()
-        super().__init__(folder, manifest, Journal(blocks=known.blocks, finished=known.finished))
+        journal = Journal(blocks=known.blocks, set_aside=known.set_aside, finished=known.finished)
+        super().__init__(folder, manifest, journal)
 
     @override
     def close(self) -> None:

@@ -17,7 +17,15 @@ from harness.store.integrity.lines import Chain, TornLine
 from harness.store.integrity.paths import CorruptJournal as CorruptJournal
 from harness.store.integrity.paths import open_file, read_file, size_of
 from harness.store.integrity.shapes import Moment, read_entry
-from harness.store.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe, RunManifest
+from harness.store.records import (
+    BlockLoad,
+    Exhibit,
+    Failure,
+    GenerationRecord,
+    NullReplay,
+    Probe,
+    RunManifest,
+)
 
 JOURNAL = "journal.jsonl"
 """The name of the journal in a run folder."""
@@ -34,6 +42,9 @@ class Block:
     nulls: list[NullReplay] = field(default_factory=list)
     exhibits: list[Exhibit] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    load: BlockLoad | None = None
+    counts: bool = True
+    """False for a measurement that is only kept: its times are void, or another one was less disturbed."""
 
 
 @dataclass
@@ -41,7 +52,9 @@ class Journal:
     """The state that the lines of a journal add up to."""
 
     blocks: dict[str, Block] = field(default_factory=dict)
-    """The finished blocks by name, in the order of measuring."""
+    """The finished blocks by name, in the order of measuring; of each the last measurement that counts."""
+    set_aside: list[Block] = field(default_factory=list)
+    """Finished measurements of blocks that do not count, or no longer."""
     loose: list[Failure] = field(default_factory=list)
     """Failures outside of blocks."""
     probes: list[Probe] = field(default_factory=list)
@@ -67,10 +80,16 @@ class Journal:
                     raise ValueError(f"block {entry!r} begins again although it is finished")
                 self.loose += self._block.failures if self._block else []
                 self._block = Block(entry)
+            case "begin_attempt":
+                # A void measurement, or a further one of a block; the line says whether it counts.
+                self.loose += self._block.failures if self._block else []
+                self._block = Block(entry["block"], counts=bool(entry["counts"]))
             case "finish_block":
                 if self._current().name != entry:
                     raise ValueError(f"block {entry!r} ends inside block {self._current().name!r}")
-                self.blocks[entry], self._block = self._current(), None
+                self._finish(self._current())
+            case "load":
+                self._current().load = entry
             case "record":
                 self._current().records.append(entry)
             case "null":
@@ -114,6 +133,17 @@ class Journal:
         blocks = [*self.blocks.values(), *([self._block] if self._block else [])]
         return [failure for block in blocks for failure in block.failures] + self.loose
 
+    def loads(self) -> list[BlockLoad]:
+        """The load of every finished block that has one."""
+        return [block.load for block in self.blocks.values() if block.load]
+
+    def _finish(self, block: Block) -> None:
+        replaced = self.blocks.get(block.name) if block.counts else block
+        self.set_aside += [replaced] if replaced else []
+        if block.counts:
+            self.blocks[block.name] = block
+        self._block = None
+
     def _current(self) -> Block:
         if self._block is None:
             raise ValueError("a line outside a block")
@@ -155,7 +185,7 @@ class RunWriter(ABC):
 
     @property
     def finished_blocks(self) -> set[str]:
-        """Names of the blocks that need not be measured again."""
+        """Names of the blocks of which a measurement counts."""
         return set(self._journal.blocks)
 
     @property
@@ -163,9 +193,26 @@ class RunWriter(ABC):
         """What failed so far in finished blocks and in this attempt."""
         return self._journal.failures()
 
+    def is_measured(self, name: str) -> bool:
+        """Whether a block was measured, be it that the process was stopped and its times do not count."""
+        return name in self.finished_blocks or any(one.name == name for one in self._journal.set_aside)
+
+    def loads(self, name: str) -> list[BlockLoad]:
+        """The load of every finished measurement of a block, the one that counts last."""
+        blocks = [one for one in self._journal.set_aside if one.name == name]
+        blocks += [self._journal.blocks[name]] if name in self._journal.blocks else []
+        return [one.load for one in blocks if one.load]
+
     def begin_block(self, name: str) -> None:
         """Begin a block; earlier records of it, left by an attempt that did not finish it, are void."""
         self._write("begin_block", name)
+
+    def begin_attempt(self, name: str, counts: bool) -> None:
+        """Begin a block whose times are void, or a further measurement of one that is finished.
+
+        counts: whether it takes the place of earlier measurements, which stay in the journal.
+        """
+        self._write("begin_attempt", {"block": name, "counts": counts})
 
     def write_record(self, record: GenerationRecord) -> None:
         """Keep one generation of the current block."""
@@ -183,6 +230,10 @@ class RunWriter(ABC):
         """Keep the speed of the machine as it was when this process began."""
         self._write("probe", probe)
 
+    def write_load(self, load: BlockLoad) -> None:
+        """Keep who used the machine while the current block was measured."""
+        self._write("load", load)
+
     def write_failure(self, failure: Failure) -> None:
         """Keep a failure; one outside a finished block is forgotten when a later attempt opens the run."""
         self._write("failure", failure)
@@ -194,7 +245,7 @@ class RunWriter(ABC):
 
 def plain(entry: Any) -> Any:
     """An entry as JSON types."""
-    if isinstance(entry, GenerationRecord | Exhibit):
+    if isinstance(entry, GenerationRecord | Exhibit | BlockLoad):
         return entry.to_json()
     return entry._asdict() if isinstance(entry, NullReplay | Probe | Failure) else entry
 

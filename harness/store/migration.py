@@ -19,7 +19,8 @@ from harness.system.secrets import redact_values
 STEPS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     # Version 1 had no exhibits, which a manifest does not mention.
     1: lambda manifest: manifest,
-    # Version 2 had no chain, and a run that was written without one never gets one.
+    # Version 2 had no chain, and a run that was written without one never gets one. Nor did it record the
+    # loads of blocks, which a manifest does not mention.
     2: lambda manifest: manifest,
 }
 """For each version, a function that converts its manifest to the next version, except for the number."""

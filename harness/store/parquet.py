@@ -10,7 +10,7 @@ import json
 import zlib
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, overload
@@ -26,11 +26,21 @@ from harness.store.integrity.ledger import check_columns, check_null, check_prob
 from harness.store.integrity.paths import CorruptJournal, is_local, open_file, read_file, size_of
 from harness.store.integrity.shapes import read_json
 from harness.store.journal import JOURNAL, Journal, end_of, read_journal
-from harness.store.records import STRICT, Exhibit, Failure, GenerationRecord, NullReplay, Probe, RunManifest
+from harness.store.records import (
+    STRICT,
+    BlockLoad,
+    Exhibit,
+    Failure,
+    GenerationRecord,
+    NullReplay,
+    Probe,
+    RunManifest,
+)
 
 COLUMNS = "records.parquet"
 _ABOUT, _CHECKSUM = b"journal", b"journal_crc32"
 """The keys of `About` and its checksum in the metadata of the file."""
+_TUPLES = ("nulls", "probes", "failures")
 _WORDS = ("arm", "kind", "conversation", "category", "prompt_hash", "stop")
 
 
@@ -49,6 +59,8 @@ class About:
     nulls: list[NullReplay]
     probes: list[Probe]
     failures: list[Failure]
+    loads: list[BlockLoad] = field(default_factory=list)
+    """Of every finished block; an export that was written before loads were recorded has none."""
     columns: str = ""
     """Names and types of the columns, which a damaged file may have lost; "" in files of older versions."""
 
@@ -62,6 +74,7 @@ class About:
             num_exhibits=len(journal.exhibits()),
             nulls=journal.nulls(),
             probes=journal.probes,
+            loads=journal.loads(),
             failures=journal.failures(),
             columns=_described(_schema()),
         )
@@ -69,8 +82,9 @@ class About:
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types, which `read_json` reads."""
         return {
-            name: [one._asdict() for one in value] if isinstance(value, list) else value
-            for name, value in vars(self).items()
+            **vars(self),
+            **{name: [one._asdict() for one in getattr(self, name)] for name in _TUPLES},
+            "loads": [one.to_json() for one in self.loads],
         }
 
 

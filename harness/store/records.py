@@ -15,7 +15,7 @@ BASELINE = "vanilla"
 """The arm that every number is relative to."""
 SCHEMA_VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)
-"""Version 1 had no exhibits, version 2 no chain; all else is the same."""
+"""Version 1 had no exhibits, version 2 no chain and no load of blocks; all else is the same."""
 STRICT = ConfigDict(extra="forbid", strict=True)
 """How types are read from a store: nothing is converted, and no field is unknown."""
 
@@ -174,6 +174,62 @@ class Probe(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlockLoad:
+    """Who used the machine while one block was measured, and what follows for its times.
+
+    Shares of processor time are of all cores on which this process may run. None is not known: this system
+    or this engine does not report it. `harness.system.load` measures all this and has the thresholds.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+
+    block: str
+    wall_s: float
+    """Seconds from the first pass to the end of the last one, without those in which the machine slept."""
+    own_share: float | None = None
+    """Processor time of this process, its children and the other processes of its run."""
+    others_share: float | None = None
+    """Processor time of everybody else."""
+    worst_others_share: float | None = None
+    """The same in the worst window, which is one pass or several that last a second together."""
+    steal_share: float | None = None
+    """Time that the hypervisor gave to other virtual machines."""
+    throttled_share: float | None = None
+    """Share of the wall time for which a quota of the control group held the process back."""
+    stopped_s: float | None = None
+    """Seconds in which neither this process ran nor anybody else who could have kept it waiting."""
+    num_stops: int = 0
+    """How often the process was continued after a stop (SIGCONT)."""
+    suspended_s: float | None = None
+    """Seconds for which the whole machine slept."""
+    bandwidth_loss: float | None = None
+    """By how much a short read-bandwidth probe before or after the block fell below the run's best one."""
+    gpu_others: int | None = None
+    """Compute processes of others on the GPU."""
+    gpu_others_share: float | None = None
+    """The most that they used of its time."""
+    gpu_slowed_share: float | None = None
+    """Share of the looks at the GPU at which heat or power had slowed it down."""
+    gpu_slowdowns: tuple[str, ...] = ()
+    """The reasons that the driver gave for that."""
+    gpu_sm_mhz: tuple[int, int] | None = None
+    """The lowest and the highest clock of the multiprocessors."""
+    causes: dict[str, float] = field(default_factory=dict)
+    """Why the block counts as disturbed, with the share that each cause took; empty if it was quiet."""
+    void: str = ""
+    """Why its times mean nothing (the process was stopped), "" if they do."""
+
+    @property
+    def severity(self) -> float:
+        """The largest share among the causes; by it two measurements of a block are compared."""
+        return max(self.causes.values(), default=0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of JSON types."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One run folder, read back. Records of unfinished blocks are left out."""
 
@@ -184,6 +240,8 @@ class Run:
     nulls: list[NullReplay] = field(default_factory=list)
     exhibits: Sequence[Exhibit] = field(default_factory=list)
     probes: list[Probe] = field(default_factory=list)
+    loads: list[BlockLoad] = field(default_factory=list)
+    """The load of each block that was timed and counts; none in runs of versions that did not record it."""
     failures: list[Failure] = field(default_factory=list)
     finished: bool = False
 

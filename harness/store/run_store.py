@@ -258,6 +258,7 @@ def load_run(folder: Path) -> Run:
         nulls=journal.nulls(),
         exhibits=journal.exhibits(),
         probes=journal.probes,
+        loads=journal.loads(),
         failures=journal.failures(),
         finished=journal.finished,
     )
@@ -298,6 +299,7 @@ def _load_columns(folder: Path) -> Run | None:
         nulls=about.nulls,
         exhibits=StoredExhibits(folder, manifest, about),
         probes=about.probes,
+        loads=about.loads,
         failures=about.failures,
         finished=True,
     )

@@ -32,12 +32,34 @@ def read_bandwidth(device: torch.device, gib: float | None = None, num_passes: i
         # A smaller buffer could fit into the caches. A GPU with less free memory than this runs out of it.
         num_bytes = min(2**33, max(2**29, torch.cuda.mem_get_info(device)[0] // 2))
     buffer = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
+    return _fastest_read(buffer, num_passes)
+
+
+class ShortProbe:
+    """A read-bandwidth probe of some 50 ms, to see whether the bandwidth changes during a run.
+
+    Its results compare with one another only: the buffer is small, so that it can stay allocated.
+    """
+
+    def __init__(self, device: torch.device, gib: float | None = None) -> None:
+        """gib: the largest size of the buffer in GiB; it never has more than 1 GiB."""
+        num_bytes = 2**28 if device.type == "cuda" else min(2**30, max(2**28, 2 * last_level_cache_bytes()))
+        if gib is not None:
+            num_bytes = min(num_bytes, int(gib * 2**30))
+        self._buffer = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
+
+    def __call__(self) -> float:
+        """Bytes per second: the best of three reads, so that a single interruption does not count."""
+        return _fastest_read(self._buffer, num_passes=3)
+
+
+def _fastest_read(buffer: torch.Tensor, num_passes: int) -> float:
     best = 0.0
     for _ in range(num_passes):
-        synchronize(device)
+        synchronize(buffer.device)
         begin = time.perf_counter_ns()
         buffer.sum()
-        synchronize(device)
+        synchronize(buffer.device)
         best = max(best, buffer.nbytes / ((time.perf_counter_ns() - begin) * 1e-9))
     return best
 

@@ -31,6 +31,7 @@ _MEASURING = (
         "profiling",
     ),
     *("system/clock.py", "system/probes.py", "system/processes.py", "system/tensor_parallel.py"),
+    "system/load",
 )
 """The parts of `harness` that can change a number, besides the methods.
 

@@ -307,7 +307,7 @@ def test_what_reading_the_clock_costs_is_a_share_of_the_rounds_and_marked_above_
     shares = {}
     for cost in (ROUND_NS / 1000, ROUND_NS / 100):
         (row,) = summarise(make_run(records, probes=[Probe(1e9, cost)]))
-        shares[row.disturbed] = row.probe_share
+        shares[row.clock_heavy] = row.probe_share
     # Two sequences share a round.
     assert shares == {False: pytest.approx(0.003), True: pytest.approx(0.03)}
     assert math.isnan(summarise(make_run(records))[0].probe_share)

@@ -38,7 +38,7 @@ CELL = Cell(
     acceptor="coupled",
 )
 ROUND_NS = 10_000_000
-_OF_RUN = ("nulls", "exhibits", "probes", "failures", "finished")
+_OF_RUN = ("nulls", "exhibits", "probes", "loads", "failures", "finished")
 
 
 def make_record(

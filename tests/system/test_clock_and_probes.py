@@ -37,7 +37,7 @@ def test_the_buffer_is_larger_than_the_cache_unless_its_size_is_given(
     made: list[int] = []
 
     class Buffer:
-        nbytes = 1
+        nbytes, device = 1, torch.device("cpu")
 
         def sum(self) -> None: ...
 

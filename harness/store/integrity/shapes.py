@@ -14,7 +14,15 @@ from typing_extensions import TypedDict
 from harness.store.integrity.ledger import check_exhibit, check_null, check_probe, check_record
 from harness.store.integrity.lines import Line
 from harness.store.integrity.paths import fault_of_name
-from harness.store.records import Exhibit, Failure, GenerationRecord, NullReplay, Probe, RunManifest
+from harness.store.records import (
+    BlockLoad,
+    Exhibit,
+    Failure,
+    GenerationRecord,
+    NullReplay,
+    Probe,
+    RunManifest,
+)
 
 _MAX_DEPTH = 64
 """Levels of nesting in a manifest; a configuration has about six."""
@@ -29,10 +37,20 @@ class Moment(TypedDict, total=False):
     num_records: int
 
 
+class Attempt(TypedDict):
+    """A void measurement of a block, or a further one of a block that is finished."""
+
+    block: str
+    counts: bool
+    """Whether it takes the place of earlier measurements."""
+
+
 _KINDS: dict[str, Any] = {
     "open": Moment,
     "begin_block": str,
     "finish_block": str,
+    "begin_attempt": Attempt,
+    "load": BlockLoad,
     "record": GenerationRecord,
     "null": NullReplay,
     "exhibit": Exhibit,
