@@ -44,7 +44,7 @@ def test_a_second_measurement_takes_the_place_of_the_first_and_both_stay_in_the_
         assert run.loads("a") == [DISTURBED, QUIET]
         run.finish()
     assert repeats_and_loads(run.folder) == ([1], [QUIET])
-    journal = read_journal(run.folder / JOURNAL)
+    journal = read_journal(run.folder / JOURNAL, run.manifest)
     assert [(block.load, [one.repeat for one in block.records]) for block in journal.set_aside] == [
         (DISTURBED, [0])
     ]

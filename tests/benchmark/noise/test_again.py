@@ -93,7 +93,7 @@ def test_a_disturbed_block_is_measured_again_at_the_end_and_the_quiet_one_counts
     assert run.finished
     assert [one.block for one in run.loads] == BLOCKS
     assert not any(one.causes for one in run.loads)
-    journal = read_journal(Path(run.folder) / JOURNAL)
+    journal = read_journal(Path(run.folder) / JOURNAL, run.manifest)
     assert [(one.name, len(one.records)) for one in journal.set_aside] == [("2", 3)]
     assert len(run.records) == 2 * (2 + 1 + 1) + 4, "two vanilla passes and one of ngram over four turns"
     assert not any(row.disturbed for row in summarise(run))
