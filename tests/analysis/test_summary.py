@@ -32,6 +32,7 @@ KEYS = [
     *("engine", "scenario"),
     *("tau", "tau_ci", "tokens_per_s", "latency_s", "speedup", "speedup_ci", "speedup_vs"),
     *("verdict", "roof_fraction", "num_prompts", "num_tokens", "variant"),
+    *("others_share", "disturbed_share"),
 ]
 
 
