@@ -68,14 +68,14 @@ def load_papers(folder: Path = FOLDER) -> list[Paper]:
     if not index.is_file():
         return []
     known: Any = OmegaConf.to_container(OmegaConf.load(index))
-    names = [
+    targets, tasks, methods = (
         {theirs: ours for ours, spellings in known[kind].items() for theirs in spellings}
         for kind in ("targets", "tasks", "methods")
-    ]
+    )
     played = {
         theirs: (task, scenario)
-        for scenario, tasks in known.get("scenarios", {}).items()
-        for task, spellings in tasks.items()
+        for scenario, own in known.get("scenarios", {}).items()
+        for task, spellings in own.items()
         for theirs in spellings
     }
     for path in sorted(folder.glob("*.csv")):
@@ -84,7 +84,7 @@ def load_papers(folder: Path = FOLDER) -> list[Paper]:
     return [
         Paper(
             name=name,
-            cells=_cells(folder / f"{name}.csv", *names, played),
+            cells=_cells(folder / f"{name}.csv", targets, tasks, methods, played),
             **{"reference": known["reference"], **about},
         )
         for name, about in known["papers"].items()
