@@ -102,6 +102,19 @@ def test_the_panels_of_spectts_are_the_papers(name: str) -> None:
         assert plan.rungs == {}
 
 
+def test_spectts_quick_is_small_enough_for_twenty_minutes_of_two_cores() -> None:
+    """At the 12 tokens a second of a slow machine, with two of the minutes left for loading and compiling."""
+    num_tokens = 0
+    for panel in PANELS:
+        plan = plan_of("experiment=spectts_quick", f"panel={panel}")
+        (params,) = plan.decodings.values()
+        passes = len(params.seeds) * sum(plan.repeats(params).values())
+        num_calls = sum(map(plan.scenario.num_calls, plan.task.load()))
+        num_warmup = plan.measure.num_warmup * plan.scenario.num_calls(plan.task.load()[0]) * len(plan.arms)
+        num_tokens += passes * num_calls * params.max_new_tokens + 32 * num_warmup
+    assert num_tokens / 12 < 18 * 60
+
+
 @pytest.mark.parametrize("file", sorted((CONF / "target").glob("*.yaml")), ids=lambda file: file.stem)
 def test_a_target_states_only_what_differs_from_the_defaults(file: Path) -> None:
     assert len(file.read_text(encoding="utf-8").splitlines()) <= 12

@@ -77,8 +77,8 @@ def load_papers(folder: Path = FOLDER) -> list[Paper]:
     )
     played = {
         theirs: (task, scenario)
-        for scenario, tasks in known.get("scenarios", {}).items()
-        for task, spellings in tasks.items()
+        for scenario, own in known.get("scenarios", {}).items()
+        for task, spellings in own.items()
         for theirs in spellings
     }
     for path in sorted(folder.glob("*.csv")):
