@@ -61,6 +61,8 @@ def composed(method: Path) -> DictConfig:
             part[weights] = "random"
         if "num_layers" in part:
             part.num_layers = 1
+        if "tree" in part and part is not node:
+            part.tree.update(total_token=12, depth=2, top_k=4)
         if OmegaConf.is_missing(part, "datastore"):
             part.datastore = _datastore()
     return node

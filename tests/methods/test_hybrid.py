@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 
-from harness.config import ConfigError
+from harness.config import ConfigError, build
 from harness.decoding.acceptance import Coupled
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft
@@ -73,6 +74,20 @@ def test_scopes_are_the_narrowest_of_those_that_remember() -> None:
     assert Hybrid(first=SAM(), second=TokenRecycling()).scope == "question"
     assert Hybrid(first=NGram(), second=TokenRecycling()).scope == "process"
     assert Hybrid(first=NGram(), second=Vanilla()).scope == "call"
+
+
+def composed(*overrides: str) -> Any:
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("bench", overrides=["~experiment", "method=[hybrid]", *overrides])
+    return build(config.methods.hybrid, "methods.hybrid")
+
+
+def test_the_default_is_that_of_the_paper_and_any_part_is_a_choice() -> None:
+    usual = composed()
+    assert (usual.first.min_match, usual.first.length) == (5, "fixed")
+    assert (usual.second.architecture, usual.second.waiting_pairs) == ("eagle3", 40)
+    assert isinstance(composed("method@methods.hybrid.second=token_recycling").second, TokenRecycling)
+    assert composed("~method@methods.hybrid.second").second is None
 
 
 class Half(DraftPolicy):
