@@ -58,8 +58,12 @@ def composed(method: Path) -> DictConfig:
     OmegaConf.resolve(node)
     OmegaConf.set_struct(node, False)
     for part in (node, *(node[name] for name in ("first", "second") if name in node)):
-        if "head" in part:
-            part.head = "random"
+        for weights in {"head", "model"} & set(part):
+            part[weights] = "random"
+        if "num_layers" in part:
+            part.num_layers = 1
+        if "tree" in part and part is not node:
+            part.tree.update(total_token=12, depth=2, top_k=4)
         if OmegaConf.is_missing(part, "datastore"):
             part.datastore = _datastore()
     return node

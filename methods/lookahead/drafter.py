@@ -26,6 +26,7 @@ from harness.drafting.draft import Draft, Riders
 from harness.drafting.drafter import Outcome
 from harness.drafting.sequence_drafter import SequenceTreeDrafter
 from methods.lookahead.jacobi_window import JacobiWindow
+from methods.shared.likeliest import likeliest
 
 
 @configurable
@@ -85,7 +86,7 @@ class Lookahead(SequenceTreeDrafter):
     def observe(self, outcome: Outcome) -> None:
         """Give the windows their next level, then extend the texts."""
         if outcome.rider_logits is not None:
-            best = outcome.rider_logits.argmax(-1).tolist()
+            best = likeliest(outcome.rider_logits, 1)[..., 0].tolist()
             for state, context, row in zip(self._states, self._contexts, best, strict=True):
                 before = sum(map(len, state[0].levels[:-1]))
                 state[0].advance(context[-1], row[before : before + len(state[0].levels[-1])])

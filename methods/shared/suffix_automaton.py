@@ -117,11 +117,15 @@ class SuffixAutomaton:
         if self._length[old] == length:
             return old
         clone = self._add(dict(self._next[old]), length, self._end[old])
+        self._split(old, clone)
         self._link[clone], self._link[old] = self._link[old], clone
         while state != -1 and self._next[state].get(token) == old:
             self._next[state][token] = clone
             state = self._link[state]
         return clone
+
+    def _split(self, old: int, clone: int) -> None:
+        """The shorter substrings of `old` have become those of `clone`; a hook for what else a state has."""
 
     def _add(self, following: dict[int, int], length: int, end: int) -> int:
         self._next.append(following)

@@ -34,7 +34,7 @@ class HeadDrafter(TrainableDrafter):
 
     tree: TreePolicy
     """How trees grow, see `harness.drafting.trees`."""
-    waiting_pairs: int | None = Field(default=None, ge=1)
+    waiting_pairs: int | None = Field(default=40, ge=1)
     """Where a router has not asked for a draft for some rounds, their pairs wait: of more than twice as many
     as this, only so many, the latest, are fed. None feeds all. What waits since the prompt is fed
     completely."""
