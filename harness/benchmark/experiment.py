@@ -148,6 +148,7 @@ class Experiment:
             for one in made:
                 self.progress.record(self._record(one, None, block))
         results = [one for one in results if one.player.name not in self._failed]
+        self._note_cut(block, results)
         self._refuse_compilation(block)
         run.begin_block(name)
         for failed in self._failed.values():
@@ -156,7 +157,7 @@ class Experiment:
         reference = {one.key: one for one in results if one.player.name == BASELINE and one.by.repeat == 0}
         for one in results:
             self._where = f"verdict on {one.player.name}, {name}"
-            verdict = self.referee.verdict(one, reference[one.key])
+            verdict = self.referee.verdict(one, reference.get(one.key))
             run.write_record(self._record(one, verdict, block))
         replayed = {one.id for one in self.session.conversations[: self.plan.measure.num_null]}
         for null in self.referee.nulls(results, reference, replayed):
@@ -182,6 +183,21 @@ class Experiment:
             self._failed[name] = failure(error, self._where, name)
             self.console.error(f"{self._where}: {self._failed[name].message}; the other arms continue")
             return []
+
+    def _note_cut(self, block: Block, results: list[TurnResult]) -> None:
+        """Say which conversations vanilla could not finish for want of context."""
+        first = [
+            one.call.conversation.id
+            for one in results
+            if one.player.name == BASELINE and one.by.seed == one.by.repeat == 0
+        ]
+        for conversation in block:
+            num_played, num_calls = first.count(conversation.id), self.scenario.num_calls(conversation)
+            if num_played < num_calls:
+                self.console.note(
+                    f"conversation {conversation.id} ends after {num_played} of {num_calls} turns: the next"
+                    f" prompt leaves no room in target.max_context={self.session.model.max_context}"
+                )
 
     def _refuse_compilation(self, block: Block) -> None:
         num_new = self.session.engine.num_programs - self._num_programs
