@@ -102,7 +102,8 @@ def _settle(folder: Path, manifest: RunManifest) -> RunManifest:
     path = folder / MANIFEST
     if not path.exists():
         text = json.dumps(manifest.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        write_whole(path, f"{text}\n".encode())
+        # An argument that is not valid in the locale holds halves of characters; written as escapes of JSON.
+        write_whole(path, f"{text}\n".encode("utf-8", "backslashreplace"))
     stored = read_manifest(path)
     ours, theirs = (json.loads(json.dumps(each.to_json())) for each in (manifest, stored))
     differing = [key for key in _SAME if ours[key] != theirs[key]]
