@@ -193,6 +193,7 @@ class Experiment:
                 self.progress.record(self._record(one, None, block))
         results = [one for one in results if one.player.name not in self._failed]
         load = self._watch.end(name) if self._watch else None
+        self._note_cut(block, results)
         self._refuse_compilation(block)
         self._begin(run, name, load)
         for failed in self._failed.values():
@@ -201,7 +202,7 @@ class Experiment:
         reference = {one.key: one for one in results if one.player.name == BASELINE and one.by.repeat == 0}
         for one in results:
             self._where = f"verdict on {one.player.name}, {name}"
-            verdict = self.referee.verdict(one, reference[one.key])
+            verdict = self.referee.verdict(one, reference.get(one.key))
             run.write_record(self._record(one, verdict, block))
         replayed = {one.id for one in self.session.conversations[: self.plan.measure.num_null]}
         for null in self.referee.nulls(results, reference, replayed):
@@ -243,6 +244,21 @@ class Experiment:
             self.console.warn(f"{name}: {load.void}, so that its times mean nothing")
         elif load.causes and self.plan.measure.quiet != "off":
             self.console.warn(f"{name}: disturbed ({formatting.causes(load.causes)})")
+
+    def _note_cut(self, block: Block, results: list[TurnResult]) -> None:
+        """Say which conversations vanilla could not finish for want of context."""
+        first = [
+            one.call.conversation.id
+            for one in results
+            if one.player.name == BASELINE and one.by.seed == one.by.repeat == 0
+        ]
+        for conversation in block:
+            num_played, num_calls = first.count(conversation.id), self.scenario.num_calls(conversation)
+            if num_played < num_calls:
+                self.console.note(
+                    f"conversation {conversation.id} ends after {num_played} of {num_calls} turns: the next"
+                    f" prompt leaves no room in target.max_context={self.session.model.max_context}"
+                )
 
     def _refuse_compilation(self, block: Block) -> None:
         num_new = self.session.engine.num_programs - self._num_programs

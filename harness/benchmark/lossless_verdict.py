@@ -28,14 +28,19 @@ class Referee:
         self._engine, self._params, self._acceptor = engine, params, acceptor
         self._judge = None if engine.reference is None else Judge(engine.reference, params)
 
-    def verdict(self, one: TurnResult, vanilla: TurnResult) -> Verdict:
-        """The verdict on a result; `vanilla`: vanilla's first result of the same call."""
+    def verdict(self, one: TurnResult, vanilla: TurnResult | None) -> Verdict:
+        """The verdict on a result; `vanilla`: vanilla's first result of the same call.
+
+        None where it made no such call: after an earlier difference, its context had no room for it.
+        """
         is_vanilla = one.player.name == BASELINE
         # Vanilla drafts nothing, so no acceptor can change it.
         if not self._acceptor.lossless and one.player.kind != "rung" and not is_vanilla:
             return Verdict("forced" if self._acceptor.forced else "lossy")
         # Whatever the acceptor, vanilla draws again what it drew: its repeats have the same random stream.
         coupled = self._engine.coupled and (self._acceptor.coupled or is_vanilla)
+        if vanilla is None:
+            return Verdict("unpaired")
         same_prompt = list(one.request.prompt) == list(vanilla.request.prompt)
         if not same_prompt or not (coupled or self._params.greedy):
             return Verdict("unpaired")

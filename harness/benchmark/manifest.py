@@ -17,7 +17,7 @@ from harness.store.records import RunManifest
 from harness.store.run_store import ResultStore
 from harness.system import naming, provenance
 from harness.system.secrets import redact
-from harness.target.chat_template import template_hash
+from harness.target.chat_template import NOW, template_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +65,7 @@ class ManifestMaker:
                 "git": provenance.git_state(),
                 "packages": provenance.packages(),
                 "source_hash": provenance.source_hash(),
+                "template_time": NOW.isoformat(),
             },
             replicate=replicate,
             created=naming.now(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ class Session:
         self.plan, self.console, self.engine = plan, console, plan.engine
         self.board = Scoreboard()
         """What all runs of this process have come to so far."""
+        self._rendered: dict[tuple[Message, ...], array[int]] = {}
         plan.acceptor.load()
         self.conversations = plan.task.load()
         num_own = plan.measure.num_warmup
@@ -64,8 +66,12 @@ class Session:
         return {name: card for name, method in self.plan.arms.items() if (card := method.card())}
 
     def render(self, messages: Sequence[Message]) -> list[int]:
-        """Prompt ids of a chat."""
-        return render(self.model.tokenizer, messages, self.plan.target.chat)
+        """Prompt ids of a chat; rendered once, so that all arms are asked the same."""
+        chat = tuple(messages)
+        if chat not in self._rendered:
+            ids = render(self.model.tokenizer, messages, self.plan.target.chat)
+            self._rendered[chat] = array("q", ids)
+        return self._rendered[chat].tolist()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer."""

@@ -87,7 +87,7 @@ def read_first(tokens: Tensor, logits: Tensor) -> list[int]:
 
 def _bits(logits: Tensor) -> Tensor:
     """Logits as the bits of float32 numbers: integers, which travel beside token ids."""
-    return logits.float().view(torch.int32)
+    return logits.float().view(torch.int32).long()
 
 
 def _is_fault(bits: Sequence[int], length: int) -> bool:

@@ -17,7 +17,7 @@ from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Drafter
 from harness.engines.engine import Engine, MachineProbe, Method, Note, ServedModel, Workload
-from harness.engines.transformers_generate import Rung
+from harness.engines.transformers_generate import Rung, not_applied
 from harness.profiling.step_timing import StepTimings, cheapest_widths, time_steps, widths_to_time
 from harness.system import probes, provenance
 from harness.system.clock import lap_cost_ns
@@ -66,6 +66,12 @@ class Local(Engine):
         expect_processes(target.tensor_parallel)
         self._drafters = {name: arm for name, arm in arms.items() if isinstance(arm, Drafter)}
         self.weights: LoadedWeights = target.load(note)
+        ignored = not_applied(self.weights.model)
+        if ignored:
+            asked = ", ".join(f"{name}={value}" for name, value in ignored.items())
+            note(
+                f"target {target.name}: its generation config asks for {asked}; no arm and no rung applies it"
+            )
         self.target = Target(
             self.weights.model, target.attention, target.linear, target.cache, target.compile
         )
@@ -80,7 +86,7 @@ class Local(Engine):
             end_token_ids=self.weights.end_token_ids,
             max_context=self.weights.max_context,
             vocab_size=self.target.vocab_size,
-            card={**self.weights.card, "linear": self.target.linear},
+            card={**self.weights.card, "linear": self.target.linear, "not_applied": ignored},
         )
 
     @override

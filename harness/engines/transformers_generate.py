@@ -15,11 +15,32 @@ from typing_extensions import override
 from harness.config import configurable
 from harness.decoding.acceptance import Coupled
 from harness.decoding.batch import Generation, Request
+from harness.decoding.faults import method_code
 from harness.decoding.forced_tokens import ForcedTokens
 from harness.decoding.loop import LocalEngine
 from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.drafter import Drafter
 from harness.system.clock import synchronize
+
+_NEUTRAL: dict[str, Any] = {
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"), 1.0),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length"), 0),
+    **dict.fromkeys(("min_new_tokens", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id")),
+    **dict.fromkeys(("exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens")),
+    **dict.fromkeys(("sequence_bias", "stop_strings", "max_time", "watermarking_config", "penalty_alpha")),
+    **dict.fromkeys(("remove_invalid_values", "renormalize_logits", "token_healing"), False),
+    **dict.fromkeys(("num_beams", "num_return_sequences"), 1),
+    **dict.fromkeys(("min_p", "top_h", "epsilon_cutoff", "eta_cutoff"), 0.0),
+    "typical_p": 1.0,
+}
+"""Fields of a generation config that change tokens, with neutral values; `DecodingParams` has the others."""
+
+
+def not_applied(model: Any) -> dict[str, Any]:
+    """What a model's generation config asks for and neither arms nor rungs do; JSON types."""
+    asked = model.generation_config.to_dict() if model.generation_config is not None else {}
+    found = {name: asked.get(name) for name in _NEUTRAL}
+    return {name: value for name, value in found.items() if value not in (None, _NEUTRAL[name], [])}
 
 
 class CoupledNoise(LogitsProcessor):  # type: ignore[misc]
@@ -92,7 +113,7 @@ class _TransformersRung(Rung):
         # An id outside the vocabulary switches the end off; None would mean the model's own end tokens.
         ends = [target.vocab_size] if params.ignore_end_token else sorted(engine.end_token_ids)
         config = GenerationConfig(
-            # No filters of its own, whatever the model's generation config says; ours come with the noise.
+            # No filters of its own; ours come with the noise.
             do_sample=False,
             repetition_penalty=1.0,
             max_new_tokens=limit,
@@ -110,18 +131,22 @@ class _TransformersRung(Rung):
             noise.append(GivenTokens(request.forced, num_prompt))
         target.set_taps(())
         target.use_kernel("sdpa")
+        # What a config does not set, `generate` takes from the model's own.
+        own, target.model.generation_config = target.model.generation_config, GenerationConfig()
         try:
             synchronize(target.device)
             begin = time.perf_counter_ns()
-            output = target.model.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                generation_config=config,
-                logits_processor=noise,
-            )
+            with method_code():
+                output = target.model.generate(
+                    prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    generation_config=config,
+                    logits_processor=noise,
+                )
             synchronize(target.device)
             total_ns = time.perf_counter_ns() - begin
         finally:
+            target.model.generation_config = own
             target.use_kernel()
         ids = output[0, num_prompt:].tolist()
         ended = not params.ignore_end_token and ids[-1] in engine.end_token_ids

@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import jinja2
@@ -16,8 +20,14 @@ from harness.config import ConfigError, near
 from harness.tasks.conversation import Message
 
 _TEMPLATES = Path(__file__).parent / "templates"
+NOW = datetime(2024, 7, 26)
+"""The only time that a template can read: some print today's date, and a benchmark's prompts must be the same
+tomorrow."""
 _DATE = "26 Jul 2024"
-"""Some templates print today's date; a benchmark's prompts must be the same tomorrow."""
+_COMPILED = "<template>"
+"""The file name that jinja gives a compiled template."""
+_MAX_LINES = 1_000_000
+"""Lines of its own that a template may run; a long conversation takes some thousands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,21 +82,68 @@ def render(tokenizer: Any, messages: Sequence[Message], chat: ChatFormat) -> lis
         turns.insert(0, {"role": "system", "content": chat.system_prompt})
     switches = {} if chat.thinking is None else {"enable_thinking": chat.thinking}
     try:
-        ids = tokenizer.apply_chat_template(
-            turns,
-            chat_template=template,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            date_string=_DATE,
-            **switches,
-        )
-    except jinja2.TemplateError as error:
+        _stop_clock(template)
+        with _bounded():
+            ids = tokenizer.apply_chat_template(
+                turns,
+                chat_template=template,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+                date_string=_DATE,
+                **switches,
+            )
+    except Exception as error:  # templates come from anywhere, and may raise whatever Python can raise
         remedy = " Type target.system_prompt=null." if chat.system_prompt is not None else ""
         raise ConfigError(
-            f"target.template={chat.template}: {chat.name}'s template refuses the messages: {error}.{remedy}"
+            f"target.template={chat.template}: {chat.name}'s template refuses the messages:"
+            f" {_reason(error)}.{remedy}"
         ) from error
     return [int(token) for token in ids]
+
+
+def _stop_clock(template: str) -> None:
+    """Give a template `NOW` for the time of day.
+
+    transformers passes no functions from its callers to a template, so that of the environment is replaced,
+    which is kept with the compiled template.
+    """
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    compiled = _compile_jinja_template(template)
+    compiled.environment.globals["strftime_now"] = NOW.strftime
+
+
+def _reason(error: Exception) -> str:
+    """The text of an error, with its class where it is not one of jinja's."""
+    text = str(error) or "no reason given"
+    return text if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Stop a template that would run for hours.
+
+    jinja's sandbox bounds a single `range`, but no loops within loops and no macros that call themselves. A
+    compiled template is Python code in a file of its own name, so its lines can be counted as they run.
+    """
+    num_left = _MAX_LINES
+
+    def count(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal num_left
+        if frame.f_code.co_filename != _COMPILED:
+            return None
+        num_left -= 1
+        if num_left < 0:
+            raise jinja2.TemplateRuntimeError(f"it ran more than {_MAX_LINES:,} of its lines")
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def template_hash(tokenizer: Any, chat: ChatFormat) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,26 +50,48 @@ def _common_form(data: dict[str, Any]) -> Conversation | None:
     return Conversation(id=str(identity), category=str(data.get("category", "")), turns=tuple(turns))
 
 
-def read_lines(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_lines(path: str, option: str = "task.path") -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield line number (from 1) and object of every line of a JSONL file; blank lines are skipped.
 
+    option: the setting that names the file, for messages.
+
     Raises:
-        ConfigError: the file is missing, or a line, named by its number, is not a JSON object.
+        ConfigError: the file is missing, or a line, named by its number, is not a JSON object of valid text.
     """
     file = Path(path)
     if not file.is_file():
-        raise ConfigError(f"task.path={path}: no such file; give a JSONL file with one conversation per line")
+        raise ConfigError(f"{option}={path}: no such file; give a JSONL file with one conversation per line")
     # Not `splitlines`: U+2028 and similar characters may be unescaped in JSON, and end no line of JSONL.
     for number, line in enumerate(file.read_bytes().split(b"\n"), start=1):
+        # Windows marks a file as UTF-8 by its first character.
+        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if not line.strip():
             continue
         try:
             data = json.loads(line.decode("utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise ConfigError(f"{path}:{number}: not JSON in UTF-8: {error}") from error
+        if (found := _SURROGATE.search(line)) and _has_half(data):
+            raise ConfigError(
+                f"{path}:{number}: holds half of a character, which is no text (a surrogate without its other"
+                f" half, as {found[0].decode()}); remove it"
+            )
         if not isinstance(data, dict):
             raise ConfigError(f"{path}:{number}: needs a JSON object, got {type(data).__name__}")
         yield number, data
+
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+"""The escape of half a character of UTF-16; two of them may make a whole one."""
+
+
+def _has_half(data: Any) -> bool:
+    """Whether a text in `data` holds half of a character."""
+    try:
+        json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def refuse_doubles(path: str, conversations: Sequence[Conversation]) -> None:

@@ -138,11 +138,21 @@ class HubTask(Task):
             ) from error
 
     def _conversation(self, number: int, row: dict[str, Any]) -> Conversation:
+        for name, value in row.items():
+            used = name == self.turns_column or any(f"{{{name}" in template for template in self.turns)
+            if used and value is None:
+                raise ConfigError(f"task {self.name}: row {number + 1} has no {name}, which is a prompt")
         turns = (
             tuple(row[self.turns_column])
             if self.turns_column
             else tuple(template.format(**row).strip() for template in self.turns)
         )
+        if isinstance(row.get(self.turns_column or ""), str) or not all(
+            isinstance(one, str) for one in turns
+        ):
+            raise ConfigError(
+                f"task {self.name}: {self.turns_column} of row {number + 1} is no list of texts"
+            )
         identity = row[self.id_column] if self.id_column else number
         category = row[self.category_column] if self.category_column else self.category
         return Conversation(id=str(identity), category=str(category), turns=turns)
@@ -159,6 +169,10 @@ class MixedTask(Task):
         return [
             replace(one, id=f"{name}/{one.id}") for name, part in self.parts.items() for one in part.load()
         ]
+
+    @override
+    def warmup(self) -> list[Conversation]:
+        return next(iter(self.parts.values())).warmup()
 
     @override
     def source(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from harness.tasks.jsonl import file_hash, file_source, read_conversations, read
 _DECIMAL = re.compile(r"[+-]?\d+(_\d+)*", re.ASCII)
 DATA = Path(__file__).parent / "data"
 """Folder of the prompts that come with the harness."""
+_NUM_WARMUP = 3
 
 
 @configurable
@@ -135,6 +137,19 @@ class TokenIdsTask(Task):
             conversations.append(Conversation(id=str(data["id"]), category="token_ids", input_ids=tuple(ids)))
         refuse_doubles(self.path, conversations)
         return conversations
+
+    @override
+    def warmup(self) -> list[Conversation]:
+        """Prompts of the task in another order of their tokens, as the target may have no chat template."""
+        chosen = self.load()
+        known = {one.input_ids for one in chosen}
+        prompts: list[Conversation] = []
+        for number, one in enumerate(chosen[:_NUM_WARMUP]):
+            ids = random.Random(number).sample(one.input_ids, len(one.input_ids))
+            while tuple(ids) in known:
+                ids.append(ids[0])
+            prompts.append(replace(one, id=f"warm-up {number}", input_ids=tuple(ids)))
+        return prompts
 
     @override
     def source(self) -> dict[str, Any]:

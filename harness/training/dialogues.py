@@ -7,24 +7,22 @@ resumes after the last line.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 from typing_extensions import override
 
 from harness.config import ConfigError, configurable
-from harness.decoding.acceptance import Coupled
-from harness.decoding.batch import Request
-from harness.decoding.loop import LocalEngine
-from harness.decoding.sampling import DecodingParams, Temperature, stream_key
-from harness.drafting.drafter import Drafter
+from harness.decoding.sampling import DecodingParams, Temperature
 from harness.system.files import append_json
 from harness.tasks.conversation import Message
 from harness.tasks.jsonl import read_lines
 from harness.tasks.task import Task
+from harness.training.dialogue_lines import from_question, messages_of, token_ids
+from harness.training.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -36,33 +34,6 @@ class Sample:
     """Per token whether the assistant wrote it, end tokens included."""
     prompt: str
     """The text of the first question."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Writer:
-    """The target as the author of dialogues."""
-
-    engine: LocalEngine
-    drafter: Drafter
-    """A bound method that makes writing faster; the text is the target's own whatever it drafts."""
-    render: Callable[[Sequence[Message]], list[int]]
-    """Messages to the ids of a prompt."""
-    decode: Callable[[Sequence[int]], str]
-    encode: Callable[[str], list[int]]
-    note: Callable[[str], None]
-    """Takes a line for people."""
-
-    def write(self, prompts: Sequence[tuple[str, list[int]]], params: DecodingParams) -> list[list[int]]:
-        """The target's continuations of a batch of prompts, each given with the name of its random stream."""
-        requests = [Request(prompt=ids, key=stream_key(params.seeds[0], name, 0, 0)) for name, ids in prompts]
-        made = self.engine.generate(requests, self.drafter, params, Coupled())
-        return [one.output_ids for one in made]
-
-    def user_prefix(self) -> list[int]:
-        """The ids that the chat template puts before the text of a user's first turn."""
-        one, other = (self.render([Message(role="user", content=text)]) for text in ("A", "7"))
-        place = next(i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-        return one[:place]
 
 
 @configurable
@@ -98,28 +69,40 @@ class Dialogues(ABC):
 
 @configurable
 class GivenDialogues(Dialogues):
-    """A JSONL file of conversations, one per line, in any of the common forms.
+    """A JSONL file of conversations, one per line, in any of the common forms (`dialogue_lines.SHAPES`).
 
-    `{"prompt_ids", "answer_ids"}` (as the target wrote them), `{"user", "assistant"}` (with `complete`: false
-    where the answer was cut), `{"messages": [{"role", "content"}]}`, or ShareGPT's
-    `{"conversations": [{"from", "value"}]}`.
+    `{"prompt_ids", "answer_ids"}` (as the target wrote them), `{"user", "assistant"}` and other pairs (with
+    `complete`: false where the answer was cut), or a list `messages` or `conversations` of objects with
+    `role` or `from` and `content` or `value`, or of plain texts in turn.
     """
 
     path: str
 
     @override
     def read(self, writer: Writer) -> Iterator[Sample]:
-        for number, line in read_lines(self.path):
-            if "prompt_ids" in line:
-                yield written_sample(line)
-                continue
-            messages = _messages(line)
-            if not messages:
-                raise ConfigError(
-                    f"{self.path}:{number}: needs prompt_ids and answer_ids, user and assistant, messages, or"
-                    f" conversations; got the keys {', '.join(line)}"
-                )
-            yield _tokenised(messages, bool(line.get("complete", True)), writer)
+        without: list[int] = []
+        for number, line in read_lines(self.path, option="data.path"):
+            try:
+                samples = self._samples(line, writer)
+            except ConfigError as error:
+                raise ConfigError(f"{self.path}:{number}: {error}") from error
+            without += [] if samples else [number]
+            yield from samples
+        if without:
+            writer.note(
+                f"{self.path}: {len(without)} dialogues left out, which have no answer to a question; the"
+                f" first is in line {without[0]}"
+            )
+
+    def _samples(self, line: dict[str, Any], writer: Writer) -> list[Sample]:
+        if "prompt_ids" in line:
+            size = writer.engine.target.vocab_size
+            ids = {name: token_ids(line, name, size) for name in ("prompt_ids", "answer_ids")}
+            return [written_sample({**line, **ids})] if all(ids.values()) else []
+        complete = line.get("complete", True)
+        if not isinstance(complete, bool):
+            raise ConfigError(f"complete: needs true or false, got {complete!r}")
+        return list(_tokenised(from_question(messages_of(line)), complete, writer))
 
     @override
     def card(self) -> dict[str, Any]:
@@ -277,44 +260,29 @@ def truncated(sample: Sample, length: int) -> Sample:
     return replace(sample, ids=sample.ids[:length], answer=sample.answer[:length])
 
 
-_ROLES: dict[str, Literal["system", "user", "assistant"]] = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
+def _tokenised(messages: Sequence[Message], complete: bool, writer: Writer) -> Iterator[Sample]:
+    """The dialogue as tokens: each answer follows the templated prompt of all turns before it.
 
-
-def _messages(line: dict[str, Any]) -> list[Message]:
-    """The messages of a line in one of the forms of `GivenDialogues`; empty for any other form."""
-    if "user" in line and "assistant" in line:
-        pairs = [("user", line["user"]), ("assistant", line["assistant"])]
-    elif "messages" in line:
-        pairs = [(one["role"], one["content"]) for one in line["messages"]]
-    else:
-        pairs = [(one["from"], one["value"]) for one in line.get("conversations", [])]
-    return [Message(role=_ROLES[role], content=text) for role, text in pairs if role in _ROLES]
-
-
-def _tokenised(messages: Sequence[Message], complete: bool, writer: Writer) -> Sample:
-    """The ids of a conversation: each answer follows the templated prompt of all turns before it."""
+    Where a template writes earlier answers otherwise than they were given (without their thoughts, say), the
+    sample ends and another one begins with that prompt, so that every answer is marked in one of them.
+    """
     ids: list[int] = []
     answer: list[bool] = []
-    end = min(writer.engine.end_token_ids, default=None)
+    first = next((m.content for m in messages if m.role == "user"), "")
     for place, message in enumerate(messages):
         if message.role != "assistant":
             continue
         prompt = writer.render(messages[:place])
         said = writer.encode(message.content)
         last = place + 1 == len(messages)
-        if end is not None and (complete or not last):
-            said = [*said, end]
-        # Tokens that the template adds after an earlier answer belong to the next prompt.
-        fresh = prompt[len(ids) :] if prompt[: len(ids)] == ids else prompt
-        if fresh is prompt and ids:
+        if writer.answer_end is not None and (complete or not last):
+            said = [*said, writer.answer_end]
+        if prompt[: len(ids)] != ids:
+            yield Sample(tuple(ids), tuple(answer), first)
             ids, answer = [], []
+        # Tokens that the template adds after an earlier answer belong to the next prompt.
+        fresh = prompt[len(ids) :]
         ids += [*fresh, *said]
         answer += [*[False] * len(fresh), *[True] * len(said)]
-    first = next((m.content for m in messages if m.role == "user"), "")
-    return Sample(tuple(ids), tuple(answer), first)
+    if ids:
+        yield Sample(tuple(ids), tuple(answer), first)

@@ -30,11 +30,12 @@ from harness.target.model import Target
 from harness.target.spec import LoadedWeights, TargetSpec
 from harness.tasks.task import JsonlTask, Task
 from harness.tracking.tracker import NoTracker, Tracker
-from harness.training.dialogues import Dialogues, Sample, Writer
+from harness.training.dialogues import Dialogues, Sample
 from harness.training.features import CachedFeatures, Features
 from harness.training.folder import HEAD
 from harness.training.overlap import without_overlap
 from harness.training.trainer import Progress, Trainer, Training
+from harness.training.writer import Writer
 
 _IDENTITY = ("methods", "training", "data", "exclude", "exclude_paths")
 _NOT_OF_A_TRAINING = ("heads", "cache", "compile")
@@ -204,6 +205,7 @@ def _writer(
         engine=engine,
         drafter=drafter,
         render=lambda messages: render(tokenizer, messages, spec.chat),
+        eos_token_id=tokenizer.eos_token_id,
         decode=lambda ids: str(tokenizer.decode(list(ids), skip_special_tokens=True)),
         encode=lambda text: [int(token) for token in tokenizer.encode(text, add_special_tokens=False)],
         note=console.note,

@@ -6,6 +6,7 @@ import json
 import re
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
@@ -13,11 +14,13 @@ from hydra import compose, initialize_config_module
 from harness.analysis.summary import summarise
 from harness.benchmark.experiment import Experiment
 from harness.benchmark.plan import Plan, make_plan
+from harness.benchmark.scenarios.multi_turn import MultiTurn
 from harness.benchmark.session import Session
 from harness.config import ConfigError
 from harness.decoding.acceptance import Accepted, Coupled
 from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console
+from harness.tasks.conversation import Message
 
 LINES = [
     {"question_id": 1, "category": "a", "turns": ["one two one two one", "and three"]},
@@ -160,3 +163,66 @@ def test_a_task_file_with_a_bad_line_is_named_with_its_line(tmp_path: Path) -> N
     (tmp_path / "prompts.jsonl").write_text('{"question_id": 1, "turns": ["x"]}\n{"turns": 3}\n')
     with pytest.raises(ConfigError, match=r"prompts\.jsonl:2"):
         plan.task.load()
+
+
+def test_prompts_are_rendered_once_and_all_arms_are_asked_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered: list[list[Message]] = []
+
+    def drifting(_: Any, messages: list[Message], __: Any) -> list[int]:
+        rendered.append(messages)
+        return [65 + len(rendered) % 60, 66, 67]  # a template that writes something else each time
+
+    monkeypatch.setattr("harness.benchmark.session.render", drifting)
+    run = load_run(measured(plan_of(tmp_path, "measure=acceptance"), tmp_path))
+    prompts = {(one.conversation, one.turn): set[str]() for one in run.records}
+    for one in run.records:
+        prompts[one.conversation, one.turn].add(one.prompt_hash)
+    assert all(len(hashes) == 1 for hashes in prompts.values())
+    assert len({tuple(messages) for messages in rendered}) == len(rendered)
+    assert run.manifest.provenance["template_time"] == "2024-07-26T00:00:00"
+
+
+def test_token_ids_need_no_chat_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("harness.target.random_target._TEMPLATE", None)
+    file = tmp_path / "ids.jsonl"
+    file.write_text('{"id": 1, "input_ids": [5, 6, 7, 5, 6]}\n{"id": 2, "input_ids": [9, 9, 9]}')
+    plan = plan_of(
+        tmp_path, "task=token_ids", f"task.path={file}", "measure=acceptance", "measure.num_warmup=2"
+    )
+    run = load_run(measured(plan, tmp_path))
+    assert {one.conversation for one in run.records} == {"1", "2"}
+
+
+@pytest.mark.parametrize("history", ["live", "frozen"])
+def test_a_conversation_that_outgrows_the_context_ends_and_the_run_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], history: str
+) -> None:
+    longest = max(len(LINES[0]["turns"][0]), 20)  # type: ignore[index]
+    plan = plan_of(
+        tmp_path,
+        *("measure=acceptance", f"task.history={history}", f"target.max_context={longest + 55}"),
+        "measure.num_warmup=0",
+    )
+    run = load_run(measured(plan, tmp_path))
+    assert run.finished
+    assert {(one.conversation, one.turn) for one in run.records} == {("1", 0), ("2", 0), ("3", 0)}
+    assert {one.verdict.kind for one in run.records if one.verdict} == {"identical"}
+    assert "conversation 1 ends after 1 of 2 turns: the next prompt leaves no room" in capsys.readouterr().err
+
+
+def test_a_turn_that_only_another_arm_has_room_for_is_unpaired(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tmp_path, "measure=acceptance", "measure.num_warmup=0")
+    right = MultiTurn.play
+
+    def play(self: MultiTurn, runner: Any, one_pass: Any, block: Any, frozen: Any = None) -> Any:
+        made = right(self, runner, one_pass, block, frozen)
+        return [one for one in made if one.call.turn == 0 or one_pass.player.name != "vanilla"]
+
+    monkeypatch.setattr(MultiTurn, "play", play)
+    run = load_run(measured(plan, tmp_path))
+    kinds = {(one.arm, one.turn): one.verdict.kind for one in run.records if one.verdict}
+    assert kinds == {("vanilla", 0): "identical", ("ngram", 0): "identical", ("ngram", 1): "unpaired"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from harness.system.console import Console
 from harness.target.random_target import TinyTarget
 from methods.ngram import NGram
 from tests.benchmark.test_experiment import measured, plan_of
+from tests.support.builders import make_run
 
 ACCEPTANCE = ("measure=acceptance", "measure.batch_size=1")
 
@@ -164,3 +166,11 @@ def test_a_head_that_is_not_finite_is_refused_at_load(
 def test_the_tiny_target_is_finite(tmp_path: Path) -> None:
     """So that the faults above are those that were put in."""
     assert all(bool(p.isfinite().all()) for p in TinyTarget().load(lambda _: None).model.parameters())
+
+
+def test_arguments_that_the_locale_cannot_read_are_recorded_as_they_came(tmp_path: Path) -> None:
+    typed = ["task.name=\udce4\udcb8\udcad", "x=\u4e2d"]
+    manifest = replace(make_run([]).manifest, overrides=typed)
+    with ResultStore(tmp_path / "runs").open_run(manifest) as run:
+        folder = run.folder
+    assert load_run(folder).manifest.overrides == typed

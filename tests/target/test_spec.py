@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 import time
 from dataclasses import asdict, fields
@@ -16,7 +17,7 @@ from omegaconf import DictConfig
 
 from harness.config import ConfigError, build
 from harness.target import checkpoint, smollm2
-from harness.target.chat_template import render, template_hash
+from harness.target.chat_template import NOW, render, template_hash
 from harness.target.random_target import TinyTarget, byte_tokenizer
 from harness.target.smollm2 import WheelTarget
 from harness.target.spec import TargetSpec
@@ -689,3 +690,46 @@ def test_the_embedded_target_answers_a_question() -> None:
     ids = torch.tensor([prompt])
     output = loaded.model.generate(ids, max_new_tokens=16, do_sample=False)[0, len(prompt) :]
     assert tokenizer.decode(output) == "The capital of France is Paris.<|im_end|>"
+
+
+def test_a_template_reads_one_time_and_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "dated.jinja"
+    file.write_text("{{ strftime_now('%d %B %Y %H:%M') }}")
+    assert text_of(QUESTION, template=str(file)) == NOW.strftime("%d %B %Y %H:%M") == "26 July 2024 00:00"
+
+
+ENDLESS = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "text": "{% set x = 'a' * 9999 %}{% for a in x %}{% for b in x %}{% endfor %}{% endfor %}",
+    "macro": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}",
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_template_that_would_run_for_hours_is_stopped_and_named(name: str, tmp_path: Path) -> None:
+    file = tmp_path / f"{name}.jinja"
+    file.write_text(ENDLESS[name])
+    before = sys.gettrace()
+    with pytest.raises(ConfigError, match=rf"target\.template=\S*{name}\.jinja: .* ran more than 1,000,000"):
+        text_of(QUESTION, template=str(file))
+    assert sys.gettrace() is before
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{{ messages[9].content.x }}", "UndefinedError|no element 9"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ 'a' + 1 }}", "TypeError"),
+        ("{{ messages | nosuch }}", "nosuch"),
+        ("{% for %}", "Expected"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ raise_exception('never') }}", "never"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe|undefined"),
+    ],
+)
+def test_every_error_in_a_template_names_the_template(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.jinja"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=rf"target\.template=\S*wrong\.jinja: .*({words})"):
+        text_of(QUESTION, template=str(file))

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 import conf
 from harness.config import ConfigError, build
-from harness.tasks.sources import EmbeddedTask, HubTask, HumanEvalTask
-from harness.tasks.task import JsonlTask, Task
+from harness.tasks.sources import EmbeddedTask, HubTask, HumanEvalTask, MixedTask
+from harness.tasks.task import JsonlTask, Task, TokenIdsTask
 
 YAMLS = sorted((Path(conf.__file__).parent / "task").glob("*.yaml"))
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "prompts"
@@ -226,3 +226,51 @@ def test_an_id_that_hydra_reads_as_a_number_is_found_by_its_value(tmp_path: Path
     file.write_text(file.read_text() + '\n{"id": "01000", "prompt": "p"}')
     with pytest.raises(ConfigError, match="has no '1000'"):
         ids(1000)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    file = tmp_path / "task.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + b'{"id": 1, "prompt": "x"}\r\n{"id": 2, "prompt": "y"}\r\n')
+    assert [one.turns for one in JsonlTask(name="x", path=str(file)).load()] == [("x",), ("y",)]
+
+
+@pytest.mark.parametrize("field", ["id", "prompt", "category", "elsewhere"])
+def test_half_of_a_character_is_named_with_its_line(field: str, tmp_path: Path) -> None:
+    file = tmp_path / "task.jsonl"
+    row = {"id": "1", "prompt": "x", field: "a\ud83d"}
+    file.write_text('{"id": 0, "prompt": "\\ud83d\\ude00 and \\\\ud83d"}\n' + json.dumps(row) + "\n")
+    with pytest.raises(ConfigError, match=r"task\.jsonl:2: holds half of a character.*ud83d"):
+        JsonlTask(name="x", path=str(file)).load()
+    file.write_text('{"id": 0, "prompt": "\\ud83d\\ude00 and \\\\ud83d"}\n')
+    assert JsonlTask(name="x", path=str(file)).load()[0].turns == ("\U0001f600 and \\ud83d",)
+
+
+def test_json_that_is_too_deep_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "task.jsonl"
+    file.write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match=r"task\.jsonl:1: not JSON"):
+        JsonlTask(name="x", path=str(file)).load()
+
+
+def test_token_ids_are_warmed_up_with_token_ids_that_are_not_in_the_test(tmp_path: Path) -> None:
+    file = tmp_path / "ids.jsonl"
+    prompts = [[5, 6, 7, 8], [9], [4, 4], [1, 2]]
+    file.write_text("\n".join(json.dumps({"id": n, "input_ids": ids}) for n, ids in enumerate(prompts)))
+    task = TokenIdsTask(name="x", path=str(file))
+    warm = task.warmup()
+    assert len(warm) == 3
+    assert not any(one.turns for one in warm)
+    assert not {one.input_ids for one in warm} & {one.input_ids for one in task.load()}
+    assert {token for one in warm for token in one.input_ids} <= {4, 5, 6, 7, 8, 9}
+    assert MixedTask(name="m", parts={"a": task}).warmup() == warm
+    assert warm == task.warmup()
+
+
+def test_columns_that_are_no_prompts_are_named_with_their_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[dict[str, Any]] = [{"question": "Why?"}, {"question": None}]
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows)
+    with pytest.raises(ConfigError, match="row 2 has no question, which is a prompt"):
+        HubTask(name="x", dataset="a/b", split="test", turns=("{question}",)).load()
+    rows[1] = {"question": "a text"}
+    with pytest.raises(ConfigError, match="question of row 1 is no list of texts"):
+        HubTask(name="x", dataset="a/b", split="test", turns_column="question").load()

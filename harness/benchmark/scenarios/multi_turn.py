@@ -21,7 +21,7 @@ from harness.tasks.conversation import Conversation
 
 @configurable
 class MultiTurn(Scenario):
-    """Plays every turn, or the first few."""
+    """Plays every turn, or the first few, as long as the context has room for the next prompt."""
 
     name: str = "multi_turn"
     max_turns: int | None = Field(default=None, ge=1)
@@ -46,8 +46,13 @@ class MultiTurn(Scenario):
                     sample=one_pass.seed,
                 )
                 for conversation in block
-                if turn < self.num_calls(conversation)
+                if turn < self.num_calls(conversation) and len(answers[conversation.id]) == turn
             ]
+            if turn:
+                # A conversation that has grown too long ends; only a first prompt must have room.
+                calls = [call for call in calls if runner.has_room(call)]
+            if not calls:
+                break
             made = runner.ask(one_pass, calls)
             results += made
             for one in made:

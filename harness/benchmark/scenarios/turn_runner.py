@@ -154,9 +154,13 @@ class TurnRunner:
                 messages.append(Message(role="assistant", content=answers[number]))
         return self.render(messages)
 
+    def has_room(self, call: Call) -> bool:
+        """Whether the prompt leaves room for an answer."""
+        return len(call.prompt) < self.model.max_context
+
     def check_room(self, call: Call) -> None:
         """Raise ConfigError where the prompt leaves no room for an answer."""
-        if len(call.prompt) >= self.model.max_context:
+        if not self.has_room(call):
             raise ConfigError(
                 f"conversation {call.conversation.id}, turn {call.turn}: the prompt has {len(call.prompt)}"
                 f" tokens and target.max_context is {self.model.max_context}; choose others with task.ids or"
