@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import time
@@ -17,11 +16,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.utils import get_class
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
-from harness.cli.outcome import FAILED, GOOD, OUTCOME, WRONG, Collect
+from harness.cli.interrupts import interrupts_on_signals
+from harness.cli.outcome import FAILED, GOOD, WRONG, Collect, hand_over
 from harness.config import ConfigError, near
 from harness.store.run_store import unwritable
 from harness.system.console import Console
@@ -38,7 +38,8 @@ def main(job: Callable[[], Any]) -> int:
     # Hydra would report errors itself, with exit status 1 and hints about its internals; this makes it raise.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        job()
+        with interrupts_on_signals():
+            job()
     except ConfigError as error:
         return _wrong(str(error))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -48,8 +49,8 @@ def main(job: Callable[[], Any]) -> int:
     except OSError as error:
         # Hydra creates the folder of a job before the job could check that it can be written.
         return _wrong(str(unwritable(error.filename or "results", error)))
-    except KeyboardInterrupt:
-        Console().error("stopped by the user")
+    except KeyboardInterrupt as error:
+        Console().error(str(error) or "stopped by the user")
         return FAILED
     return GOOD
 
@@ -83,14 +84,11 @@ def run_job(config: DictConfig) -> None:
             raise SystemExit(FAILED)
         return
     folder = Path(hydra.runtime.output_dir)
-    (folder / OUTCOME).write_text(json.dumps(job.outcome()))
+    hand_over(folder, job.outcome())
     # A launcher that runs jobs in other processes is interrupted too, and collects the outcomes itself.
     if job.interrupted and sweeping and str(hydra.launcher["_target_"]).endswith("BasicLauncher"):
-        Collect().on_multirun_end(config=_with_hydra(config))
-
-
-def _with_hydra(config: DictConfig) -> DictConfig:
-    return OmegaConf.merge({"hydra": HydraConfig.get()}, config)  # type: ignore[return-value]
+        # Not by its setting, which holds the time and would be another folder if it were resolved again.
+        Collect().end_sweep(folder.parents[len(Path(str(hydra.sweep.subdir)).parts) - 1])
 
 
 def explain(error: Exception) -> str:

@@ -16,10 +16,12 @@ from harness.costs.table import load_tables
 from harness.reports import csv_files, figures, page, replication
 from harness.reports.latex import latex
 from harness.reports.markdown import markdown
+from harness.store.integrity.paths import refuse_link
 from harness.store.locations import RUNS
 from harness.store.records import Run
 from harness.store.run_store import load_runs
 from harness.system.console import Console
+from harness.system.files import write_whole
 
 TABLES = ("md", "tex", "csv", "figures")
 """What is written where no format is asked for."""
@@ -50,7 +52,7 @@ def build(
         refuse_mixed(runs)
     _, notes = variants(runs)
     rows, pairs = summarise_with_pairs(runs, [table for root in roots for table in load_tables(root)])
-    out.mkdir(parents=True, exist_ok=True)
+    _make_folder(out, roots)
     papers = load_papers()
     makers: dict[str, Callable[[], dict[str, str]]] = {
         "md": lambda: {
@@ -72,15 +74,23 @@ def build(
                 # Nothing that a paper measured as well; what an earlier report found goes.
                 (out / name).unlink(missing_ok=True)
                 continue
-            (out / name).write_text(text, encoding="utf-8", newline="\n")
+            write_whole(out / name, text.encode("utf-8", "replace"))
             console.note(f"wrote {out / name}")
     for path in _redraw(rows, out / "figures") if "figures" in formats else ():
         console.note(f"wrote {path}")
     return rows
 
 
+def _make_folder(out: Path, roots: Sequence[Path]) -> None:
+    if out.parent in roots:
+        # The default place, which whoever made the store may have made a link to another one.
+        refuse_link(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+
 def _redraw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """The figures of these rows; those of an earlier report, which they may contradict, go."""
+    refuse_link(folder)
     written = figures.draw(rows, folder)
     kinds = "|".join((*figures.KINDS, figures.BATCHES))
     for path in folder.glob("*") if folder.is_dir() else ():

@@ -193,7 +193,7 @@ def test_a_report_that_goes_wrong_is_a_warning_and_is_made_when_typed_again(
         raise RuntimeError("no ink")
 
     with monkeypatch.context() as patch:
-        patch.setattr("harness.benchmark.job.draw", fail)
+        patch.setattr("harness.benchmark.job.draw_once", fail)
         patch.setattr(NoTracker, "finish", fail)
         ended = type_in("measure.rung_repeats=0")
     assert ended.status == 0, ended.err
