@@ -282,14 +282,19 @@ class Experiment:
                 run.write_exhibit(exhibit(one, self._piece, self.session.decode))
 
 
+_NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""What torch writes into a plain RuntimeError where a processor's memory ends."""
+
+
 def failure(error: BaseException, where: str, arm: str = "") -> Failure:
     """The record of what stopped a run, or an arm of it, with the setting to change where there is one."""
     if isinstance(error, DecodingFault):
         # Where no other arm is named it was vanilla's, which stops the run.
         return Failure(error.kind, where, str(error), arm or BASELINE)
     if isinstance(error, KeyboardInterrupt):
-        return Failure("interrupted", where, "stopped by the user; the same command goes on from here")
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        why = str(error) or "stopped by the user"
+        return Failure("interrupted", where, f"{why}; the same command goes on from here")
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _NO_MEMORY in str(error):
         remedy = "turn down measure.batch_size, max_new_tokens, target.dtype or the draft's size"
         return Failure("out-of-memory", where, f"{error}; {remedy}")
     if isinstance(error, ConfigError):

@@ -14,7 +14,7 @@ from harness.benchmark.plan import Plan, make_plan
 from harness.benchmark.session import Session
 from harness.config import ConfigError, build
 from harness.costs.table import load_tables
-from harness.reports.figures import draw
+from harness.reports.figures import draw_once
 from harness.store.follower import FollowedStore
 from harness.store.records import Cell, Failure
 from harness.store.run_store import ResultStore, load_run
@@ -93,11 +93,10 @@ class Job:
         with warn_on_error(self._console, "the report"):
             run = load_run(folder)
             rows = summarise(run, load_tables(plan.results))
-            figures = sorted((folder / "figures").glob("*"))
-            # An archived run has no folder; its figures are in the archive.
-            if not figures and folder.is_dir():
-                with warn_on_error(self._console, "drawing"), waiting("drawing the figures", usual_s=10):
-                    figures = draw(rows, folder / "figures")
+            figures: list[Path] = []
+            with warn_on_error(self._console, "drawing"), waiting("drawing the figures", usual_s=10):
+                # An archived run has no folder; its figures are in the archive.
+                figures = draw_once(rows, folder / "figures")
             if not fresh:
                 plan.tracker.finish(run, rows, figures)
                 return

@@ -21,11 +21,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import conf
-from harness.cli.outcome import FAILED, GOOD, OUTCOME, WRONG, Collect
+from harness.cli.interrupts import interrupts_on_signals
+from harness.cli.outcome import FAILED, GOOD, WRONG, Collect, hand_over
 from harness.config import ConfigError, near
 from harness.store.run_store import unwritable
 from harness.system.console import Console
-from harness.system.files import write_json
 from harness.system.processes import is_follower
 from harness.system.progress import waiting
 from harness.system.secrets import guard_process
@@ -42,7 +42,8 @@ def main(job: Callable[[], Any]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     guard_process()
     try:
-        job()
+        with interrupts_on_signals():
+            job()
     except ConfigError as error:
         return _wrong(str(error))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -52,8 +53,8 @@ def main(job: Callable[[], Any]) -> int:
     except OSError as error:
         # Hydra creates the folder of a job before the job could check that it can be written.
         return _wrong(str(unwritable(error.filename or "results", error)))
-    except KeyboardInterrupt:
-        Console().error("stopped by the user")
+    except KeyboardInterrupt as error:
+        Console().error(str(error) or "stopped by the user")
         return FAILED
     return GOOD
 
@@ -90,14 +91,11 @@ def run_job(config: DictConfig) -> None:
             raise SystemExit(FAILED)
         return
     folder = Path(hydra.runtime.output_dir)
-    write_json(folder / OUTCOME, job.outcome())
+    hand_over(folder, job.outcome())
     # A launcher that runs jobs in other processes is interrupted too, and collects the outcomes itself.
     if job.interrupted and sweeping and str(hydra.launcher["_target_"]).endswith("BasicLauncher"):
-        Collect().on_multirun_end(config=_with_hydra(config))
-
-
-def _with_hydra(config: DictConfig) -> DictConfig:
-    return OmegaConf.merge({"hydra": HydraConfig.get()}, config)  # type: ignore[return-value]
+        # Not by its setting, which holds the time and would be another folder if it were resolved again.
+        Collect().end_sweep(folder.parents[len(Path(str(hydra.sweep.subdir)).parts) - 1])
 
 
 def explain(error: Exception) -> str:

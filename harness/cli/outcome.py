@@ -27,6 +27,9 @@ OUTCOME = "outcome.json"
 GOOD, FAILED, WRONG = 0, 1, 2
 """Exit statuses: success, a failed run or broken verdict, a wrong command line or configuration."""
 
+_UNWRITTEN: dict[Path, dict[str, Any]] = {}
+"""Outcomes of this process that could not be written, by the path of the file."""
+
 
 class Collect(Callback):
     """Ends the process with one table of everything it measured, the JSON line and the exit status.
@@ -39,13 +42,17 @@ class Collect(Callback):
     def on_run_end(self, config: DictConfig, **_: Any) -> None:
         """Report a single run. One that raised has no outcome, and Hydra re-raises its exception."""
         outcome = Path(config.hydra.run.dir) / OUTCOME
-        if outcome.is_file():
+        if outcome.is_file() or outcome.resolve() in _UNWRITTEN:
             self._end([outcome])
 
     @override
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Report all jobs of a sweep, in the order of their numbers."""
-        jobs = sorted(Path(config.hydra.sweep.dir).glob("*/.hydra"), key=lambda path: _number(path.parent))
+        self.end_sweep(Path(config.hydra.sweep.dir))
+
+    def end_sweep(self, folder: Path) -> None:
+        """Report all jobs in the folder of a sweep."""
+        jobs = sorted(folder.glob("*/.hydra"), key=lambda path: _number(path.parent))
         self._end([job.parent / OUTCOME for job in jobs])
 
     def _end(self, outcomes: Iterable[Path]) -> None:
@@ -65,11 +72,31 @@ def _number(folder: Path) -> tuple[int, str]:
     return (int(folder.name), "") if folder.name.isdigit() else (sys.maxsize, folder.name)
 
 
+def hand_over(folder: Path, outcome: dict[str, Any]) -> None:
+    """Keep the outcome of a job for `Collect`: in the job's folder, or in memory if the disk is full."""
+    path = folder / OUTCOME
+    try:
+        write_json(path, outcome)
+    except OSError as error:
+        errors = [*outcome["errors"], f"{path}: cannot be written ({error.strerror})"]
+        _UNWRITTEN[path.resolve()] = {**outcome, "errors": errors, "status": outcome["status"] or FAILED}
+
+
 def _read(path: Path) -> dict[str, Any]:
+    if path.resolve() in _UNWRITTEN:
+        return _UNWRITTEN[path.resolve()]
     if not path.is_file():
-        return {"run_dirs": [], "errors": [f"{path.parent}: the job ended without an outcome"], "status": 1}
-    outcome: dict[str, Any] = json.loads(path.read_text())
-    return outcome
+        return _without_outcome(path.parent, "the job ended without an outcome")
+    try:
+        outcome: dict[str, Any] = json.loads(path.read_bytes())
+        known = {name: outcome[name] for name in ("run_dirs", "errors", "status")}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return _without_outcome(path.parent, f"the outcome of the job cannot be read ({error!r})")
+    return {**outcome, **known}
+
+
+def _without_outcome(folder: Path, why: str) -> dict[str, Any]:
+    return {"run_dirs": [], "errors": [f"{folder}: {why}"], "status": FAILED}
 
 
 def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
@@ -78,7 +105,7 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
     from harness.analysis.row import json_rows
     from harness.costs.table import load_tables
 
-    status: int = max(outcome["status"] for outcome in outcomes)
+    status: int = max((outcome["status"] for outcome in outcomes), default=FAILED)
     folders = list(dict.fromkeys(folder for outcome in outcomes for folder in outcome["run_dirs"]))
     errors = [error for outcome in outcomes for error in outcome["errors"]]
     runs: list[Run] = []

@@ -16,6 +16,7 @@ from harness.costs.table import load_tables
 from harness.reports import by_call, csv_files, figures, page, replication
 from harness.reports.latex import latex
 from harness.reports.markdown import markdown
+from harness.store.integrity.paths import refuse_link
 from harness.store.locations import RUNS
 from harness.store.records import Run
 from harness.store.run_store import load_runs
@@ -50,7 +51,7 @@ def build(
         refuse_mixed(runs)
     notes = variants(runs)[1]
     rows, pairs = summarise_with_pairs(runs, [table for root in roots for table in load_tables(root)])
-    out.mkdir(parents=True, exist_ok=True)
+    _make_folder(out, roots)
     papers = _papers(console)
     makers: dict[str, Callable[[], dict[str, str]]] = {
         "md": lambda: {
@@ -87,8 +88,16 @@ def _papers(console: Console) -> list[Paper]:
     return papers
 
 
+def _make_folder(out: Path, roots: Sequence[Path]) -> None:
+    if out.parent in roots:
+        # The default place, which whoever made the store may have made a link to another one.
+        refuse_link(out)
+    out.mkdir(parents=True, exist_ok=True)
+
+
 def _redraw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """The figures of these rows; those of an earlier report, which they may contradict, go."""
+    refuse_link(folder)
     written = figures.draw(rows, folder)
     kinds = "|".join((*figures.KINDS, figures.BATCHES, figures.TEMPERATURES))
     for path in folder.glob("*") if folder.is_dir() else ():

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from harness.store.integrity.lines import Chain, TornLine
 from harness.store.integrity.paths import CorruptJournal as CorruptJournal
-from harness.store.integrity.paths import open_file, read_file, size_of
+from harness.store.integrity.paths import is_local, open_file, read_file, size_of
 from harness.store.integrity.shapes import Moment, read_entry
 from harness.store.records import (
     BlockLoad,
@@ -296,10 +296,7 @@ def seconds_of(path: Path, manifest: RunManifest) -> float | None:
         CorruptJournal: these lines are not what was written.
     """
     try:
-        with open_file(path) as file:
-            first = file.readline()
-            file.seek(max(0, size_of(path) - _END_BYTES))
-            last = (file.read().splitlines(keepends=True) or [b""])[-1]
+        first, last = _ends(path)
     except FileNotFoundError:
         return None
     chain = Chain(manifest.run_id, manifest.chain)
@@ -314,6 +311,18 @@ def seconds_of(path: Path, manifest: RunManifest) -> float | None:
     except (ValueError, KeyError) as error:
         raise CorruptJournal(f"{path}: {error}. Restore it, or move the folder away.") from error
     return end - start
+
+
+def _ends(path: Path) -> tuple[bytes, bytes]:
+    """The first and the last line of a file."""
+    if not is_local(path):
+        # Of an archive or a URL, all must be read anyway to reach the end.
+        lines = read_file(path).splitlines(keepends=True) or [b""]
+        return lines[0], lines[-1]
+    with open_file(path) as file:
+        first = file.readline()
+        file.seek(max(0, size_of(path) - _END_BYTES))
+        return first, (file.read().splitlines(keepends=True) or [b""])[-1]
 
 
 def end_of(path: Path, num_bytes: int) -> bytes:

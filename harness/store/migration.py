@@ -10,6 +10,7 @@ from typing import Any
 from harness.config import ConfigError
 from harness.store.integrity.manifests import MANIFEST, encode_manifest
 from harness.store.integrity.paths import MAX_SMALL_BYTES, CorruptJournal, read_file, refuse_link
+from harness.store.integrity.shapes import read_manifest_json
 from harness.store.parquet import read_about
 from harness.store.records import SCHEMA_VERSION
 from harness.store.run_store import export_records, read_folder
@@ -62,7 +63,12 @@ def _migrate(folder: Path) -> bool:
         version += 1
     if is_old and version == SCHEMA_VERSION:
         data = redact_values(data)
-        write_whole(manifest, encode_manifest(data))
+        try:
+            written = encode_manifest(data)
+            read_manifest_json(written)
+        except ValueError as error:
+            raise CorruptJournal(f"{manifest}: {error}. Restore it, or move the folder away.") from error
+        write_whole(manifest, written)
     _, journal = read_folder(folder)
     if not journal.finished or read_about(folder) is not None:
         return is_old

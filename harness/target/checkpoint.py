@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ _WITHOUT_HUB = (
     "Without the hub: target.path=FOLDER (a downloaded model), target=smollm2_135m (a Python package), "
     "or target=tiny (random weights)."
 )
+_INDEX = "model.safetensors.index.json"
 _NUM_SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
 """How much of every weight file goes into its fingerprint."""
 
@@ -75,7 +77,10 @@ class ModelSource:
 
     def check_files(self, checkpoint: Checkpoint) -> None:
         """Raise ConfigError if there are no weights to read, or only pickles that are not allowed."""
-        if self.is_random or checkpoint.has_safetensors:
+        if self.is_random:
+            return
+        if checkpoint.has_safetensors:
+            self._check_index(checkpoint)
             return
         if not checkpoint.has_pickles:
             raise ConfigError(f"target.path={self.path}: has no weights (*.safetensors) to load.")
@@ -83,6 +88,25 @@ class ModelSource:
             raise ConfigError(
                 f"target.path={self.path}: has only pickled weights (*.bin), which can run code when read. "
                 "If you trust where they come from, type target.allow_pickle=true."
+            )
+
+    def _check_index(self, checkpoint: Checkpoint) -> None:
+        """Raise ConfigError if the index of the safetensors names files of another kind, such as pickles."""
+        if _INDEX not in checkpoint.files:
+            return
+        folder = Path(checkpoint.location)
+        if not folder.is_dir():
+            with hub.asking(f"target.path={self.path}", f"target.revision={self.revision}", _WITHOUT_HUB):
+                fetched = huggingface_hub.hf_hub_download(
+                    checkpoint.location, _INDEX, revision=checkpoint.revision
+                )
+            folder = Path(fetched).parent
+        shards = _read_config(folder / _INDEX, str(self.path)).get("weight_map")
+        named = set(map(str, shards.values())) if isinstance(shards, dict) else {"nothing"}
+        if wrong := sorted(name for name in named if not re.fullmatch(r"[^/\\]+\.safetensors", name)):
+            raise ConfigError(
+                f"target.path={self.path}: its {_INDEX} names {wrong[0]!r}. Allowed: files of the same folder"
+                " that end in .safetensors; a pickle can run code when it is read."
             )
 
     def tokenizer(self, checkpoint: Checkpoint) -> Any:
@@ -207,9 +231,9 @@ def _read_config(file: Path, path: str) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"target.path={path}: its config.json is not JSON: {error}") from error
+        raise ConfigError(f"target.path={path}: its {file.name} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ConfigError(f"target.path={path}: its config.json is not a JSON object.")
+        raise ConfigError(f"target.path={path}: its {file.name} is not a JSON object.")
     return config
 
 

@@ -19,9 +19,10 @@ import conf
 from harness.analysis.summary import summarise
 from harness.config import ConfigError, build
 from harness.costs.table import load_tables
+from harness.reports import figures
 from harness.store.records import Run
 from harness.store.run_store import load_runs
-from harness.system.console import Console
+from harness.system.console import Console, warn_on_error
 from harness.system.files import print_json
 from harness.tracking.tracker import DashboardTracker
 
@@ -123,7 +124,11 @@ def send_all(
     for run in whole:
         run_id = run.manifest.run_id
         try:
-            sent = tracker.send(run, summarise(run, costs), sorted(Path(run.folder).glob("figures/*")))
+            rows = summarise(run, costs)
+            drawn: list[Path] = []
+            with warn_on_error(console, "drawing"):
+                drawn = figures.draw_once(rows, Path(run.folder) / "figures")
+            sent = tracker.send(run, rows, drawn)
         except Exception as error:
             console.error(f"run {run_id}: not sent: {_describe(error)}")
             outcome["failed"][run_id] = _describe(error)

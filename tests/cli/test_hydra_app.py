@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from harness.cli import hydra_app, report_command
+from harness.cli.interrupts import Stopped
 from harness.decoding.acceptance import Accepted, Coupled
 from harness.store.archives import compact
 from harness.store.run_store import load_run
@@ -193,7 +194,7 @@ def test_a_report_that_goes_wrong_is_a_warning_and_is_made_when_typed_again(
         raise RuntimeError("no ink")
 
     with monkeypatch.context() as patch:
-        patch.setattr("harness.benchmark.job.draw", fail)
+        patch.setattr("harness.benchmark.job.draw_once", fail)
         patch.setattr(NoTracker, "finish", fail)
         ended = type_in("measure.rung_repeats=0")
     assert ended.status == 0, ended.err
@@ -217,6 +218,32 @@ def test_ctrl_c_while_a_run_is_reported_still_tells_its_rows(
     assert ended.status == 1
     assert "stopped by the user" in ended.err
     assert [row["num_prompts"] for row in ended.document["rows"]] == [4, 4]
+
+
+def test_ctrl_c_in_a_sweep_ends_in_the_table_of_what_was_measured(
+    type_in: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NoTracker, "finish", interrupt)
+    ended = type_in("--multirun", "methods.ngram.draft_length=4,8", "measure.rung_repeats=0")
+    assert ended.status == 1
+    assert "empty sequence" not in ended.err
+    assert [row["num_prompts"] for row in ended.document["rows"]] == [4, 4]
+
+
+def test_a_disk_that_is_full_at_the_outcome_costs_neither_table_nor_json_line(
+    type_in: Type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("harness.cli.outcome.write_whole", full)
+    ended = type_in("measure.rung_repeats=0")
+    assert ended.status == 1
+    assert "No space left on device" in ended.err
+    assert len(ended.document["rows"]) == 2
 
 
 @pytest.mark.parametrize("arguments", [[], ["--multirun"], ["hydra.run.dir=DIR"]])
@@ -348,7 +375,9 @@ def test_a_broken_verdict_fails_the_process(type_in: Type, monkeypatch: pytest.M
     ("error", "kind", "told"),
     [
         (torch.OutOfMemoryError("no room"), "out-of-memory", "turn down measure.batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "out-of-memory", "turn down"),
         (KeyboardInterrupt(), "interrupted", "goes on from here"),
+        (Stopped("stopped by SIGTERM"), "interrupted", "stopped by SIGTERM; the same command goes on"),
         (RuntimeError("bad luck"), "error", "bad luck"),
     ],
 )

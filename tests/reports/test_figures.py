@@ -9,7 +9,7 @@ import matplotlib
 import pytest
 
 from harness.analysis.summary import summarise
-from harness.reports.figures import draw
+from harness.reports.figures import draw, draw_once, drawing
 from tests.support.builders import make_record, make_run, sample_records, sample_run, sample_runs
 
 KINDS = ("speedup", "tau", "acceptance-by-position", "time-split")
@@ -84,3 +84,38 @@ def test_calls_windows_and_temperatures_have_figures_where_there_are_several(tmp
     assert "tiny-tau-by-temperature.png" in names
     along = [name for name in names if "tau-along" in name]
     assert sorted(along) == ["tiny.long-tau-along.png", "tiny.long-tau-along.svg"], "others have one window"
+
+
+def test_figures_of_a_run_are_drawn_once_and_again_where_one_is_not_whole(tmp_path: Path) -> None:
+    rows, folder = summarise(sample_run()), tmp_path / "figures"
+    written = draw_once(rows, folder)
+    before = {path.name: path.read_bytes() for path in written}
+    assert before
+    times = [path.stat().st_mtime_ns for path in written]
+    assert draw_once(rows, folder) == written
+    assert [path.stat().st_mtime_ns for path in written] == times
+    written[0].write_bytes(before[written[0].name][:-100])
+    draw_once(rows, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_death_while_figures_are_drawn_leaves_no_set_that_looks_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, folder = summarise(sample_run()), tmp_path / "figures"
+    real, calls = drawing.write_whole, 0
+
+    def die_at_the_third(path: Path, content: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        real(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(drawing, "write_whole", die_at_the_third)
+        with pytest.raises(KeyboardInterrupt):
+            draw_once(rows, folder)
+    assert not folder.exists()
+    assert len(draw_once(rows, folder)) > 3
+    assert [path.name for path in tmp_path.iterdir()] == ["figures"]

@@ -89,7 +89,7 @@ def type_here(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> Ended:
     """The same command in this process, which saves the imports."""
-    monkeypatch.setattr("harness.benchmark.job.draw", lambda *_: [])
+    monkeypatch.setattr("harness.benchmark.job.draw_once", lambda *_: [])
     return Ended(*type_bench(arguments, monkeypatch, capsys))
 
 

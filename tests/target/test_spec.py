@@ -330,6 +330,18 @@ def test_pickles_are_read_only_when_allowed(saved: Path, tmp_path: Path) -> None
     assert all(map(torch.equal, weights_of(safe.model), weights_of(loaded.model)))
 
 
+def test_an_index_of_safetensors_cannot_name_a_pickle(saved: Path, tmp_path: Path) -> None:
+    for file in saved.iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save({"lm_head.weight": torch.ones(1)}, tmp_path / "evil.bin")
+    (tmp_path / "model-1.safetensors").write_bytes((saved / "model.safetensors").read_bytes())
+    index = {"metadata": {}, "weight_map": {"lm_head.weight": "evil.bin"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=r"index\.json names 'evil\.bin'\. Allowed"):
+        TargetSpec(path=str(tmp_path), device="cpu").load(quiet)
+
+
 def test_a_folder_without_weights_says_so(tmp_path: Path) -> None:
     path = write_config(tmp_path / "m", model_type="llama", architectures=["LlamaForCausalLM"])
     with pytest.raises(ConfigError, match="has no weights"):

@@ -1,5 +1,5 @@
 """Figures of rows as PNG and SVG: speed, tau, and how both depend on position, call and temperature."""
 
-from harness.reports.figures.drawing import BATCHES, KINDS, TEMPERATURES, draw
+from harness.reports.figures.drawing import BATCHES, KINDS, TEMPERATURES, draw, draw_once
 
-__all__ = ["BATCHES", "KINDS", "TEMPERATURES", "draw"]
+__all__ = ["BATCHES", "KINDS", "TEMPERATURES", "draw", "draw_once"]

@@ -6,17 +6,22 @@ Equal rows give equal bytes: no global state of matplotlib, no dates, and the fo
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.analysis.batch_scaling import break_even_of, by_batch, curves
 from harness.analysis.row import Row
+from harness.config import ConfigError
 from harness.reports.figures import panels as paints
 from harness.reports.figures import progress
 from harness.reports.figures.panels import INK, Paint
+from harness.store.integrity.paths import read_file, refuse_link
 from harness.store.records import Cell
+from harness.system.files import PART, sync_folder, write_whole
 from harness.system.naming import slug
 
 if TYPE_CHECKING:
@@ -193,15 +198,49 @@ def _label(figure: Figure, panels: Any, kind: str, num_panels: int, title: str) 
 def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-    figure.savefig(png, dpi=160, metadata={"Software": None})
-    figure.savefig(svg, metadata={"Date": None})
+    for path, options in ((png, {"dpi": 160, "metadata": {"Software": None}}), (svg, {"metadata": _NO_DATE})):
+        drawn = BytesIO()
+        figure.savefig(drawn, format=path.suffix[1:], **options)
+        # A death in the middle of a picture must not leave half of it under its name.
+        write_whole(path, drawn.getvalue())
     return [png, svg]
+
+
+def draw_once(rows: Sequence[Row], folder: Path) -> list[Path]:
+    """The figures of a run in its folder `figures`, drawn if they are not all there and whole."""
+    found = [] if folder.is_symlink() or not folder.is_dir() else sorted(folder.glob("*"))
+    if (found and all(map(_is_whole, found))) or not folder.parent.is_dir():
+        return found
+    refuse_link(folder)
+    if found:
+        return draw(rows, folder)
+    # Drawn beside its place, because some figures without the others look as complete as all of them.
+    part = folder.with_name(folder.name + PART)
+    refuse_link(part)
+    shutil.rmtree(part, ignore_errors=True)
+    if not draw(rows, part):
+        return []
+    if folder.is_dir():
+        folder.rmdir()
+    part.rename(folder)
+    sync_folder(folder.parent)
+    return sorted(folder.glob("*"))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a picture has its end, and any other file is none that was being written."""
+    try:
+        return read_file(path)[-64:].rstrip().endswith(_ENDS.get(path.suffix, b"")) and path.suffix != PART
+    except (ConfigError, OSError):
+        return False
 
 
 def _has_positions(row: Row) -> bool:
     return row.ledger is not None and any(map(math.isfinite, row.ledger.conditional))
 
 
+_NO_DATE = {"Date": None}
+_ENDS = {".png": b"IEND\xaeB`\x82", ".svg": b"</svg>"}
 _X_LABELS = {
     "speedup": "speedup over vanilla, 95 % interval",
     "tau": "tokens a round (tau), 95 % interval",

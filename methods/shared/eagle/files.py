@@ -152,8 +152,18 @@ def _weight_files(folder: Path, where: str) -> list[Path]:
             shards = _read_json(index, where).get("weight_map")
             if not shards or not isinstance(shards, dict):
                 raise ConfigError(f"{where}: its {index.name} has no weight_map.")
-            return [folder / shard for shard in sorted(set(shards.values()))]
+            return [_shard(folder, shard, name, where) for shard in sorted(set(map(str, shards.values())))]
     raise ConfigError(f"{where}: has no weights. Looked for, whole or in shards: {', '.join(_WEIGHTS)}.")
+
+
+def _shard(folder: Path, shard: str, name: str, where: str) -> Path:
+    """A file that an index names, which must lie beside it and be of its kind: a `.bin` is a pickle."""
+    if shard != Path(shard).name or Path(shard).suffix != Path(name).suffix:
+        raise ConfigError(
+            f"{where}: its {name}.index.json names the file {shard!r}. Allowed: files of the same folder that"
+            f" end in {Path(name).suffix}."
+        )
+    return folder / shard
 
 
 def _hash(files: Sequence[Path]) -> str:

@@ -324,6 +324,16 @@ def test_shards_are_put_together_and_safetensors_are_preferred(tmp_path: Path) -
         loaded(folder, "eagle3")
 
 
+@pytest.mark.parametrize("shard", ["evil.bin", "../model.safetensors", "/tmp/model.safetensors"])
+def test_an_index_cannot_name_a_pickle_or_a_file_elsewhere(tmp_path: Path, shard: str) -> None:
+    folder = saved(tmp_path / "head", made("eagle3"))
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {"fc.weight": shard}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=r"names the file .* Allowed: files of the same folder that"):
+        loaded(folder, "eagle3")
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_a_cut_file_is_named(tmp_path: Path, name: str) -> None:
     head = made("eagle3")

@@ -1,0 +1,286 @@
+"""Ways to damage a store, for `scripts/faults.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.store.integrity.lines import Chain, manifest_link
+from harness.store.records import Cell, RunManifest
+
+VALUES: tuple[Any, ...] = (
+    *(None, -1, 0, 1.5, True, "", "x", "\ud800", [], {}, [1], {"a": 1}, 10**30, float("nan"), float("inf")),
+    *([[[[[[[]]]]]]], "../../x"),
+)
+
+
+class Damage(NamedTuple):
+    """What was done to a store."""
+
+    name: str
+    file: str
+    forged: bool = False
+    """Whether all checksums were computed again, so that only nonsense can be noticed."""
+
+
+def make_manifest(run: str) -> RunManifest:
+    """The manifest of a made-up run."""
+    return RunManifest(
+        run_id=run,
+        cell=Cell(
+            target="tiny",
+            task="made up",
+            decoding="greedy",
+            temperature=0.0,
+            batch_size=1,
+            profile="full",
+            baseline="eager",
+            acceptor="coupled",
+        ),
+        arms={"vanilla": {"scope": "conversation"}, "ngram": {"scope": "conversation"}},
+        rungs=[],
+        config={"decoding": {"name": "greedy", "temperature": 0.0, "seeds": [0], "max_new_tokens": 30}},
+        overrides=[],
+        target={"source": "made up", "vocab_size": 259, "step_bytes": 1000, "cache_bytes_per_token": 10},
+        prompts={"num_conversations": 2, "hash": "h"},
+        provenance={"device": {"name": "made up"}, "packages": {"torch": "2"}, "source_hash": "0"},
+        created="2026-01-01T00:00:00+00:00",
+    )
+
+
+def make_older(folder: Path) -> None:
+    """Bring a run into the form that it had before there were chains."""
+    _forge(folder, lambda entries, manifest: None, chained=False)
+
+
+def apply(root: Path, rng: random.Random) -> Damage:
+    """Damage a store in one random way."""
+    name = rng.choice(sorted(_WAYS))
+    before = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+    file = rng.choice(before or [root])
+    try:
+        forged = bool(_WAYS[name](file, root, rng))
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile):
+        # What an earlier damage left cannot be damaged in this way as well.
+        return Damage("none", str(file.relative_to(root)))
+    return Damage(name, str(file.relative_to(root)), forged)
+
+
+def _flip(file: Path, _: Path, rng: random.Random) -> None:
+    content = bytearray(file.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    file.write_bytes(content)
+
+
+def _cut(file: Path, _: Path, rng: random.Random) -> None:
+    os.truncate(file, rng.randrange(file.stat().st_size + 1))
+
+
+def _fill(file: Path, _: Path, rng: random.Random) -> None:
+    content = file.read_bytes()
+    start = rng.randrange(len(content))
+    rest = rng.choice((b"\0" * 64, rng.randbytes(64), b"[" * 100_000, b"\xff\xfe"))
+    file.write_bytes(content[:start] + rest + content[start + len(rest) :])
+
+
+def _replace(file: Path, _: Path, rng: random.Random) -> None:
+    file.write_bytes(rng.choice((b"", b"{}", b"null", b"[]\n", b"\n\n", rng.randbytes(300), b"[" * 200_000)))
+
+
+def _delete(file: Path, _: Path, rng: random.Random) -> None:
+    file.unlink()
+
+
+def _lines(file: Path, _: Path, rng: random.Random) -> None:
+    lines = file.read_bytes().splitlines(keepends=True)
+    one, other = rng.randrange(len(lines)), rng.randrange(len(lines))
+    match rng.choice(("double", "drop", "swap")):
+        case "double":
+            lines.insert(other, lines[one])
+        case "drop":
+            del lines[one]
+        case _:
+            lines[one], lines[other] = lines[other], lines[one]
+    file.write_bytes(b"".join(lines))
+
+
+def _exchange(_: Path, root: Path, rng: random.Random) -> None:
+    """Exchange the same file of two runs, or let one run have that of the other."""
+    name = rng.choice(("journal.jsonl", "manifest.json", "records.parquet", "records.jsonl"))
+    one, other = rng.sample(sorted(root.glob(f"*/{name}")), 2)
+    mine, theirs = one.read_bytes(), other.read_bytes()
+    one.write_bytes(theirs)
+    if rng.random() < 0.5:
+        other.write_bytes(mine)
+
+
+def _edit_line(_: Path, root: Path, rng: random.Random) -> None:
+    """Change a number in a journal as an editor would, with the checksum of its line but not its chain."""
+    file = rng.choice(sorted(root.glob("*/journal.jsonl")))
+    lines = file.read_bytes().splitlines(keepends=True)
+    number = rng.randrange(len(lines))
+    entry = json.loads(lines[number])
+    if not _change(entry["data"], rng, (rng.randrange(259),)):
+        raise ValueError("nothing to change")
+    line, _ = Chain("", "").encode(entry["kind"], entry["data"])
+    if "chain" in entry:
+        body = line[len(b'{"crc":"00000000",') : -1]
+        body = b'"run":"%s","chain":"%s",%s' % (entry["run"].encode(), entry["chain"].encode(), body)
+        line = b'{"crc":"%08x",%s\n' % (zlib.crc32(body), body)
+    file.write_bytes(b"".join([*lines[:number], line, *lines[number + 1 :]]))
+
+
+def _edit_manifest(_: Path, root: Path, rng: random.Random) -> None:
+    file = rng.choice(sorted(root.glob("*/manifest.json")))
+    manifest = json.loads(file.read_text())
+    _change(manifest, rng, VALUES)
+    file.write_text(json.dumps(manifest))
+
+
+def _forge_journal(_: Path, root: Path, rng: random.Random) -> bool:
+    """Put a wrong value somewhere and compute all checksums again."""
+    folder = rng.choice(sorted(root.glob("*/journal.jsonl"))).parent
+
+    def edit(entries: list[list[Any]], manifest: dict[str, Any]) -> None:
+        entry = rng.choice(entries)
+        if rng.random() < 0.1 or not _change(entry[1], rng, VALUES):
+            entry[1] = rng.choice(VALUES)
+
+    _forge(folder, edit, chained=rng.random() < 0.7)
+    return True
+
+
+def _forge_manifest(_: Path, root: Path, rng: random.Random) -> bool:
+    folder = rng.choice(sorted(root.glob("*/journal.jsonl"))).parent
+    _forge(folder, lambda entries, manifest: _change(manifest, rng, VALUES), chained=rng.random() < 0.7)
+    return True
+
+
+def _change(tree: Any, rng: random.Random, values: tuple[Any, ...]) -> bool:
+    """Put one of `values` at a random place of nested JSON, or remove what is there."""
+    places: list[tuple[Any, Any]] = []
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+        for key, value in items:
+            places.append((node, key))
+            todo.append(value)
+    if not places:
+        return False
+    node, key = rng.choice(places)
+    old = node[key]
+    if values is VALUES and rng.random() < 0.15:
+        del node[key]
+    else:
+        node[key] = rng.choice(values)
+        return bool(node[key] != old)
+    return True
+
+
+def _forge(folder: Path, edit: Callable[[list[list[Any]], dict[str, Any]], Any], chained: bool) -> None:
+    file, journal = folder / "manifest.json", folder / "journal.jsonl"
+    manifest = json.loads(file.read_text())
+    told = [json.loads(line) for line in journal.read_bytes().splitlines()]
+    entries = [[one["kind"], one["data"]] for one in told]
+    edit(entries, manifest)
+    manifest.pop("chain", None)
+    if chained:
+        manifest["chain"] = manifest_link(manifest)
+    else:
+        manifest["schema_version"] = 2
+    chain, lines = Chain(str(manifest.get("run_id")), manifest.get("chain", "")), b""
+    for kind, data in entries:
+        line, chain.link = chain.encode(str(kind), data)
+        lines += line
+    file.write_text(json.dumps(manifest))
+    journal.write_bytes(lines)
+    (folder / "records.parquet").unlink(missing_ok=True)
+
+
+def _link(file: Path, root: Path, rng: random.Random) -> None:
+    """Put a link in the place of a file, to one outside that must stay as it is."""
+    file.unlink()
+    target = rng.choice(
+        (root.parents[1] / "outside", Path("/dev/zero"), root / "nowhere", root.parents[1] / "new")
+    )
+    file.symlink_to(target)
+
+
+def _link_lock(_: Path, root: Path, rng: random.Random) -> None:
+    folder = rng.choice([path for path in sorted(root.iterdir()) if path.is_dir()])
+    name = rng.choice(("lock", "manifest.json.part", "records.jsonl.part", "figures", "figures.part"))
+    for place in (folder / name, root / ".packing"):
+        with suppress(OSError):
+            place.unlink(missing_ok=True)
+            place.symlink_to(root.parents[1] / "outside")
+
+
+def _link_folder(_: Path, root: Path, rng: random.Random) -> None:
+    """Move a run elsewhere and leave a link."""
+    folder = rng.choice([path for path in sorted(root.iterdir()) if path.is_dir() and not path.is_symlink()])
+    elsewhere = root.parent / f"moved-{folder.name}"
+    shutil.move(folder, elsewhere)
+    folder.symlink_to(elsewhere)
+
+
+def _pipe(file: Path, _: Path, rng: random.Random) -> None:
+    file.unlink()
+    if rng.random() < 0.5:
+        os.mkfifo(file)
+    else:
+        file.mkdir()
+
+
+def _archive(_: Path, root: Path, rng: random.Random) -> None:
+    """Add to an archive what must not be unpacked."""
+    pack = rng.choice(sorted(root.glob("packed-*.zip")))
+    way = rng.choice(("outside", "absolute", "double", "link", "bomb", "dot", "file and folder", "deep"))
+    run = next(name.split("/")[0] for name in zipfile.ZipFile(pack).namelist())
+    member = zipfile.ZipInfo(
+        {
+            "outside": f"{run}/../../new",
+            "absolute": f"{root.parents[1]}/new",
+            "double": f"{run}/manifest.json",
+            "link": f"{run}/lock",
+            "bomb": f"{run}/journal.jsonl.more",
+            "dot": ".packing",
+            "file and folder": run,
+            "deep": f"{run}/" + "a/" * 5000 + "b",
+        }[way]
+    )
+    member.compress_type = zipfile.ZIP_DEFLATED
+    if way == "link":
+        member.external_attr = 0o120777 << 16
+    with warnings.catch_warnings(), zipfile.ZipFile(pack, "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr(member, b"\0" * (200 << 20) if way == "bomb" else b"/etc/hostname")
+
+
+_WAYS: dict[str, Callable[[Path, Path, random.Random], bool | None]] = {
+    "a bit": _flip,
+    "cut": _cut,
+    "filled": _fill,
+    "replaced": _replace,
+    "deleted": _delete,
+    "lines": _lines,
+    "exchanged": _exchange,
+    "edited line": _edit_line,
+    "edited manifest": _edit_manifest,
+    "forged journal": _forge_journal,
+    "forged manifest": _forge_manifest,
+    "link": _link,
+    "planted links": _link_lock,
+    "linked folder": _link_folder,
+    "pipe": _pipe,
+    "archive": _archive,
+}
