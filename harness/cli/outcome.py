@@ -16,7 +16,7 @@ from harness.analysis.comparability import variants
 from harness.store.records import Run
 from harness.store.run_store import load_run
 from harness.system.console import Console
-from harness.system.files import print_json
+from harness.system.files import print_json, write_json
 from harness.system.processes import is_follower
 
 if TYPE_CHECKING:
