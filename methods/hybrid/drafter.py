@@ -29,6 +29,7 @@ from typing_extensions import override
 from harness.config import ConfigError, configurable
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import SCOPES, Drafter, Outcome, Scope, Tap, TargetView
+from harness.drafting.step_costs import StepCosts
 
 
 @configurable
@@ -100,6 +101,16 @@ class Hybrid(Drafter):
         for name, part in self._parts.items():
             with _naming(name):
                 part.check(prompts)
+
+    @property
+    @override
+    def weighs_costs(self) -> bool:
+        return any(part.weighs_costs for part in self._parts.values())
+
+    @override
+    def use_costs(self, costs: StepCosts, num_rows: int) -> None:
+        for part in self._parts.values():
+            part.use_costs(costs, num_rows)
 
     @override
     def warm_up(self, num_rows: int) -> None:
