@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -13,22 +14,21 @@ import torch
 from harness.benchmark.lossless_verdict import Referee
 from harness.benchmark.manifest import ManifestMaker
 from harness.benchmark.noise import again
-from harness.benchmark.noise.again import ProcessStopped
+from harness.benchmark.noise.again import ProcessStopped, begin_block
 from harness.benchmark.noise.watch import watch_of
 from harness.benchmark.plan import make_cell
 from harness.benchmark.progress import RunProgress
 from harness.benchmark.sample_trees import MAX_CONVERSATIONS, exhibit, piece_reader
+from harness.benchmark.scenarios.scenario import Scenario
 from harness.benchmark.scenarios.turn_runner import Answers, Block, Call, Pass, TurnResult, TurnRunner
 from harness.benchmark.schedule import Schedule, block_name
 from harness.benchmark.session import Session
 from harness.config import ConfigError
 from harness.decoding.faults import DecodingFault
 from harness.decoding.sampling import DecodingParams
-from harness.reports import formatting
 from harness.store.journal import RunWriter
 from harness.store.records import (
     BASELINE,
-    BlockLoad,
     Cell,
     Failure,
     GenerationRecord,
@@ -134,18 +134,9 @@ class Experiment:
         self._measure_again(run)
 
     def _measure_again(self, run: RunWriter) -> None:
-        """Measure once more what a stopped process voided, and a bounded part of what others disturbed."""
         blocks = {block_name(one): one for one in self.schedule.blocks()}
-        for _ in range(again.MAX_VOID_TRIES):
-            for name in again.void_blocks(list(blocks), run.loads):
-                self.console.note(f"measured again, because the process was stopped: {name}")
-                self._measure(run, blocks[name])
-        again.refuse_void(list(blocks), run.loads)
-        if self.plan.measure.quiet == "off":
-            return
-        if disturbed := again.disturbed_blocks(list(blocks), run.loads):
-            self.console.note(f"measured again, because others disturbed it: {'; '.join(disturbed)}")
-        for name in disturbed:
+        quiet = self.plan.measure.quiet
+        for name in again.to_measure(list(blocks), run.loads, quiet, self.console):
             self._measure(run, blocks[name])
 
     def _warm_up(self) -> dict[str, float]:
@@ -193,9 +184,11 @@ class Experiment:
                 self.progress.record(self._record(one, None, block))
         results = [one for one in results if one.player.name not in self._failed]
         load = self._watch.end(name) if self._watch else None
-        self._note_cut(block, results)
+        for cut in cut_short(block, results, self.scenario):
+            room = self.session.model.max_context
+            self.console.note(f"{cut}: the next prompt leaves no room in target.max_context={room}")
         self._refuse_compilation(block)
-        self._begin(run, name, load)
+        begin_block(run, name, load, self.plan.measure.quiet, self.console)
         for failed in self._failed.values():
             if failed not in run.failures:
                 run.write_failure(failed)
@@ -230,36 +223,6 @@ class Experiment:
             self.console.error(f"{self._where}: {self._failed[name].message}; the other arms continue")
             return []
 
-    def _begin(self, run: RunWriter, name: str, load: BlockLoad | None) -> None:
-        """Begin to write a block: its first lines say whether this measurement counts, and its load."""
-        earlier = run.loads(name)
-        if load is None or not (earlier or load.void):
-            run.begin_block(name)
-        else:
-            run.begin_attempt(name, again.counts(load, earlier))
-        if load is None:
-            return
-        run.write_load(load)
-        if load.void:
-            self.console.warn(f"{name}: {load.void}, so that its times mean nothing")
-        elif load.causes and self.plan.measure.quiet != "off":
-            self.console.warn(f"{name}: disturbed ({formatting.causes(load.causes)})")
-
-    def _note_cut(self, block: Block, results: list[TurnResult]) -> None:
-        """Say which conversations vanilla could not finish for want of context."""
-        first = [
-            one.call.conversation.id
-            for one in results
-            if one.player.name == BASELINE and one.by.seed == one.by.repeat == 0
-        ]
-        for conversation in block:
-            num_played, num_calls = first.count(conversation.id), self.scenario.num_calls(conversation)
-            if num_played < num_calls:
-                self.console.note(
-                    f"conversation {conversation.id} ends after {num_played} of {num_calls} turns: the next"
-                    f" prompt leaves no room in target.max_context={self.session.model.max_context}"
-                )
-
     def _refuse_compilation(self, block: Block) -> None:
         num_new = self.session.engine.num_programs - self._num_programs
         if num_new and self.plan.measure.timed:
@@ -280,6 +243,19 @@ class Experiment:
             first = one.call.sample == one.by.repeat == 0
             if first and one.call.conversation.id in chosen and one.player.kind != "rung":
                 run.write_exhibit(exhibit(one, self._piece, self.session.decode))
+
+
+def cut_short(block: Block, results: Sequence[TurnResult], scenario: Scenario) -> Iterator[str]:
+    """The conversations that vanilla could not finish for want of context, one text each."""
+    first = [
+        one.call.conversation.id
+        for one in results
+        if one.player.name == BASELINE and one.by.seed == one.by.repeat == 0
+    ]
+    for conversation in block:
+        num_played, num_calls = first.count(conversation.id), scenario.num_calls(conversation)
+        if num_played < num_calls:
+            yield f"conversation {conversation.id} ends after {num_played} of {num_calls} turns"
 
 
 _NO_MEMORY = "DefaultCPUAllocator: can't allocate memory"

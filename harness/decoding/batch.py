@@ -82,16 +82,15 @@ class Batch:
         self.generations = [Generation() for _ in requests]
         # Prompts of similar length are neighbours, because these are fed together. Per row of the batch, the
         # number of its request.
-        first = range(len(requests))[:most]
-        self.running = sorted(first, key=lambda number: len(requests[number].prompt))
-        self._waiting = deque(range(len(first), len(requests)))
+        numbers = range(len(requests))
+        self.running = sorted(numbers[:most], key=lambda number: len(requests[number].prompt))
+        self._waiting = deque(numbers[len(self.running) :])
         self.sampler = self._sampler(self.running)
         self.pending = torch.empty(0)
         self._last: list[int] = []
         self._end = frozenset[int]() if params.ignore_end_token else frozenset(end_token_ids)
         self._max_context = max_context
-        self._rounds: list[list[int]] = []
-        self._entered: list[list[int]] = []
+        self._rounds, self._entered = list[list[int]](), list[list[int]]()
 
     def prefill(self) -> None:
         """Feed the first prompts, draw the first token of each, show both to the drafter."""
@@ -244,8 +243,7 @@ class Batch:
 
     def _emit(self, row: int, tokens: list[int]) -> int:
         generation = self.generations[row]
-        cap_left = self.params.max_new_tokens - len(generation.output_ids)
-        kept, ended = trim(tokens, self._end, min(cap_left, self._context_left(row)))
+        kept, ended = trim(tokens, self._end, self._left(row))
         generation.output_ids.extend(kept)
         if ended:
             self._stop(row, "end")
@@ -259,8 +257,7 @@ class Batch:
         self.generations[row] = replace(self.generations[row], stop=reason)
 
     def _context_left(self, row: int) -> int:
-        used = len(self.requests[row].prompt) + len(self.generations[row].output_ids)
-        return self._max_context - used
+        return self._max_context - len(self.requests[row].prompt) - len(self.generations[row].output_ids)
 
     def _left(self, row: int) -> int:
         cap_left = self.params.max_new_tokens - len(self.generations[row].output_ids)

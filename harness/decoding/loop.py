@@ -84,8 +84,7 @@ class LocalEngine:
             logits, rider_logits = draft.split(self.target.verify(batch.pending, draft))
             watch.lap("verify")
             accepted = acceptor.accept(logits, draft, batch.sampler, batch.positions())
-            decision = self._decision(batch, proposal, accepted, draft, logits)
-            accepted, decision = overrule(accepted, decision, batch.asked())
+            accepted, decision = self._decided(batch, proposal, accepted, draft, logits)
             watch.lap("accept")
             path = None if draft.is_chain else accepted.path[:, : draft.num_levels]
             self.target.commit(path, decision.length)
@@ -112,17 +111,17 @@ class LocalEngine:
             most=self.batch_size,
         )
 
-    def _decision(
+    def _decided(
         self, batch: Batch, proposal: Proposal, accepted: Accepted, draft: Draft, logits: Tensor
-    ) -> Decision:
-        """Read the round, and raise what ends the arm: an illegal draft, or logits that are no numbers."""
+    ) -> tuple[Accepted, Decision]:
+        """The round after forced tokens. Raises what ends the arm: an illegal draft, or logits with NaN."""
         decision = read(accepted, draft, logits, proposal.illegal)
         if decision.illegal:
             raise refusal(proposal.given, self.target.vocab_size)
         if decision.not_finite is not None:
             made = batch.generations[batch.running[decision.not_finite]]
             raise LogitsNotFinite(f"after {len(made.output_ids)} tokens of the answer")
-        return decision
+        return overrule(accepted, decision, batch.asked())
 
     def _padded(self, draft: Draft) -> Draft:
         """The draft padded to the width at which nodes and riders together are cheapest."""

@@ -76,7 +76,7 @@ class TreePolicy(ABC):
         timing what `rehearse` gives; see `Drafter.rehearse`."""
 
     def new_call(self, keep_memory: bool) -> None:  # noqa: B027 - a hook
-        """A call of the loop begins; forget what earlier ones taught unless told to keep it."""
+        """A call of the loop begins; forget what earlier ones taught, unless `keep_memory`."""
 
     def observe(self, num_emitted: float) -> None:  # noqa: B027 - a hook
         """The draft that was grown last emitted so many tokens per sequence, the target's own included."""

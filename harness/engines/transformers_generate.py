@@ -105,22 +105,24 @@ class _TransformersRung(Rung):
         """Further arguments of transformers' `GenerationConfig`."""
         return {}
 
-    @override
-    def generate(self, engine: LocalEngine, request: Request, params: DecodingParams) -> Generation:
-        target, num_prompt = engine.target, len(request.prompt)
-        prompt = torch.tensor([list(request.prompt)]).to(target.device)
-        limit = min(params.max_new_tokens, engine.max_context - num_prompt)
+    def _config(self, engine: LocalEngine, params: DecodingParams, num_prompt: int) -> GenerationConfig:
         # An id outside the vocabulary switches the end off; None would mean the model's own end tokens.
-        ends = [target.vocab_size] if params.ignore_end_token else sorted(engine.end_token_ids)
-        config = GenerationConfig(
+        ends = [engine.target.vocab_size] if params.ignore_end_token else sorted(engine.end_token_ids)
+        return GenerationConfig(
             # No filters of its own; ours come with the noise.
             do_sample=False,
             repetition_penalty=1.0,
-            max_new_tokens=limit,
+            max_new_tokens=min(params.max_new_tokens, engine.max_context - num_prompt),
             eos_token_id=ends,
             pad_token_id=0,
             **self.options(),
         )
+
+    @override
+    def generate(self, engine: LocalEngine, request: Request, params: DecodingParams) -> Generation:
+        target, num_prompt = engine.target, len(request.prompt)
+        prompt = torch.tensor([list(request.prompt)]).to(target.device)
+        config = self._config(engine, params, num_prompt)
         noise = LogitsProcessorList()
         if not params.greedy:
             # Redundant beside do_sample=False, but explicit: generate itself must filter nothing.

@@ -60,7 +60,7 @@ class About:
     probes: list[Probe]
     failures: list[Failure]
     loads: list[BlockLoad] = field(default_factory=list)
-    """Of every finished block; an export that was written before loads were recorded has none."""
+    """One per finished block; an export that was written before loads were recorded has none."""
     columns: str = ""
     """Names and types of the columns, which a damaged file may have lost; "" in files of older versions."""
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from harness.reports import formatting
+from harness.store.journal import RunWriter
 from harness.store.records import BlockLoad
+from harness.system.console import Console
 
 MAX_AGAIN_SHARE = 0.25
 """Share of a run's blocks that are measured again because they were disturbed, one block at least. On a
@@ -53,3 +56,39 @@ def counts(load: BlockLoad, earlier: Sequence[BlockLoad]) -> bool:
     """Whether a measurement counts instead of earlier ones of its block: by its load, never by its times."""
     valid = [one for one in earlier if not one.void]
     return not load.void and all(load.severity < one.severity for one in valid)
+
+
+def to_measure(names: Sequence[str], loads: Loads, quiet: str, console: Console) -> Iterator[str]:
+    """The blocks to measure once more; the caller measures each before it asks for the next.
+
+    First come those that a stopped process voided, then a bounded part of those that others disturbed.
+
+    names: all blocks of the run. quiet: `Measure.quiet`; with `off`, disturbed blocks stay as they are.
+
+    Raises:
+        ProcessStopped: a block is void although it was measured again.
+    """
+    for _ in range(MAX_VOID_TRIES):
+        for name in void_blocks(names, loads):
+            console.note(f"measured again, because the process was stopped: {name}")
+            yield name
+    refuse_void(names, loads)
+    if quiet != "off" and (disturbed := disturbed_blocks(names, loads)):
+        console.note(f"measured again, because others disturbed it: {'; '.join(disturbed)}")
+        yield from disturbed
+
+
+def begin_block(run: RunWriter, name: str, load: BlockLoad | None, quiet: str, console: Console) -> None:
+    """Begin to write a block: its first lines say whether this measurement counts, and its load."""
+    earlier = run.loads(name)
+    if load is None or not (earlier or load.void):
+        run.begin_block(name)
+    else:
+        run.begin_attempt(name, counts(load, earlier))
+    if load is None:
+        return
+    run.write_load(load)
+    if load.void:
+        console.warn(f"{name}: {load.void}, so that its times mean nothing")
+    elif load.causes and quiet != "off":
+        console.warn(f"{name}: disturbed ({formatting.causes(load.causes)})")
