@@ -1,6 +1,6 @@
 """The launchers and the sweeper that conf/hydra names: Hydra finds them only in modules of this package."""
 
-from harness.cli import job_files
+from harness.cli import redacting_sweeper
 from harness.sweeps import launchers
 
 
@@ -16,5 +16,5 @@ class Processes(launchers.Processes):
     """`harness.sweeps.launchers.Processes` under a name that Hydra accepts."""
 
 
-class RedactingBasicSweeper(job_files.RedactingBasicSweeper):
-    """`harness.cli.job_files.RedactingBasicSweeper` under a name that Hydra accepts."""
+class RedactingBasicSweeper(redacting_sweeper.RedactingBasicSweeper):
+    """`harness.cli.redacting_sweeper.RedactingBasicSweeper` under a name that Hydra accepts."""

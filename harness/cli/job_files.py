@@ -1,19 +1,17 @@
 """The files that describe a job, `.hydra/*.yaml` and `multirun.yaml`, without the secrets of the command.
 
-Hydra would write them as they were typed. Its `output_subdir` is therefore null, and these classes write the
-same files.
+Hydra would write them as they were typed. Its `output_subdir` is therefore null, and this module and the sweeper
+of `harness.cli.redacting_sweeper` write the same files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from hydra.types import HydraContext, TaskFunction
+from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
@@ -56,24 +54,3 @@ class JobFiles(Callback):
 def redacted(config: Any) -> Any:
     """A copy of a Hydra configuration without secrets; its interpolations are not resolved."""
     return OmegaConf.create(redact(OmegaConf.to_container(config, resolve=False, enum_to_str=True)))
-
-
-class RedactingBasicSweeper(BasicSweeper):
-    """Hydra's sweeper, which writes `multirun.yaml` without secrets."""
-
-    @override
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
-        self._given = config
-        # The first look fixes the time in the folder's name, which the copy and all jobs must share.
-        str(config.hydra.sweep.dir)
-        self.config = redacted(config)
-        OmegaConf.copy_cache(from_config=config, to_config=self.config)
-
-    @override
-    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        written, self.config = self.config, self._given
-        try:
-            super().validate_batch_is_legal(batch)
-        finally:
-            self.config = written

@@ -13,6 +13,7 @@ from harness.reports.formatting import percent
 from harness.reports.markdown import markdown
 from harness.store.records import BASELINE, Run
 from harness.system.console import Console, warn_on_error
+from harness.system.files import write_text
 from harness.system.progress import waiting
 
 LATEST = "latest"
@@ -103,8 +104,8 @@ def show_places(
     with warn_on_error(console, "the page"), waiting("writing the page and the tables", usual_s=5):
         out.mkdir(parents=True, exist_ok=True)
         _, notes = variants(runs)
-        (out / "report.md").write_text(markdown(rows, pairs, notes), encoding="utf-8")
-        (out / "report.html").write_text(page.document(rows, pairs, runs, notes), encoding="utf-8")
+        write_text(out / "report.md", markdown(rows, pairs, notes))
+        write_text(out / "report.html", page.document(rows, pairs, runs, notes))
         console.note("")
         console.note(f"page     {out / 'report.html'}  (open it in a browser)")
         console.note(f"tables   {out / 'report.md'}")

@@ -62,7 +62,10 @@ def fingerprint(model: Any) -> str:
 
 
 def _random(target: TargetView, num_layers: int, seed: int, dtype: torch.dtype) -> Any:
-    config = type(target.config)(**{**target.config.to_dict(), "num_hidden_layers": num_layers})
+    facts = target.config.to_dict()
+    if facts.get("layer_types"):
+        facts["layer_types"] = facts["layer_types"][:num_layers]
+    config = type(target.config)(**{**facts, "num_hidden_layers": num_layers})
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")

@@ -299,7 +299,7 @@ def test_the_papers_warm_up_is_the_first_question_three_times_in_full(
     assert asked == [*warm, *[("1", "one two one two one", 40)] * 2]
     asked.clear()
     scaled(tmp_path, "best_of_n", *given)
-    assert [most for _, text, most in asked if text != "one two one two one"] == [32, 32]
+    assert [most for _, text, most in asked if text != "one two one two one"] == [16, 16]
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def test_a_disk_that_is_full_at_the_outcome_costs_neither_table_nor_json_line(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("harness.cli.outcome.write_whole", full)
+    monkeypatch.setattr("harness.cli.outcome.write_json", full)
     ended = type_in("measure.rung_repeats=0")
     assert ended.status == 1
     assert "No space left on device" in ended.err
@@ -263,7 +263,7 @@ def test_help_is_about_this_command(type_in: Type) -> None:
     assert ended.out.startswith("Measure speedup")
     for told in (
         "python -m harness.bench",
-        "method: eagle",
+        "method: cast",
         "--multirun methods.ngram",
         "Exit status: 0 good",
     ):

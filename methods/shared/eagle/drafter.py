@@ -110,7 +110,7 @@ class HeadDrafter(TrainableDrafter):
     @override
     def reset(self, num_rows: int) -> None:
         self._cache.clear(num_rows)
-        self._waits = False
+        self._waits, self._since_prompt = False, [True] * num_rows
 
     @override
     def observe(self, outcome: Outcome) -> None:
