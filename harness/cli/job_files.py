@@ -1,7 +1,7 @@
 """The files that describe a job, `.hydra/*.yaml` and `multirun.yaml`, without the secrets of the command.
 
-Hydra would write them as they were typed. Its `output_subdir` is therefore null, and this module and the sweeper
-of `harness.cli.redacting_sweeper` write the same files.
+Hydra would write them as they were typed. Its `output_subdir` is therefore null, and this module and
+`harness.cli.redacting_sweeper` write the same files.
 """
 
 from __future__ import annotations

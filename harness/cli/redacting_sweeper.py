@@ -1,7 +1,7 @@
 """Hydra's sweeper, which writes `multirun.yaml` without the secrets of the command.
 
-Only the plugin imports this module: Hydra executes the module of its own sweeper when it looks for plugins, and a
-subclass from before that would no longer be one of that class.
+Only the plugin imports this module: Hydra executes the module of its own sweeper when it looks for plugins,
+and a subclass from before that would no longer be one of that class.
 """
 
 from __future__ import annotations
