@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from harness.decoding.acceptance import Coupled
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.trees import DynamicTree
 from harness.target.model import Target
@@ -35,7 +35,7 @@ def test_every_step_emits_what_the_cpu_emits(params: DecodingParams, step: str) 
         model = copy.deepcopy(tiny_model("llama")).to(device)
         cache = "dynamic" if step == "dynamic" or device == "cpu" else "static"
         compiled = step == "compiled" and device == "cuda"
-        loop = LocalEngine(Target(model, cache=cache, compiled=compiled), {END}, 512)
+        loop = DecodingLoop(Target(model, cache=cache, compiled=compiled), {END}, 512)
         vanilla = Vanilla()
         vanilla.bind(loop.target)
         plain = [loop.generate([one], vanilla, params, Coupled())[0].output_ids for one in requests()]
@@ -51,7 +51,7 @@ def test_every_step_emits_what_the_cpu_emits(params: DecodingParams, step: str) 
 def test_captured_steps_of_a_head_emit_what_vanilla_emits(architecture: Literal["eagle", "eagle3"]) -> None:
     """Nothing is captured after the warm-up."""
     target = Target(copy.deepcopy(tiny_model("llama")).to("cuda"), cache="static", compiled=True)
-    loop = LocalEngine(target, {END}, 512)
+    loop = DecodingLoop(target, {END}, 512)
     vanilla = Vanilla()
     vanilla.bind(target)
     tree = DynamicTree(total_token=14, depth=3, top_k=4)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from harness.store.integrity.verify import verify
 from harness.store.locations import RUNS, locate
 from harness.store.migration import migrate
 from harness.system.console import Console
+from harness.system.files import print_json
 from harness.system.secrets import redact_text
 from harness.tracking import sync, wandb_workspace
 
@@ -76,7 +76,7 @@ def _verify(given: argparse.Namespace, console: Console) -> int:
     counts = Counter(one.state for one in findings)
     told = ", ".join(f"{counts[state]} {state}" for state in ("verified", "not verifiable", "damaged"))
     console.note(f"{len(findings)} runs: {told}")
-    print(json.dumps({"runs": [one._asdict() for one in findings]}), flush=True)
+    print_json({"runs": [one._asdict() for one in findings]})
     return FAILED if counts["damaged"] else GOOD
 
 

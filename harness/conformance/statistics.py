@@ -9,7 +9,7 @@ from torch import Tensor
 
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.batch import Request
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams, stream_key
 from harness.drafting.drafter import Drafter
 from harness.target.model import Target
@@ -45,7 +45,7 @@ def sample(
     seed: int,
 ) -> Tensor:
     """Counts [V, V, V] of the three tokens that our loop emitted, over many samples."""
-    engine = LocalEngine(target, (), 1 << 30, timed=False)
+    engine = DecodingLoop(target, (), 1 << 30, timed=False)
     counts = torch.zeros((target.vocab_size,) * NUM_TOKENS, dtype=torch.float64)
     for begin in range(0, _NUM_SAMPLES, _BATCH):
         keys = [stream_key(seed, str(number), 0, 0) for number in range(begin, begin + _BATCH)]

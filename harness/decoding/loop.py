@@ -23,7 +23,7 @@ from harness.system.clock import Stopwatch
 from harness.target.model import Target
 
 
-class LocalEngine:
+class DecodingLoop:
     """Decodes with a target of this process."""
 
     def __init__(

@@ -13,7 +13,7 @@ from typing_extensions import override
 from harness.config import ConfigError, configurable
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.batch import Generation, Request
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Drafter
 from harness.engines.engine import Engine, MachineProbe, Method, Note, ServedModel, Workload
@@ -110,7 +110,7 @@ class Local(Engine):
                 self._step_timings = timings
                 self.target.steps.choose(timings.steps, workload.batch_size)
                 self._warm_up(workload.batch_size)
-        self._loop = LocalEngine(
+        self._loop = DecodingLoop(
             self.target,
             self.weights.end_token_ids,
             self.weights.max_context,

@@ -17,7 +17,7 @@ from harness.decoding.acceptance import Coupled
 from harness.decoding.batch import Generation, Request
 from harness.decoding.faults import method_code
 from harness.decoding.forced_tokens import ForcedTokens
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.drafter import Drafter
 from harness.system.clock import synchronize
@@ -94,7 +94,7 @@ class Rung(ABC):
         return 1
 
     @abstractmethod
-    def generate(self, engine: LocalEngine, request: Request, params: DecodingParams) -> Generation:
+    def generate(self, engine: DecodingLoop, request: Request, params: DecodingParams) -> Generation:
         """Decode one request with `engine`'s weights, end tokens and limits: ids and total time only."""
 
 
@@ -105,7 +105,7 @@ class _TransformersRung(Rung):
         """Further arguments of transformers' `GenerationConfig`."""
         return {}
 
-    def _config(self, engine: LocalEngine, params: DecodingParams, num_prompt: int) -> GenerationConfig:
+    def _config(self, engine: DecodingLoop, params: DecodingParams, num_prompt: int) -> GenerationConfig:
         # An id outside the vocabulary switches the end off; None would mean the model's own end tokens.
         ends = [engine.target.vocab_size] if params.ignore_end_token else sorted(engine.end_token_ids)
         return GenerationConfig(
@@ -119,7 +119,7 @@ class _TransformersRung(Rung):
         )
 
     @override
-    def generate(self, engine: LocalEngine, request: Request, params: DecodingParams) -> Generation:
+    def generate(self, engine: DecodingLoop, request: Request, params: DecodingParams) -> Generation:
         target, num_prompt = engine.target, len(request.prompt)
         prompt = torch.tensor([list(request.prompt)]).to(target.device)
         config = self._config(engine, params, num_prompt)
@@ -170,7 +170,7 @@ class EagerLoop(Rung):
     """The drafter that drafts nothing."""
 
     @override
-    def generate(self, engine: LocalEngine, request: Request, params: DecodingParams) -> Generation:
+    def generate(self, engine: DecodingLoop, request: Request, params: DecodingParams) -> Generation:
         self.drafter.bind(engine.target)
         with engine.target.steps.only("dynamic"):
             made = engine.generate([request], self.drafter, params, Coupled())[0]

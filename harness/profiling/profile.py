@@ -22,7 +22,7 @@ from harness.config import ConfigError, configurable
 from harness.decoding.batch import Request
 from harness.decoding.decision import read
 from harness.decoding.forced_acceptance import Forced
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter
@@ -166,7 +166,7 @@ class Profile:
         sizes = torch.full((batch,), size, device=target.device)
         return Draft(tokens=tokens, parents=parents.expand_as(tokens), size=sizes)
 
-    def drafter(self, engine: LocalEngine, drafter: Drafter) -> DrafterTimings:
+    def drafter(self, engine: DecodingLoop, drafter: Drafter) -> DrafterTimings:
         """Time a drafter's rounds in the loop, and the forwards of its own model if it has one.
 
         engine: with `timed=True`. Rounds are forced to `tau`, so that the drafter sees realistic outcomes.
@@ -179,7 +179,7 @@ class Profile:
                 rounds[i, j] = self._round_seconds(engine, drafter, batch, context)
         return DrafterTimings(rounds, self._calls(engine.target, drafter))
 
-    def _round_seconds(self, engine: LocalEngine, drafter: Drafter, batch: int, context: int) -> float:
+    def _round_seconds(self, engine: DecodingLoop, drafter: Drafter, batch: int, context: int) -> float:
         vocab_size = engine.target.vocab_size
         requests = [
             Request(prompt=self.ids(context, vocab_size, f"prompt {row}"), key=row) for row in range(batch)

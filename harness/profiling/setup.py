@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from harness.config import ConfigError, build
 from harness.decoding.batch import Request
 from harness.decoding.forced_acceptance import Forced
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Drafter
 from harness.profiling.profile import Profile
@@ -38,9 +38,9 @@ class ProfilingSetup:
     """Takes a line for the user."""
 
     @property
-    def engine(self) -> LocalEngine:
+    def engine(self) -> DecodingLoop:
         """The loop over the target, without end tokens."""
-        return LocalEngine(self.target, (), self.weights.max_context)
+        return DecodingLoop(self.target, (), self.weights.max_context)
 
     @property
     def acceptor(self) -> Forced:

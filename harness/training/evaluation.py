@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from harness.config import ConfigError
 from harness.decoding.acceptance import Coupled
 from harness.decoding.batch import Request
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.trainable import Loss, TrainableDrafter, TrainingStep
 from harness.training.dialogues import Sample
@@ -76,7 +76,7 @@ class HeldOut:
     def evaluate(
         self,
         drafter: TrainableDrafter,
-        engine: LocalEngine,
+        engine: DecodingLoop,
         features: Features,
         accelerator: Accelerator,
         step: TrainingStep,

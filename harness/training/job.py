@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import conf
 from harness.config import ConfigError, build
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.drafting.drafter import Drafter
 from harness.drafting.trainable import TrainableDrafter
 from harness.system import provenance
@@ -64,7 +64,7 @@ def run_training(config: DictConfig) -> None:
     with machine_lock(units_of(spec.resolved_device(), spec.device_map is not None), False, console.note):
         weights = spec.load(console.note)
         target = Target(weights.model, spec.attention, spec.linear)
-        engine = LocalEngine(target, weights.end_token_ids, weights.max_context, timed=False)
+        engine = DecodingLoop(target, weights.end_token_ids, weights.max_context, timed=False)
         _bind(name, drafter, target, settings["options"])
         with processes.main_process_first():
             writer = _writer(build(config.writer, "writer"), engine, weights, spec, console)
@@ -197,7 +197,7 @@ def _trainable_methods() -> str:
 
 
 def _writer(
-    drafter: Drafter, engine: LocalEngine, weights: LoadedWeights, spec: TargetSpec, console: Console
+    drafter: Drafter, engine: DecodingLoop, weights: LoadedWeights, spec: TargetSpec, console: Console
 ) -> Writer:
     tokenizer = weights.tokenizer
     drafter.bind(engine.target)

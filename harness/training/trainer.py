@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from harness.config import ConfigError, configurable
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.drafting.trainable import TrainableDrafter, TrainingStep
 from harness.training.dialogues import Sample, truncated
 from harness.training.evaluation import Averages, Evaluation, HeldOut, chunks
@@ -93,7 +93,7 @@ class Trainer:
 
     def __init__(
         self,
-        engine: LocalEngine,
+        engine: DecodingLoop,
         drafter: TrainableDrafter,
         training: Training,
         samples: Sequence[Sample],

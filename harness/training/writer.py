@@ -10,7 +10,7 @@ from typing import Literal
 from harness.config import ConfigError
 from harness.decoding.acceptance import Coupled
 from harness.decoding.batch import Request
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams, stream_key
 from harness.drafting.drafter import Drafter
 from harness.tasks.conversation import Message
@@ -22,7 +22,7 @@ _TURNS: tuple[Literal["user", "assistant"], ...] = ("user", "assistant", "user")
 class Writer:
     """The target as the author of dialogues."""
 
-    engine: LocalEngine
+    engine: DecodingLoop
     drafter: Drafter
     """A bound method that makes writing faster; the text is the target's own whatever it drafts."""
     render: Callable[[Sequence[Message]], list[int]]

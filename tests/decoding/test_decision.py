@@ -16,7 +16,7 @@ from harness.decoding.acceptance import Acceptor, Coupled, Rejection, sweep
 from harness.decoding.decision import read
 from harness.decoding.faults import DecodingFault, IllegalDraft, LogitsNotFinite, MethodError
 from harness.decoding.forced_acceptance import Forced
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.draft import Draft, Riders
 from harness.drafting.drafter import Drafter, Outcome
@@ -58,7 +58,7 @@ def test_weights_that_are_no_numbers_end_the_call_at_the_first_token(
     model = copy.deepcopy(tiny_model("llama"))
     with torch.no_grad():
         spoil(model)
-    loop, drafter = LocalEngine(Target(model), {END}, 512), Vanilla()
+    loop, drafter = DecodingLoop(Target(model), {END}, 512), Vanilla()
     drafter.bind(loop.target)
     with pytest.raises(LogitsNotFinite, match=r"after the prompt are NaN or infinite.*target\.dtype=float32"):
         loop.generate(requests(), drafter, params, acceptor)
@@ -95,7 +95,7 @@ def test_a_fault_in_a_later_round_is_found_with_its_place(
 ) -> None:
     target = SpoiledRows(tiny_model("llama"))
     target.spoiled = value
-    loop, drafter = LocalEngine(target, (), 512), Chain()
+    loop, drafter = DecodingLoop(target, (), 512), Chain()
     drafter.bind(target)
     if isinstance(acceptor, Forced):
         drafter = Vanilla()  # the row after the last kept token decides, and here that is the pending one

@@ -15,7 +15,7 @@ from harness.config import ConfigError, configurable
 from harness.decoding.acceptance import Accepted, Coupled, sweep, walk
 from harness.decoding.batch import Request, trim
 from harness.decoding.decision import read
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import HiddenTap, Outcome
@@ -32,7 +32,7 @@ SAMPLED = DecodingParams(name="sampled", temperature=1.0, max_new_tokens=40, ign
 BOTH = pytest.mark.parametrize("params", [GREEDY, SAMPLED], ids=lambda params: params.name)
 
 
-def vanilla(loop: LocalEngine, params: DecodingParams) -> list[list[int]]:
+def vanilla(loop: DecodingLoop, params: DecodingParams) -> list[list[int]]:
     drafter = Vanilla()
     drafter.bind(loop.target)
     return [loop.generate([one], drafter, params, Coupled())[0].output_ids for one in requests()]
@@ -45,7 +45,7 @@ def vanilla(loop: LocalEngine, params: DecodingParams) -> list[list[int]]:
 def test_random_trees_in_a_ragged_batch_emit_what_vanilla_emits(
     params: DecodingParams, family: str, kernel: str, cache: str
 ) -> None:
-    loop = LocalEngine(Target(tiny_model(family), kernel, cache=cache), {END}, 512)
+    loop = DecodingLoop(Target(tiny_model(family), kernel, cache=cache), {END}, 512)
     expected = vanilla(loop, params)
     drafter = RandomTrees(oracle=oracle(requests(), expected))
     drafter.bind(loop.target)
@@ -193,7 +193,7 @@ def test_what_a_models_own_generation_config_asks_for_does_not_reach_a_rung() ->
     model.generation_config.update(
         do_sample=True, temperature=0.3, top_k=2, top_p=0.1, repetition_penalty=2.0, eos_token_id=4
     )
-    loop = LocalEngine(Target(model), {END}, 512)
+    loop = DecodingLoop(Target(model), {END}, 512)
     for params in (GREEDY, SAMPLED):
         for rung in (Generate(), PromptLookup()):
             assert [rung.generate(loop, one, params).output_ids for one in requests()] == vanilla(
@@ -208,7 +208,7 @@ def test_trim_cuts_at_the_first_end_token_and_at_the_limit() -> None:
 
 
 def test_context_limit_stops_and_is_named() -> None:
-    loop = LocalEngine(Target(tiny_model("llama")), (), 30)
+    loop = DecodingLoop(Target(tiny_model("llama")), (), 30)
     drafter = Vanilla()
     drafter.bind(loop.target)
     made = loop.generate([requests()[1]], drafter, GREEDY, Coupled())[0]
@@ -234,9 +234,9 @@ class LateAcceptor(Coupled):
         )
 
 
-def judged(loop: LocalEngine, acceptor: Coupled, params: DecodingParams, seed: int = 0) -> list[Verdict]:
+def judged(loop: DecodingLoop, acceptor: Coupled, params: DecodingParams, seed: int = 0) -> list[Verdict]:
     plain = Vanilla()
-    clean = LocalEngine(Target(loop.target.model), {END}, 512)
+    clean = DecodingLoop(Target(loop.target.model), {END}, 512)
     plain.bind(clean.target)
     references = [clean.generate([one], plain, params, Coupled())[0] for one in requests(seed)]
     drafter = RandomTrees(oracle=oracle(requests(seed), [one.output_ids for one in references]))
@@ -249,8 +249,8 @@ def judged(loop: LocalEngine, acceptor: Coupled, params: DecodingParams, seed: i
     ]
 
 
-def coarse_engine(dtype: torch.dtype) -> LocalEngine:
-    return LocalEngine(Target(copy.deepcopy(tiny_model("llama")).to(dtype)), {END}, 512)
+def coarse_engine(dtype: torch.dtype) -> DecodingLoop:
+    return DecodingLoop(Target(copy.deepcopy(tiny_model("llama")).to(dtype)), {END}, 512)
 
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -334,7 +334,7 @@ def test_the_null_of_vanilla_is_silent_in_float32() -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_packed_linear_layers_emit_what_plain_ones_emit(params: DecodingParams, family: str) -> None:
     plain = engine(family)
-    packed = LocalEngine(Target(copy.deepcopy(tiny_model(family)), linear="packed"), {END}, 512)
+    packed = DecodingLoop(Target(copy.deepcopy(tiny_model(family)), linear="packed"), {END}, 512)
     assert packed.target.linear == "packed"
     expected = vanilla(plain, params)
     assert vanilla(packed, params) == expected
@@ -382,8 +382,8 @@ def test_a_compiled_step_emits_what_the_plain_one_emits_and_serves_all_arms(
 ) -> None:
     """Trees and single tokens, another batch size, more slots than were allocated at first."""
     monkeypatch.setattr("harness.runtime.cache_memory._STEP", 48)
-    expected = vanilla(LocalEngine(Target(two_layers()), {END}, 512), GREEDY)
-    loop = LocalEngine(Target(two_layers(), cache="static", compiled=True), {END}, 512)
+    expected = vanilla(DecodingLoop(Target(two_layers()), {END}, 512), GREEDY)
+    loop = DecodingLoop(Target(two_layers(), cache="static", compiled=True), {END}, 512)
     drafter = RandomTrees(oracle=oracle(requests(), expected))
     drafter.bind(loop.target)
     loop.target.set_taps(drafter.taps)
@@ -434,7 +434,7 @@ def test_tracing_leaves_no_hook_that_would_make_a_compiled_step_another_program(
 @BOTH
 def test_steps_that_are_chosen_by_width_emit_what_one_kind_emits(params: DecodingParams) -> None:
     expected = vanilla(engine(), params)
-    loop = LocalEngine(Target(copy.deepcopy(tiny_model("llama")), cache="auto"), {END}, 512)
+    loop = DecodingLoop(Target(copy.deepcopy(tiny_model("llama")), cache="auto"), {END}, 512)
     loop.target.steps.choose(["dynamic", "static", "dynamic", "static"], 3)
     drafter = RandomTrees(oracle=oracle(requests(), expected))
     drafter.bind(loop.target)
@@ -483,9 +483,9 @@ def test_a_batch_that_has_shrunk_keeps_its_compiled_step(
     assert program is not None
     plain, seen = program._step, []
     program._step = lambda ids, *rest: (seen.append(len(ids)), plain(ids, *rest))[1]
-    end = ending_apart(vanilla(LocalEngine(Target(tiny_model("llama")), (), 512), params))
-    loop = LocalEngine(target, {end}, 512, widths=[0, *[7] * 7])
-    expected = vanilla(LocalEngine(Target(tiny_model("llama")), {end}, 512), params)
+    end = ending_apart(vanilla(DecodingLoop(Target(tiny_model("llama")), (), 512), params))
+    loop = DecodingLoop(target, {end}, 512, widths=[0, *[7] * 7])
+    expected = vanilla(DecodingLoop(Target(tiny_model("llama")), {end}, 512), params)
     for drafter in (Vanilla(), RandomTrees(oracle=oracle(requests(), expected))):
         drafter.bind(target)
         for most in (3, 2):

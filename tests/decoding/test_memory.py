@@ -10,7 +10,7 @@ import pytest
 from harness.config import configurable
 from harness.decoding.acceptance import Coupled
 from harness.decoding.batch import Generation
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import SCOPES, Scope, keeps_memory
 from harness.drafting.sequence_drafter import SequenceDrafter
@@ -47,7 +47,7 @@ class Rememberer(SequenceDrafter):
         return self._followers.get(tuple(context[-3:]), [])[:room]
 
 
-def played(loop: LocalEngine, drafter: Rememberer, row: int, same_question: bool) -> Generation:
+def played(loop: DecodingLoop, drafter: Rememberer, row: int, same_question: bool) -> Generation:
     return loop.generate([requests()[row]], drafter, GREEDY, Coupled(), same_question=same_question)[0]
 
 

@@ -11,7 +11,7 @@ from torch._dynamo.testing import CompileCounter
 
 from harness.decoding.acceptance import Coupled
 from harness.decoding.batch import Request
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import HiddenTap
 from harness.profiling import step_timing
@@ -92,7 +92,7 @@ def test_a_batch_feeds_its_first_prompts_together_and_later_ones_alone(
     drafter.bind(target)
     params = DecodingParams(name="greedy", max_new_tokens=5)
     requests = [Request(prompt=prompt, key=0) for prompt in prompts([8, 30, 8, 30, 8, 30, 8, 8, 8])]
-    loop = LocalEngine(target, (), 512, batch_size=6)
+    loop = DecodingLoop(target, (), 512, batch_size=6)
     alone = [loop.generate([one], drafter, params, Coupled())[0].output_ids for one in requests]
     original = target._feeder._feed
 
@@ -117,13 +117,13 @@ def test_decoding_goes_on_behind_uneven_prompts_as_behind_each_alone(
     requests = [
         Request(prompt=prompt, key=key) for key, prompt in enumerate(prompts([18, 30, 20, 19, 31, 32, 20]))
     ]
-    vanilla, plain = Vanilla(), LocalEngine(Target(tiny_model("llama")), (), 512)
+    vanilla, plain = Vanilla(), DecodingLoop(Target(tiny_model("llama")), (), 512)
     vanilla.bind(plain.target)
     alone = [plain.generate([one], vanilla, params, Coupled())[0].output_ids for one in requests]
     drafter = RandomTrees(oracle=oracle(requests, alone))
     drafter.bind(target)
     for most in (None, 4):
-        made = LocalEngine(target, (), 512, batch_size=most).generate(requests, drafter, params, Coupled())
+        made = DecodingLoop(target, (), 512, batch_size=most).generate(requests, drafter, params, Coupled())
         assert [one.output_ids for one in made] == alone
         assert sum(sum(one.accepted) for one in made) > 50, "the oracle's tokens should be accepted"
 

@@ -12,7 +12,7 @@ import torch
 
 from harness.config import configurable
 from harness.decoding.acceptance import Coupled, Rejection
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft, Riders
 from harness.drafting.drafter import Outcome
@@ -70,7 +70,7 @@ def test_riders_change_neither_output_nor_ledger(
     params: DecodingParams, kernel: str, cache: str, batch_size: int
 ) -> None:
     target = Target(tiny_model("llama"), kernel, cache=cache)
-    loop = LocalEngine(target, {END}, 512, batch_size=batch_size)
+    loop = DecodingLoop(target, {END}, 512, batch_size=batch_size)
     expected = plain_outputs(params)
     made = []
     right = oracle(requests(), expected)
@@ -179,7 +179,7 @@ def test_riders_go_through_a_program_of_a_batch_that_has_shrunk(
     monkeypatch.setattr("harness.runtime.compiled_step.torch.compile", lambda step, **_: step)
     end = ending_apart(plain_outputs(params))
     params = replace(params, ignore_end_token=False)
-    plain = LocalEngine(Target(tiny_model("llama")), {end}, 512)
+    plain = DecodingLoop(Target(tiny_model("llama")), {end}, 512)
     vanilla = Vanilla()
     vanilla.bind(plain.target)
     expected = [one.output_ids for one in plain.generate(requests(), vanilla, params, Coupled())]
@@ -192,7 +192,7 @@ def test_riders_go_through_a_program_of_a_batch_that_has_shrunk(
     program._step = lambda ids, *rest: (shapes.append(tuple(ids.shape)), step(ids, *rest))[1]
     drafter = Escorted(oracle=oracle(requests(), expected), width=5, num_riders=2)
     drafter.bind(target)
-    loop = LocalEngine(target, {end}, 512, widths=[0, *[7] * 7])
+    loop = DecodingLoop(target, {end}, 512, widths=[0, *[7] * 7])
     made = loop.generate(requests(), drafter, params, Coupled())
     assert [one.output_ids for one in made] == expected
     assert set(shapes) == {(3, 8)}

@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from harness.decoding.acceptance import Coupled
 from harness.decoding.faults import MethodError
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams
 from harness.engines.transformers_generate import Generate, PromptLookup, Rung, not_applied
 from harness.target.model import Target
@@ -39,11 +39,11 @@ ASKS: dict[str, Any] = {
 }
 
 
-def with_config(**asked: Any) -> LocalEngine:
+def with_config(**asked: Any) -> DecodingLoop:
     model = copy.deepcopy(tiny_model("llama"))
     for name, value in asked.items():
         setattr(model.generation_config, name, value)
-    return LocalEngine(Target(model), {END}, 512)
+    return DecodingLoop(Target(model), {END}, 512)
 
 
 def vanilla(params: DecodingParams) -> list[list[int]]:

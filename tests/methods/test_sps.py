@@ -11,7 +11,7 @@ import torch
 
 from harness.config import ConfigError
 from harness.decoding.acceptance import Coupled, Rejection
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Outcome
 from harness.target.model import Target
@@ -129,7 +129,7 @@ def test_a_draft_model_that_does_not_fit_is_refused(folder: str, tmp_path: Path)
 
 def test_a_rehearsal_repeats_the_same_forward(folder: str) -> None:
     drafter = SpS(model=folder)
-    drafter.bind(LocalEngine(Target(tiny_model("llama")), {3}, 512).target)
+    drafter.bind(DecodingLoop(Target(tiny_model("llama")), {3}, 512).target)
     call = drafter.rehearse(2, 8)
     for count in (1, 3, 1):
         call(count)

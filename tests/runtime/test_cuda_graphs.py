@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.decoding.acceptance import Coupled
 from harness.decoding.forced_acceptance import Forced
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.trees import DynamicTree
 from harness.runtime import cache as cache_module
@@ -119,13 +119,13 @@ def captured_target() -> Target:
 @pytest.mark.parametrize("params", PARAMS, ids=lambda params: params.name)
 @pytest.mark.parametrize("most", [None, 2], ids=["together", "refilled"])
 def test_replayed_steps_emit_what_plain_ones_emit(params: DecodingParams, most: int | None) -> None:
-    plain_loop = LocalEngine(Target(tiny_model("llama"), linear="plain"), {END}, 512)
+    plain_loop = DecodingLoop(Target(tiny_model("llama"), linear="plain"), {END}, 512)
     vanilla = Vanilla()
     vanilla.bind(plain_loop.target)
     plain = [plain_loop.generate([one], vanilla, params, Coupled())[0].output_ids for one in requests()]
     target = captured_target()
     target.reserve(256)
-    loop = LocalEngine(target, {END}, 512, batch_size=most)
+    loop = DecodingLoop(target, {END}, 512, batch_size=most)
     for drafter in (RandomTrees(oracle=oracle(requests(), plain)), Vanilla()):
         drafter.bind(target)
         made = loop.generate(requests(), drafter, params, Coupled())
@@ -149,7 +149,7 @@ def test_replayed_rounds_of_a_head_draft_what_plain_ones_draft(
     made = []
     for target in (Target(copy.deepcopy(tiny_model("llama"))), captured_target()):
         target.reserve(256)
-        loop = LocalEngine(target, {END}, 512)
+        loop = DecodingLoop(target, {END}, 512)
         drafter = eagle(target, architecture, DynamicTree(total_token=40, depth=7, top_k=4))
         if target.steps.by_shape:
             target.steps.choose(["compiled"], 3)
@@ -174,9 +174,9 @@ def test_a_new_batch_finds_its_graphs_again() -> None:
     target.reserve(256)
     vanilla = Vanilla()
     vanilla.bind(target)
-    plain = LocalEngine(target, (), 512).generate(requests(), vanilla, PARAMS[0], Coupled())
+    plain = DecodingLoop(target, (), 512).generate(requests(), vanilla, PARAMS[0], Coupled())
     target.steps.choose(["compiled"], 3)
-    loop = LocalEngine(target, {ending_apart([one.output_ids for one in plain])}, 512)
+    loop = DecodingLoop(target, {ending_apart([one.output_ids for one in plain])}, 512)
     first = loop.generate(requests(), vanilla, PARAMS[0], Coupled())
     assert len({len(one.output_ids) for one in first}) == 3, "the batch has not shrunk"
     num_graphs = target.steps.num_programs

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from harness.config import configurable
 from harness.decoding.batch import Request
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import stream_key
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, HiddenTap, Outcome
@@ -45,8 +45,8 @@ def tiny_model(family: str) -> Any:
     return model.eval()
 
 
-def engine(family: str = "llama", **options: Any) -> LocalEngine:
-    return LocalEngine(Target(tiny_model(family)), {END}, 512, **options)
+def engine(family: str = "llama", **options: Any) -> DecodingLoop:
+    return DecodingLoop(Target(tiny_model(family)), {END}, 512, **options)
 
 
 def requests(seed: int = 0) -> list[Request]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from harness.config import ConfigError, build
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.target.chat_template import render
 from harness.target.model import Target
 from harness.target.random_target import TinyTarget, byte_tokenizer
@@ -30,7 +30,7 @@ from methods.vanilla import Vanilla
 def writer() -> Writer:
     spec = TinyTarget()
     loaded = spec.load(lambda _: None)
-    engine = LocalEngine(Target(loaded.model), loaded.end_token_ids, 512, timed=False)
+    engine = DecodingLoop(Target(loaded.model), loaded.end_token_ids, 512, timed=False)
     vanilla = Vanilla()
     vanilla.bind(engine.target)
     return Writer(
@@ -240,7 +240,7 @@ def test_the_supervised_spans_are_the_answers_with_the_end_of_the_template(
     chat = TinyTarget().chat
     several = dataclasses.replace(
         writer,
-        engine=LocalEngine(writer.engine.target, ends, 512),
+        engine=DecodingLoop(writer.engine.target, ends, 512),
         render=lambda messages: render(tokenizer, messages, chat),
         eos_token_id=tokenizer.eos_token_id,
     )
@@ -260,7 +260,7 @@ def test_the_supervised_spans_are_the_answers_with_the_end_of_the_template(
 def test_an_end_that_nothing_tells_is_asked_for(writer: Writer) -> None:
     unknown = dataclasses.replace(
         writer,
-        engine=LocalEngine(writer.engine.target, (1, 2), 512),
+        engine=DecodingLoop(writer.engine.target, (1, 2), 512),
         eos_token_id=None,
     )
     with pytest.raises(ConfigError, match=r"any of the tokens \[1, 2\].*type target\.template=FILE\.jinja"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from harness.config import ConfigError, configurable
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Outcome
 from harness.drafting.trainable import Loss, TrainableDrafter, TrainingRow, TrainingStep
@@ -92,7 +92,7 @@ class Talkative(Bigram):
 
 def trainer(folder: Path, drafter: TrainableDrafter | None = None, **changed: Any) -> Trainer:
     drafter = drafter or Bigram()
-    engine = LocalEngine(Target(tiny_model("llama")), (), 512, timed=False)
+    engine = DecodingLoop(Target(tiny_model("llama")), (), 512, timed=False)
     drafter.bind(engine.target)
     settings = training(**{"learning_rate": 0.5, "warmup_steps": 0, **changed})
     features = Features(engine.target, drafter.taps)

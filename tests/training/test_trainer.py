@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 import conf
 from harness.config import ConfigError, build
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.drafting.drafter import HiddenTap
 from harness.drafting.trees import DynamicTree
 from harness.target.model import Target
@@ -57,7 +57,7 @@ def training(**changed: Any) -> Training:
 
 
 def trainer(folder: Path, architecture: Any = "eagle3", identity: Any = None, **changed: Any) -> Trainer:
-    engine = LocalEngine(Target(model_of("llama")), (), 512, timed=False)
+    engine = DecodingLoop(Target(model_of("llama")), (), 512, timed=False)
     tree = DynamicTree(total_token=6, depth=2, top_k=2)
     recipe = EagleRecipe(row_share=0.7)
     drafter = Eagle(architecture=architecture, tree=tree, head="random", recipe=recipe)
@@ -145,7 +145,7 @@ def test_features_of_a_packed_row_are_those_of_its_documents_alone(tmp_path: Pat
 
 
 def test_features_on_disk_are_those_on_the_line_and_are_computed_once(tmp_path: Path) -> None:
-    engine = LocalEngine(Target(model_of("llama")), (), 512, timed=False)
+    engine = DecodingLoop(Target(model_of("llama")), (), 512, timed=False)
     taps = (HiddenTap(1, "input"), HiddenTap(2, "input"))
     notes: list[str] = []
 

@@ -20,7 +20,7 @@ from harness.conformance.eagle.recording import (
 )
 from harness.decoding.acceptance import Coupled
 from harness.decoding.batch import Generation, Request
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Outcome
@@ -49,7 +49,7 @@ def checks(case: Case, targets: Targets) -> list[Check]:
     # Long enough for the official stop rule to decide, and not ours.
     enough = data["max_new_tokens"] + 3 * (data["depth"] + 2) + 1
     endless = DecodingParams(name="endless", max_new_tokens=enough, ignore_end_token=True)
-    engine = LocalEngine(target, eos, _NO_LIMIT, timed=False)
+    engine = DecodingLoop(target, eos, _NO_LIMIT, timed=False)
     made = engine.generate([request], recorder, endless, Coupled())[0]
     result = [*_vanilla(case, engine, request), *_emulated(case, made, recorder, eos)]
     number = 0
@@ -67,7 +67,7 @@ def checks(case: Case, targets: Targets) -> list[Check]:
     return [*result, *_own_rule(data, ours)]
 
 
-def _vanilla(case: Case, engine: LocalEngine, request: Request) -> list[Check]:
+def _vanilla(case: Case, engine: DecodingLoop, request: Request) -> list[Check]:
     """Plain decoding, which the official code runs one token longer than asked."""
     data, vanilla = case.data, build({"_target_": "methods.vanilla.Vanilla"}, "vanilla")
     vanilla.bind(engine.target)

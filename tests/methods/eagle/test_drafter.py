@@ -30,7 +30,7 @@ from harness.config import ConfigError
 from harness.decoding import acceptance
 from harness.decoding.acceptance import Coupled, sweep
 from harness.decoding.batch import Request
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams, stream_key
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Outcome
@@ -140,14 +140,14 @@ def folder_of(head: DraftHead, tmp_path: Path) -> str:
     return str(tmp_path / "head")
 
 
-def bound(loop: LocalEngine, folder: str, shape: HeadShape, tree: TreePolicy, **options: Any) -> Eagle:
+def bound(loop: DecodingLoop, folder: str, shape: HeadShape, tree: TreePolicy, **options: Any) -> Eagle:
     drafter = Eagle(architecture=shape.architecture, tree=tree, head=folder, **options)
     drafter.bind(loop.target)
     return drafter
 
 
-def loop_on(family: str = "llama") -> LocalEngine:
-    return LocalEngine(Target(model_of(family)), (), 512, timed=False)
+def loop_on(family: str = "llama") -> DecodingLoop:
+    return DecodingLoop(Target(model_of(family)), (), 512, timed=False)
 
 
 def request(prompt: list[int], number: int = 0) -> Request:
@@ -233,9 +233,9 @@ def test_a_ragged_batch_is_drafted_like_its_sequences_alone(
     drafter = bound(loop, folder_of(head, tmp_path), head.shape, tree)
     params = DecodingParams(name="any", temperature=temperature, max_new_tokens=30)
     prompts = [request(PROMPT, 1), request(PROMPT[:3], 2), request([7, *PROMPT, 7, 7], 3)]
-    together = LocalEngine(loop.target, {5}, 512, timed=False).generate(prompts, drafter, params, Coupled())
+    together = DecodingLoop(loop.target, {5}, 512, timed=False).generate(prompts, drafter, params, Coupled())
     for one, prompt in zip(together, prompts, strict=True):
-        alone = LocalEngine(loop.target, {5}, 512, timed=False).generate(
+        alone = DecodingLoop(loop.target, {5}, 512, timed=False).generate(
             [prompt], drafter, params, Coupled()
         )[0]
         assert (one.output_ids, one.accepted) == (alone.output_ids, alone.accepted)
@@ -259,7 +259,7 @@ def test_compiled_steps_draft_what_the_plain_ones_draft(
         Target(model_of("llama"), linear="auto"),
         Target(copy.deepcopy(model_of("llama")), linear="auto", cache="auto", compiled=True),
     ):
-        loop = LocalEngine(target, (), 512, timed=False)
+        loop = DecodingLoop(target, (), 512, timed=False)
         drafter = bound(loop, folder_of(head, tmp_path), head.shape, tree)
         target.set_taps(drafter.taps)
         if "compiled" in target.steps.kinds:

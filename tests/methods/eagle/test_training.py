@@ -10,7 +10,7 @@ import torch
 
 from harness.decoding.acceptance import Coupled
 from harness.decoding.batch import Request
-from harness.decoding.loop import LocalEngine
+from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.trainable import TrainingRow, TrainingStep
 from harness.drafting.trees import DynamicTree
@@ -135,7 +135,7 @@ def test_a_head_overfitted_on_ten_conversations_drafts_them_to_nearly_its_full_d
     drafter = drafter_for(target, architecture, draft_vocab_size=VOCAB if architecture == "eagle3" else None)
     drafter.recipe.noise = 0.0
     drafter.recipe.ce_weight, drafter.recipe.ttt_length = 1.0, 5
-    engine = LocalEngine(target, (), 512, timed=False)
+    engine = DecodingLoop(target, (), 512, timed=False)
     requests = [Request(prompt=[seed, (seed * 5 + 3) % VOCAB, seed // 3], key=seed) for seed in range(10)]
     params = DecodingParams(name="greedy", max_new_tokens=30)
     vanilla = Vanilla()
