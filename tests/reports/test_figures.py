@@ -68,6 +68,7 @@ def test_the_callers_matplotlib_settings_neither_matter_nor_change(tmp_path: Pat
 
 
 def test_calls_windows_and_temperatures_have_figures_where_there_are_several(tmp_path: Path) -> None:
+    config = {"decoding": {}, "scenario": {"num_rounds": 2}}
     runs = []
     for name, temperature in (("greedy", 0.0), ("warm", 0.6)):
         records = [
@@ -75,10 +76,9 @@ def test_calls_windows_and_temperatures_have_figures_where_there_are_several(tmp
             for turn in (0, 1)
             for one in sample_records({"sam": 0.3 + 0.4 * turn}, num_prompts=3, num_repeats=1)
         ]
-        config = {"decoding": {}, "scenario": {"num_rounds": 2}}
         runs.append(make_run(records, name, temperature=temperature, decoding=name, config=config))
     long = make_record("vanilla", "long", [0] * 600, [0] * 600)
-    runs.append(make_run([long], "long", decoding="long"))
+    runs.append(make_run([long], "long", decoding="long", config=config))
     names = {path.name for path in draw(summarise(runs), tmp_path)}
     assert {"tiny.greedy-tau-by-call.png", "tiny.warm-tau-by-call.svg"} <= names
     assert "tiny-tau-by-temperature.png" in names
