@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from harness.system.progress import waiting
 
 LATEST = "latest"
 """Folder below the results with the page and the tables of the last command."""
+_REASONS = re.compile(r"disturbed for (.+? %) of the time \([^)]*\)")
 _AT_LEAST = ("method", "tokens/s", "speedup", "tau", "verdict", "marks")
 """Columns that are never left out for want of room."""
 _BETWEEN = 2
@@ -27,6 +29,8 @@ _BETWEEN = 2
 def show_rows(rows: Sequence[Row], runs: Sequence[Run], console: Console) -> None:
     """Print the main table of all rows, and how much of vanilla's time is prefill."""
     headers, body = tables.console_table(rows)
+    # Why a block was disturbed is a sentence that would fold in every row; the report has it.
+    body = [[*line[:-1], _REASONS.sub(r"disturbed \1", line[-1])] for line in body]
     headers, body, common = _without_common(headers, body)
     headers, body, left_out = _fitting(headers, body, console.rich.width)
     console.table(headers, body)
