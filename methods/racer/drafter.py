@@ -9,7 +9,8 @@ that narrows with depth.
 Two rules of the release differ from the paper and are fields: the narrowing of the tree (`breadth_rule`)
 and the order in which nodes of the automaton are marked as used (`touch_order`). Departures from the
 release: ties at the budget's cut are broken by the order of insertion instead of by memory address, no
-padding node is verified. As in the release, automaton and table are kept for every later call.
+padding node is verified. With `memory=process` automaton and table are kept for every later call, as in the
+release.
 
 Shapes: B sequences, n drafted nodes, m committed tokens, k successors, V vocabulary.
 """
@@ -76,7 +77,8 @@ class Racer(RememberingDrafter, SequenceTreeDrafter):
     table_size: int | None = Field(default=None, ge=1)
     """Tokens from this one on have no successors; None: the target's vocabulary ends the table. The release
     takes the tokenizer's size, which may be smaller."""
-    memory: MemoryScope = "process"
+    memory: MemoryScope = "question"
+    """How long automaton and table last."""
 
     @property
     @override

@@ -5,8 +5,8 @@ the constants of transformers' assisted generation (4.53.1) that SpecTTS-Bench u
 none after one that the draft model gave less than 0.4.
 
 At `temperature` 0 the likeliest tokens are drafted; above, tokens are drawn, and the distribution that each
-was drawn from is stated, because `accept=rejection` divides by it. The draws are a function of the sequence
-so far, so a sequence drafts the same alone and in a batch.
+was drawn from is stated, because `accept=rejection` divides by it. Every sequence has draws of its own: if
+the same text always drafted the same token, that token would be kept too often.
 
 `model=first_layers` makes a draft model of the target's first blocks with the target's own LM head. It is not
 trained to stop there and guesses badly; it serves where no smaller model of the family can be had.
@@ -38,6 +38,8 @@ from methods.sps.draft_model import fingerprint, load_model
 
 @dataclass
 class _State:
+    number: int
+    """Counts the sequences; the noise of a draft depends on it."""
     cache: DynamicCache = field(default_factory=DynamicCache)
     cached: list[int] = field(default_factory=list)
     """The tokens that the draft model's cache holds, drafted ones included."""
@@ -89,6 +91,7 @@ class SpS(PerSequenceDrafter):
         dtype: torch.dtype = target.dtype if self.dtype == "target" else getattr(torch, self.dtype)
         self._model = load_model(self.model, self.revision, self.num_layers, self.seed, target, dtype)
         self._card = {"weights": fingerprint(self._model)}
+        self._num_begun = 0
         target.prepare(self._model)
 
     @property
@@ -118,7 +121,8 @@ class SpS(PerSequenceDrafter):
 
     @override
     def start_one(self) -> _State:
-        return _State()
+        self._num_begun += 1
+        return _State(self._num_begun)
 
     @override
     def propose(self, room: Sequence[int]) -> Draft:
@@ -158,7 +162,7 @@ class SpS(PerSequenceDrafter):
         known = _common(state.cached, context[:-1])
         _drop_last(state.cache, len(state.cached) - known)
         state.cached, fresh = list(context[:known]), list(context[known:])
-        random = self._random(context) if self.temperature else None
+        random = self._random(state.number, context) if self.temperature else None
         likely = 1.0
         for _ in range(limit):
             logits = self._logits(fresh, state)
@@ -185,9 +189,9 @@ class SpS(PerSequenceDrafter):
         logits: Tensor = made.logits[0, -1].float()
         return logits
 
-    def _random(self, context: Sequence[int]) -> np.random.Generator:
-        """Noise that depends on the text so far and on nothing else."""
-        text = np.asarray(context, dtype=np.int64).tobytes()
+    def _random(self, number: int, context: Sequence[int]) -> np.random.Generator:
+        """The noise of a draft: a function of the sequence's number and of its text so far."""
+        text = np.asarray([number, *context], dtype=np.int64).tobytes()
         digest = hashlib.blake2b(text, digest_size=8, key=self.seed.to_bytes(8, "little")).digest()
         return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 

@@ -1,7 +1,8 @@
 """Suffix tree: draft what followed the last tokens most often, as far as the counts make it likely.
 
 SuffixDecoding, Oliaro et al. 2024 (arXiv 2411.04975), by the rules of ArcticInference (`9d46438`): one tree
-of the request's own prompt and output and one of the outputs of all earlier requests. For every length m of a
+of the request's own prompt and output and one of the outputs of earlier requests (with `memory=process` of all
+earlier ones, as there). For every length m of a
 match, at most `factor` * m + `offset` tokens are drafted, as long as the product of count(child) /
 count(node) is at least `min_prob`; of all lengths and both trees the draft with the largest sum of these
 estimates is taken, the longer match and the request's own tree first among equals.
@@ -75,7 +76,7 @@ class SuffixTree(RememberingDrafter, SequenceTreeDrafter):
     """Whether only the most frequent child of a node is drafted, or every likely one, the likeliest first."""
     max_requests: int = Field(default=100_000, ge=1)
     """Outputs in the common tree."""
-    memory: MemoryScope = "process"
+    memory: MemoryScope = "question"
     """How long the common tree lasts; with `call` there is none."""
 
     @override
@@ -95,7 +96,7 @@ class SuffixTree(RememberingDrafter, SequenceTreeDrafter):
 
     @override
     def end_one(self, state: _State) -> None:
-        if state.prompt_length is not None and self.memory != "call":
+        if state.prompt_length is not None and self._is_shared:
             state.outputs.add(state.own.tokens[state.prompt_length :])
 
     @override

@@ -10,7 +10,7 @@ times as siblings; here equal paths are merged, which accepts the same tokens. W
 several nodes, the last one in the order of the tree is kept on every device; an indexed write on a GPU leaves
 that open. The code begins with the last prompt token as its root, the loop with the first token of the
 answer. The variant inside SAM Decoding also learns from the prompt (`learns_prompt`), from a smaller tree.
-As in the authors' code, the table is never cleared: every later sequence profits from it.
+With `memory=process` the table is never cleared, as in the authors' code, and every later sequence profits.
 
 Shapes: B sequences, n drafted nodes, k successors, V vocabulary.
 """
@@ -28,7 +28,7 @@ from harness.config import ConfigError, configurable
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, HiddenTap, Outcome, Scope, TargetView
 from methods.shared.likeliest import HEAD_INPUT, likeliest, likeliest_after
-from methods.shared.memory import MemoryScope
+from methods.shared.memory import MemoryScope, is_shared
 from methods.shared.vocabulary import refuse_small_vocabulary
 
 Levels = tuple[tuple[int, ...], ...]
@@ -56,8 +56,8 @@ class TokenRecycling(Drafter):
 
     learns_prompt: bool = False
     """Whether the successors of prompt tokens enter the table, too."""
-    memory: MemoryScope = "process"
-    """How long the table lasts. Sequences of one `call` have tables of their own; else all share one."""
+    memory: MemoryScope = "question"
+    """How long the table lasts. Sequences that may learn from one another share one."""
 
     @field_validator("children")
     @classmethod
@@ -79,6 +79,7 @@ class TokenRecycling(Drafter):
             )
         self._levels: list[tuple[slice, Tensor, Tensor]] = []
         self._shared: Tensor | None = None
+        self._same_question = False
 
     @property
     @override
@@ -119,13 +120,15 @@ class TokenRecycling(Drafter):
 
     @override
     def new_call(self, keep_memory: bool) -> None:
+        self._same_question = keep_memory
         if not keep_memory:
             self._shared = None
 
     @override
     def reset(self, num_rows: int) -> None:
         device = self._target.device
-        if self.memory == "call":
+        self._is_shared = is_shared(self.effective_scope, self._same_question, num_rows)
+        if not self._is_shared:
             self._table = self._empty(num_rows)
         else:
             if self._shared is None:
@@ -142,7 +145,7 @@ class TokenRecycling(Drafter):
     def _table_rows(self, num_rows: int) -> Tensor:
         """The table of every sequence [B, 1]."""
         rows = torch.arange(num_rows, device=self._table.device)[:, None]
-        return rows if self.memory == "call" else torch.zeros_like(rows)
+        return torch.zeros_like(rows) if self._is_shared else rows
 
     @override
     def propose(self, room: Sequence[int]) -> Draft:
@@ -184,8 +187,10 @@ class TokenRecycling(Drafter):
         fresh = torch.tensor(outcome.pending).to(self._pending.device, non_blocking=True)
         if outcome.rows is not None:
             # Other sequences have taken these places.
-            if self.memory == "call":
+            if not self._is_shared:
                 self._table[list(outcome.rows)] = 0
+            elif self.effective_scope == "question" and not self._same_question:
+                self._table.zero_()
             self._pending[list(outcome.rows)] = fresh
         else:
             if outcome.draft is not None and outcome.logits is not None:
@@ -219,6 +224,6 @@ class TokenRecycling(Drafter):
     @override
     def keep(self, rows: Sequence[int]) -> None:
         self._pending = self._pending[list(rows)]
-        if self.memory == "call":
+        if not self._is_shared:
             self._table = self._table[list(rows)]
         self._rows = self._table_rows(len(rows))

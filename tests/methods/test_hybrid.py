@@ -72,7 +72,7 @@ def test_every_part_sees_its_own_taps_and_every_round() -> None:
 
 def test_scopes_are_the_narrowest_of_those_that_remember() -> None:
     assert Hybrid(first=SAM(), second=TokenRecycling()).scope == "question"
-    assert Hybrid(first=NGram(), second=TokenRecycling()).scope == "process"
+    assert Hybrid(first=NGram(), second=TokenRecycling(memory="process")).scope == "process"
     assert Hybrid(first=NGram(), second=Vanilla()).scope == "call"
 
 

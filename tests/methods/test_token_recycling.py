@@ -77,7 +77,7 @@ def test_a_vocabulary_smaller_than_k_is_refused() -> None:
 
 
 def test_sequences_of_a_wider_scope_share_one_table_and_the_later_row_wins() -> None:
-    drafter = bound(32, children=((2,),))
+    drafter = bound(32, children=((2,),), memory="process")
     drafter.reset(2)
     drafter.observe(Outcome(committed=[[1], [1]], pending=[5, 5]))
     logits = torch.zeros(2, 2, 32)
