@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.analysis import metrics, stats
-from harness.analysis.stats import Totals
 from harness.store.columns import Columns, Flags, Records
 
 WINDOW = 256
@@ -76,15 +75,13 @@ def _stats(
 ) -> CallStats:
     found: dict[str, Any] = {}
     if len(records.emitted):
-        rounds = Totals(*records.clusters(records.rounds_sum(records.emitted), records.num_rounds))
-        tau = stats.bootstrap([rounds])
+        tau = stats.tau_of(records)
         found |= {"tau": tau.value, "tau_ci": tau.ends}
     if metrics.is_timed(records):
         found["tokens_per_s"] = metrics.tokens_per_s(records)
-    common = np.intersect1d(records.places, vanilla.places)
-    ours, theirs = (part.subset(np.isin(part.places, common)) for part in (records, vanilla))
+    ours, theirs = stats.matched(records, vanilla)
     if metrics.is_timed(ours) and metrics.is_timed(theirs):
-        speedup = stats.bootstrap([_seconds(ours)], [_seconds(theirs)])
+        speedup = stats.bootstrap([stats.seconds_of(ours)], [stats.seconds_of(theirs)])
         rates = metrics.mean_of_rates(ours) / metrics.mean_of_rates(theirs)
         found |= {"speedup": speedup.value, "speedup_ci": speedup.ends, "speedup_mean_of_rates": rates}
     return CallStats(
@@ -94,12 +91,6 @@ def _stats(
         num_forced=int(records.forced.sum()),
         **found,
     )
-
-
-def _seconds(records: Columns) -> Totals:
-    """Tokens and seconds of each conversation."""
-    tokens, spent_ns = records.clusters(records.num_tokens, records.total_ns)
-    return Totals(tokens, spent_ns * 1e-9)
 
 
 def windows(records: Records, width: int = WINDOW) -> tuple[float, ...]:

@@ -126,6 +126,11 @@ class Row:
         return self.num_prompts == 0
 
     @property
+    def is_bad(self) -> bool:
+        """Whether the row makes a command end with status 1: a run failed, or the output is not vanilla's."""
+        return self.failed or bool(self.failures) or self.verdict == "broken"
+
+    @property
     def indicative(self) -> bool:
         """Whether there are too few clusters for the interval to be trusted."""
         return 0 < self.num_prompts < stats.FEW_CLUSTERS

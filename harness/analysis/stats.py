@@ -8,11 +8,13 @@ Shapes: C clusters, R resamples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from harness.store.columns import Columns
 
 Floats = NDArray[np.float64]
 Difference = Literal["faster", "slower", "not distinguishable"]
@@ -137,3 +139,20 @@ def clopper_pearson(num_hits: int, num_trials: int) -> tuple[float, float]:
     lower = share_where(num_hits - 1, 1 - tail) if num_hits else 0.0
     upper = share_where(num_hits, tail) if num_hits < num_trials else 1.0
     return lower, upper
+
+
+def matched(*parts: Columns) -> list[Columns]:
+    """The generations at the places that every part has."""
+    common = reduce(np.intersect1d, [part.places for part in parts])
+    return [part.subset(np.isin(part.places, common)) for part in parts]
+
+
+def seconds_of(records: Columns) -> Totals:
+    """Tokens and seconds of each conversation, by name."""
+    tokens, spent_ns = records.clusters(records.num_tokens, records.total_ns)
+    return Totals(tokens, spent_ns * 1e-9)
+
+
+def tau_of(records: Columns) -> Interval:
+    """Tokens per round, with the interval over conversations."""
+    return bootstrap([Totals(*records.clusters(records.rounds_sum(records.emitted), records.num_rounds))])

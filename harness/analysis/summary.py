@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -202,8 +202,7 @@ def _acceptance(records: Columns) -> dict[str, Any]:
     """Fields about rounds; a rung tells none."""
     if not len(records.emitted):
         return {}
-    totals = Totals(*records.clusters(records.rounds_sum(records.emitted), records.num_rounds))
-    interval = stats.bootstrap([totals])
+    interval = stats.tau_of(records)
     return {
         "tau": interval.value,
         "tau_ci": interval.ends,
@@ -237,8 +236,8 @@ def _timing(group: _Group, method: str, records: Columns, vanilla: Columns) -> d
     if method != BASELINE:
         speedup = stats.bootstrap(*_paired(group, method, BASELINE))
     against = _against_rungs(group, method)
-    ours, theirs = _matched(records, vanilla)
-    over, under = _totals(ours), _totals(theirs)
+    ours, theirs = stats.matched(records, vanilla)
+    over, under = stats.seconds_of(ours), stats.seconds_of(theirs)
     mine, base = (
         headroom(side, group.table, name, settings_of(group.with_method(method)[0].manifest, name))
         for side, name in ((ours, method), (theirs, BASELINE))
@@ -321,8 +320,8 @@ def _against_itself(vanilla: Columns) -> Interval:
     first, later = (vanilla.subset((vanilla.repeat == 0) == is_first) for is_first in (True, False))
     if not len(first) or not len(later):
         return _UNKNOWN
-    over, under = _matched(first, later)
-    return stats.bootstrap([_totals(over)], [_totals(under)])
+    over, under = stats.matched(first, later)
+    return stats.bootstrap([stats.seconds_of(over)], [stats.seconds_of(under)])
 
 
 def _paired(group: _Group, over: str, under: str) -> tuple[list[Totals], list[Totals]]:
@@ -330,20 +329,9 @@ def _paired(group: _Group, over: str, under: str) -> tuple[list[Totals], list[To
     if group.places(over) == group.places(under) or BASELINE in (over, under):
         # In the same runs vanilla cancels; and vanilla as a side means that of the other side's runs.
         where = under if over == BASELINE else over
-        ours, theirs = _matched(group.records(over, where), group.records(under, where))
-        return [_totals(ours)], [_totals(theirs)]
-    parts = _matched(*(group.records(name, where) for where in (over, under) for name in (where, BASELINE)))
-    a, a_vanilla, b, b_vanilla = map(_totals, parts)
+        ours, theirs = stats.matched(group.records(over, where), group.records(under, where))
+        return [stats.seconds_of(ours)], [stats.seconds_of(theirs)]
+    sides = (group.records(name, where) for where in (over, under) for name in (where, BASELINE))
+    parts = stats.matched(*sides)
+    a, a_vanilla, b, b_vanilla = map(stats.seconds_of, parts)
     return [a, b_vanilla], [b, a_vanilla]
-
-
-def _matched(*parts: Columns) -> list[Columns]:
-    """Those of places that all have."""
-    common = reduce(np.intersect1d, [part.places for part in parts])
-    return [part.subset(np.isin(part.places, common)) for part in parts]
-
-
-def _totals(records: Columns) -> Totals:
-    """Tokens and seconds of each conversation, by name."""
-    tokens, spent_ns = records.clusters(records.num_tokens, records.total_ns)
-    return Totals(tokens, spent_ns * 1e-9)

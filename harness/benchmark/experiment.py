@@ -189,8 +189,9 @@ class Experiment:
             self.console.note(f"{cut}: the next prompt leaves no room in target.max_context={room}")
         self._refuse_compilation(block)
         begin_block(run, name, load, self.plan.measure.quiet, self.console)
-        for failed in self._failed.values():
-            if failed not in run.failures:
+        written = {failed.arm for failed in run.failures}
+        for arm, failed in self._failed.items():
+            if arm not in written:
                 run.write_failure(failed)
         reference = {one.key: one for one in results if one.player.name == BASELINE and one.by.repeat == 0}
         for one in results:

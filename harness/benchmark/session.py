@@ -8,8 +8,10 @@ from typing import Any
 
 from harness.benchmark.plan import Plan
 from harness.benchmark.progress import Scoreboard
+from harness.config import ConfigError
 from harness.engines.engine import Workload
 from harness.system.console import Console
+from harness.system.secrets import redact_values
 from harness.target.chat_template import render
 from harness.tasks.conversation import Message
 
@@ -33,6 +35,13 @@ class Session:
         self._rendered: dict[tuple[Message, ...], array[int]] = {}
         plan.acceptor.load()
         self.conversations = plan.task.load()
+        for number, one in enumerate(self.conversations, 1):
+            # A block is found again by its name, which is stored without secrets.
+            if redact_values(one.id) != one.id:
+                raise ConfigError(
+                    f"task: the id of conversation {number} holds what looks like a secret, and ids are"
+                    " stored; give it another one"
+                )
         num_own = plan.measure.num_warmup
         own = plan.task.warmup()[:num_own] if num_own else []
         self.warmup = plan.scenario.warmup(own, self.conversations) if num_own else []

@@ -89,10 +89,11 @@ def _read(path: Path) -> dict[str, Any]:
         return _without_outcome(path.parent, "the job ended without an outcome")
     try:
         outcome: dict[str, Any] = json.loads(path.read_bytes())
-        known = {name: outcome[name] for name in ("run_dirs", "errors", "status")}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if missing := {"run_dirs", "errors", "status"} - outcome.keys():
+            raise KeyError(*missing)
+    except (ValueError, KeyError, AttributeError, RecursionError) as error:
         return _without_outcome(path.parent, f"the outcome of the job cannot be read ({error!r})")
-    return {**outcome, **known}
+    return outcome
 
 
 def _without_outcome(folder: Path, why: str) -> dict[str, Any]:
@@ -135,8 +136,7 @@ def _report(outcomes: list[dict[str, Any]], console: Console) -> int:
         return status
     if not sys.stdout.isatty():
         print_json(document, allow_nan=False)
-    bad = any(row.verdict == "broken" or row.failures for row in rows)
-    return FAILED if bad or errors else status
+    return FAILED if errors or any(row.is_bad for row in rows) else status
 
 
 def _show(

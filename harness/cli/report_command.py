@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness.analysis.row import Row
 from harness.cli.outcome import FAILED, GOOD, WRONG
 from harness.config import ConfigError
 from harness.reports import replay_table
@@ -57,12 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, OSError) as error:
         console.error(error)
         return WRONG
-    return FAILED if any(is_bad(row) for row in rows) else GOOD
-
-
-def is_bad(row: Row) -> bool:
-    """Whether a row must fail the command: a run of it failed, or its output is not vanilla's."""
-    return row.failed or bool(row.failures) or row.verdict == "broken"
+    return FAILED if any(row.is_bad for row in rows) else GOOD
 
 
 def _verify(given: argparse.Namespace, console: Console) -> int:

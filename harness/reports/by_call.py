@@ -34,20 +34,13 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def csv(rows: Sequence[Row]) -> str:
     """The same with raw numbers; "" where there is no line."""
     lines = [
-        {**dataclasses.asdict(row.where), "method": row.method, "variant": row.variant, **_numbers(call)}
+        {
+            **dataclasses.asdict(row.where),
+            "method": row.method,
+            "variant": row.variant,
+            **csv_files.flat(dataclasses.asdict(call)),
+        }
         for row in rows
-        for call in map(dataclasses.asdict, row.calls)
+        for call in row.calls
     ]
     return csv_files.csv_of(lines) if lines else ""
-
-
-def _numbers(call: dict[str, object]) -> dict[str, object]:
-    """Intervals as `_low` and `_high`."""
-    found: dict[str, object] = {}
-    for name, value in call.items():
-        if name.endswith("_ci"):
-            low, high = value if isinstance(value, tuple) else (None, None)
-            found |= {f"{name}_low": low, f"{name}_high": high}
-        else:
-            found[name] = value
-    return found

@@ -30,7 +30,7 @@ def _line(row: Row) -> dict[str, Any]:
     # The calls are lines of a table of their own; see `harness.reports.by_call`.
     del own["where"], own["calls"]
     first = {"target": where.pop("target"), "task": where.pop("task"), "method": own.pop("method")}
-    return _flat({**first, **where, **own, "failed": row.failed})
+    return flat({**first, **where, **own, "failed": row.failed})
 
 
 def pairs_csv(pairs: Sequence[Pair]) -> str:
@@ -64,13 +64,13 @@ def csv_of(lines: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested fields as `parent.child`, intervals as `_low` and `_high`, lists as JSON."""
     result: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            result |= _flat(value, f"{name}.")
+            result |= flat(value, f"{name}.")
         elif prefix.startswith("speedup_vs_ci") or key.endswith("_ci"):
             result[f"{name}_low"], result[f"{name}_high"] = value or ("", "")
         elif key == "failures":

@@ -275,7 +275,8 @@ def _whole(lists: Ragged, num_rounds: Counts) -> Ragged:
     """Lists with an entry per round; zeros where an older version of the harness recorded none."""
     if np.array_equal(lists.lengths, num_rounds):
         return lists
-    assert not len(lists.values), "a list per round has as many entries as there were rounds"
+    if len(lists.values):
+        raise ValueError(f"{len(lists.values)} entries of a quantity for {int(num_rounds.sum())} rounds")
     return Ragged(np.zeros(int(num_rounds.sum()), np.int64), num_rounds)
 
 

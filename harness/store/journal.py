@@ -89,7 +89,10 @@ class Journal:
                     raise ValueError(f"block {entry!r} ends inside block {self._current().name!r}")
                 self._finish(self._current())
             case "load":
-                self._current().load = entry
+                block = self._current()
+                if entry.block != block.name or (entry.void and block.counts):
+                    raise ValueError(f"the load of {entry.block!r} does not belong to block {block.name!r}")
+                block.load = entry
             case "record":
                 self._current().records.append(entry)
             case "null":
@@ -129,9 +132,13 @@ class Journal:
         return [exhibit for block in self.blocks.values() for exhibit in block.exhibits]
 
     def failures(self) -> list[Failure]:
-        """The failures of finished blocks, and all failures of the last attempt."""
-        blocks = [*self.blocks.values(), *([self._block] if self._block else [])]
-        return [failure for block in blocks for failure in block.failures] + self.loose
+        """The failures of all measurements of finished blocks and of the last attempt, each once.
+
+        An arm that failed stays out of the run, also where the block in which it failed is measured again.
+        """
+        blocks = [*self.set_aside, *self.blocks.values(), *([self._block] if self._block else [])]
+        every = [failure for block in blocks for failure in block.failures] + self.loose
+        return list(dict.fromkeys(every))
 
     def loads(self) -> list[BlockLoad]:
         """The load of every finished block that has one."""

@@ -40,10 +40,12 @@ def migrate(root: Path, note: Callable[[str], None]) -> int:
     if not root.is_dir():
         raise ConfigError(f"{root}: no such folder. `python -m harness.bench` measures runs into it.")
     folders = sorted(path.parent for path in root.glob(f"*/{MANIFEST}"))
-    changed = [folder for folder in folders if _migrate(folder)]
-    for folder in changed:
-        note(f"migrated {folder}")
-    return len(changed)
+    num_changed = 0
+    for folder in folders:
+        if _migrate(folder):
+            num_changed += 1
+            note(f"migrated {folder}")
+    return num_changed
 
 
 def _migrate(folder: Path) -> bool:

@@ -22,7 +22,7 @@ from typing_extensions import override
 from harness.config import ConfigError
 from harness.ledger.quantities import METERED, ROUND_COUNTS, ROUND_TIMES, TIMES
 from harness.store.columns import LISTS, NAMES, SCALARS, Columns, Named, Ragged
-from harness.store.integrity.ledger import check_columns, check_null, check_probe
+from harness.store.integrity.ledger import check_columns, check_load, check_null, check_probe
 from harness.store.integrity.paths import CorruptJournal, is_local, open_file, read_file, size_of
 from harness.store.integrity.shapes import read_json
 from harness.store.journal import JOURNAL, Journal, end_of, read_journal
@@ -145,6 +145,8 @@ def _about(path: Path) -> About | None:
             check_null(null)
         for probe in about.probes:
             check_probe(probe)
+        for load in about.loads:
+            check_load(load)
     except ConfigError:
         raise
     except (pa.ArrowException, OSError, ValueError):

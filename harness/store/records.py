@@ -144,13 +144,14 @@ class Failure(NamedTuple):
 
     kind: str
     """"out-of-memory", "interrupted", "error", "config", "lost" (the process died without a message),
-    "not-finite" (the target's logits) or "illegal-draft"."""
+    "stopped" (by a signal, in every measurement of a block), "not-finite" (the target's logits) or
+    "illegal-draft"."""
     where: str
     """The arm and the conversation, or the cell."""
     message: str
     arm: str = ""
-    """The arm whose own fault it is: its row counts for nothing, and all rows if it is vanilla. "": nobody's,
-    something stopped the run as a whole."""
+    """The arm whose own fault it is: its row counts for nothing, and all rows if it is vanilla. "": no arm's;
+    something stopped the whole run."""
 
 
 LAPS_PER_ROUND = 6

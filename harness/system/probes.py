@@ -38,7 +38,8 @@ def read_bandwidth(device: torch.device, gib: float | None = None, num_passes: i
 class ShortProbe:
     """A read-bandwidth probe of some 50 ms, to see whether the bandwidth changes during a run.
 
-    Its results compare with one another only: the buffer is small, so that it can stay allocated.
+    Its results compare with one another only, because the buffer is small. It is allocated for each look, so
+    that it counts in no arm's peak memory.
     """
 
     def __init__(self, device: torch.device, gib: float | None = None) -> None:
@@ -46,11 +47,12 @@ class ShortProbe:
         num_bytes = 2**28 if device.type == "cuda" else min(2**30, max(2**28, 2 * last_level_cache_bytes()))
         if gib is not None:
             num_bytes = min(num_bytes, int(gib * 2**30))
-        self._buffer = torch.ones(num_bytes // 4, dtype=torch.float32, device=device)
+        self._num_floats, self._device = num_bytes // 4, device
 
     def __call__(self) -> float:
         """Bytes per second: the best of three reads, so that a single interruption does not count."""
-        return _fastest_read(self._buffer, num_passes=3)
+        buffer = torch.ones(self._num_floats, dtype=torch.float32, device=self._device)
+        return _fastest_read(buffer, num_passes=3)
 
 
 def _fastest_read(buffer: torch.Tensor, num_passes: int) -> float:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from harness.ledger.quantities import METERED, ROUND_COUNTS, ROUND_TIMES, TIMES
 from harness.store.columns import Columns
-from harness.store.records import Exhibit, GenerationRecord, NullReplay, Probe
+from harness.store.records import BlockLoad, Exhibit, GenerationRecord, NullReplay, Probe
 
 _MOST_COUNT, _MOST_NS = 2**31 - 1, 2**62
 """Above the first, a count does not fit into the columns; above the second, a time is over a century."""
@@ -79,9 +79,9 @@ def check_columns(columns: Columns) -> None:
     for name in ("turn", "sample", "repeat", "num_prompt_tokens", "num_tokens"):
         _check_least(name, getattr(columns, name), 0)
     _check_least("batch_size", columns.batch_size, 1)
-    drafted, accepted, emitted = (columns.per_round[name] for name in ("drafted", "accepted", "emitted"))
-    if (accepted > drafted).any() or (emitted > accepted + 1).any():
-        raise ValueError("a round accepts more than it drafts, or emits more than it accepts and one")
+    drafted, depth, accepted, emitted = (columns.per_round[name] for name in (*_ALWAYS, "emitted"))
+    if (accepted > drafted).any() or (depth > drafted).any() or (emitted > accepted + 1).any():
+        raise ValueError("a round keeps or nests more than it drafts, or emits more than it keeps and one")
     wrong = columns.num_tokens != 1 + columns.rounds_sum(emitted)
     if (wrong & columns.is_arm).any():
         raise ValueError("tokens and rounds of an arm disagree")
@@ -106,6 +106,15 @@ def check_probe(probe: Probe) -> None:
             raise ValueError(f"{name}: {value} is no speed and no time")
     _check_range("verify_ns", [value for value in probe.verify_ns if value is not None], _MOST_NS)
     _check_range("memory", list(probe.memory.values()), _MOST_NS)
+
+
+def check_load(load: BlockLoad) -> None:
+    """Check who used the machine: finite seconds and shares, none negative."""
+    for name, value in vars(load).items():
+        numbers = value.values() if isinstance(value, dict) else [value]
+        for number in numbers:
+            if isinstance(number, int | float) and not (math.isfinite(number) and number >= 0):
+                raise ValueError(f"{name}: {number} is no time, share or count")
 
 
 def check_exhibit(exhibit: Exhibit) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from harness.store.integrity.ledger import check_exhibit, check_null, check_probe, check_record
+from harness.store.integrity.ledger import check_exhibit, check_load, check_null, check_probe, check_record
 from harness.store.integrity.lines import Line
 from harness.store.integrity.paths import fault_of_name
 from harness.store.records import (
@@ -130,7 +130,10 @@ def read_json(kind: Any, text: bytes) -> Any:
     """
     if b"\\ud" in text:
         # Older versions of the harness wrote halves of surrogate pairs, which the strict reader refuses.
-        whole = json.dumps(json.loads(text), ensure_ascii=False)
+        try:
+            whole = json.dumps(json.loads(text), ensure_ascii=False)
+        except RecursionError as error:
+            raise ValueError("is nested too deep") from error
         text = whole.encode("utf-8", "replace")
     try:
         return _reader(kind).validate_json(text, strict=True)
@@ -158,6 +161,8 @@ def read_entry(line: Line, vocab_size: int | None = None) -> Any:
             check_exhibit(entry)
         case Probe():
             check_probe(entry)
+        case BlockLoad():
+            check_load(entry)
     return entry
 
 

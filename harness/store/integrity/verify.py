@@ -89,7 +89,8 @@ def _check_exports(folder: Path, journal: Journal) -> None:
     if about is None:
         raise CorruptJournal(f"{folder / COLUMNS}: is not an export of its journal. {remedy}")
     same = about.nulls == journal.nulls() and about.probes == journal.probes
-    same = same and about.failures == journal.failures()
+    same = same and about.failures == journal.failures() and about.loads == journal.loads()
+    same = same and about.num_exhibits == len(journal.exhibits())
     rows = read_rows(folder)
     names = list(rows[0]) if rows else []
     expected = [{name: value for name, value in one.to_json().items() if name in names} for one in records]
