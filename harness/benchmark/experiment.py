@@ -123,6 +123,7 @@ class Experiment:
         blocks = [one for one in self.schedule.blocks() if not run.is_measured(block_name(one))]
         if self.plan.measure.timed and (probe := self.session.engine.probe(self.plan.measure.bandwidth_gib)):
             run.write_probe(Probe(**asdict(probe)))
+        self.session.engine.begin_run()
         pace = self._warm_up()
         self._num_programs = self.session.engine.num_programs
         self._watch = watch_of(self.plan, self.console)
@@ -135,8 +136,12 @@ class Experiment:
 
     def _measure_again(self, run: RunWriter) -> None:
         blocks = {block_name(one): one for one in self.schedule.blocks()}
-        quiet = self.plan.measure.quiet
+        # An arm with a memory of the whole run would find the answers of the first measurement in it.
+        remember = any(player.method.remembers_run for player in self.players)
+        quiet = "off" if remember else self.plan.measure.quiet
         for name in again.to_measure(list(blocks), run.loads, quiet, self.console):
+            if remember:
+                self.session.engine.begin_run()
             self._measure(run, blocks[name])
 
     def _warm_up(self) -> dict[str, float]:

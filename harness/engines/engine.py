@@ -29,6 +29,10 @@ class Method(Protocol):
     def knowledge(self) -> str:
         """The source of its drafts, for the tables: how long it remembers, or a corpus; see `Drafter`."""
 
+    @property
+    def remembers_run(self) -> bool:
+        """Whether what it drafts for a prompt depends on the prompts before it."""
+
     def card(self) -> dict[str, Any]:
         """What was loaded, after `Engine.load`; JSON types, for the manifest."""
 
@@ -82,8 +86,9 @@ class Engine(ABC):
     """Base of all engines.
 
     Calls come in this order: `refuse`, `device_facts`, `units` and `baseline` load nothing and are all that a
-    dry run needs; then `load`, `prepare`, `examine` and `probe`, once per process; then `generate` for every
-    call of an arm, with `reset_peak`, `peak_memory_bytes` and `energy_mj` around it.
+    dry run needs; then `load`, `prepare`, `examine` and `probe`, once per process; then `begin_run` for every
+    run, and `generate` for every call of an arm, with `reset_peak`, `peak_memory_bytes` and `energy_mj`
+    around it.
 
     An engine tells only what it can: whatever it leaves out is unknown in the tables.
     """
@@ -150,6 +155,9 @@ class Engine(ABC):
         Raises:
             ConfigError: an arm finds that it does not fit the target.
         """
+
+    def begin_run(self) -> None:  # noqa: B027 - a hook
+        """A run begins: the arms forget what earlier runs of this process taught them."""
 
     @abstractmethod
     def generate(

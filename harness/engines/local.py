@@ -133,6 +133,11 @@ class Local(Engine):
                 drafter.check(prompts)
 
     @override
+    def begin_run(self) -> None:
+        for drafter in self._drafters.values():
+            drafter.new_call(keep_memory=False)
+
+    @override
     def generate(
         self,
         requests: Sequence[Request],

@@ -10,6 +10,7 @@ import pytest
 from harness.analysis.summary import summarise
 from harness.benchmark.noise import again
 from harness.benchmark.noise.again import ProcessStopped
+from harness.engines.local import Local
 from harness.reports import formatting
 from harness.store.journal import JOURNAL, read_journal
 from harness.store.records import BlockLoad, Run
@@ -116,6 +117,36 @@ def test_on_a_machine_that_is_never_quiet_the_rows_carry_the_mark(
         for row in rows
     ]
     assert rows[0].others_share == pytest.approx((0.2 + 0.3 + 0.4) / 3), "the first of block 3 counts"
+
+
+REMEMBERING = ("method=[suffix]", "methods.suffix.memory=process", "max_new_tokens=16")
+
+
+def test_a_run_with_an_arm_that_remembers_all_prompts_measures_no_disturbed_block_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, order = run_with(monkeypatch, tmp_path, lambda name, _: load(name, others=0.3), *REMEMBERING)
+    assert order == BLOCKS, "a second measurement would draft from the answers of the first"
+
+
+def test_a_void_block_is_measured_again_without_its_own_answers_in_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def accepted(folder: str, void: str) -> list[list[int]]:
+        (tmp_path / folder).mkdir()
+        run, order = run_with(
+            monkeypatch,
+            tmp_path / folder,
+            lambda name, number: load(name, void=void * (name == "1" and number == 1)),
+            *REMEMBERING,
+        )
+        assert order == [*BLOCKS, "1"] if void else BLOCKS
+        return [one.accepted for one in run.records if (one.arm, one.conversation) == ("suffix", "1")]
+
+    quiet = accepted("quiet", "")
+    assert accepted("stopped", "stopped") == quiet
+    monkeypatch.setattr(Local, "begin_run", lambda self: None)
+    assert accepted("never forgets", "stopped") != quiet
 
 
 def test_off_only_records(
