@@ -37,7 +37,7 @@ KEYS = {
 TINY = [
     "~experiment",
     *("target=tiny", "task=local", "method=[ngram]", "measure=quick", "+measure.bandwidth_gib=0.01"),
-    *("tracker=none", "max_new_tokens=8"),
+    *("measure.quiet=off", "tracker=none", "max_new_tokens=8"),
 ]
 
 
