@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.benchmark.noise.again import counts
-from harness.store.archives import compact
 from harness.store.journal import RunWriter
+from harness.store.locations import RUNS
 from harness.store.records import BlockLoad, GenerationRecord, NullReplay, Probe, RunManifest, Verdict
 from harness.store.run_store import ResultStore
+from harness.store.upkeep.archives import compact
 from tests.support import builders
 from tests.support.journals import forge
 
@@ -149,7 +150,7 @@ def _write_attempt(opened: RunWriter, block: int, attempt: Attempt) -> None:
 
 def write_store(results: Path) -> None:
     """Two packed runs, two in folders, one of an older version, and one that is not finished."""
-    root = results / "runs"
+    root = results / RUNS
     for run in ("packed-a", "packed-b"):
         write_run(root, run, num_blocks=2)
     compact(root, lambda _: None)

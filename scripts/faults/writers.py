@@ -19,10 +19,10 @@ from io import StringIO
 from pathlib import Path
 
 from harness.cli import report_command
-from harness.store.archives import compact, expand
 from harness.store.locations import RUNS
 from harness.store.records import Run
 from harness.store.run_store import load_runs
+from harness.store.upkeep.archives import compact, expand
 from scripts.faults import child
 from scripts.faults.child import Send
 from scripts.faults.made_up import NUM_BLOCKS, expected, expected_loads, write_run

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from harness.cli.report_command import main
-from harness.store.archives import compact, expand
 from harness.store.integrity.lines import Chain
-from harness.store.integrity.verify import verify
 from harness.store.journal import JOURNAL, CorruptJournal
-from harness.store.migration import migrate
 from harness.store.parquet import COLUMNS
 from harness.store.records import SCHEMA_VERSION
 from harness.store.run_store import MANIFEST, RECORDS, ResultStore, load_run, load_runs
+from harness.store.upkeep.archives import compact, expand
+from harness.store.upkeep.migration import migrate
+from harness.store.upkeep.verify import verify
 from tests.store.test_run_store import make_manifest, make_record, write_block
 from tests.support.builders import sample_run, write_runs
 from tests.support.journals import Entries, forge
