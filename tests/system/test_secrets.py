@@ -134,6 +134,31 @@ def test_a_sweep_and_its_failed_cells_leave_no_secret_and_its_status_finds_them(
 
 
 @pytest.mark.parametrize(
+    "place",
+    ["target.path", "task.path", "methods.eagle3.head"],
+)
+def test_a_place_that_cannot_be_read_is_named_without_its_password(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The cell fails before there is a run, so its record and the message are made of the configuration."""
+    url = f"https://anna:{PASSWORD}@example.org/x?sig={QUERY}"
+    chosen = {
+        "target.path": ["target=hub"],
+        "task.path": ["target=tiny", "task=local"],
+        "methods.eagle3.head": ["target=tiny", "task=smoke", "method=[eagle3]"],
+    }
+    ended = type_bench(
+        ["~experiment", *chosen[place], f"{place}='{url}'", f"results={tmp_path / 'results'}"],
+        monkeypatch,
+        capsys,
+    )
+    assert ended[0] in (1, 2)
+    assert "example.org" in ended[2]
+    assert not [secret for secret in SECRETS if secret in ended[1] + ended[2]]
+    assert files_with(tmp_path, *SECRETS) == []
+
+
+@pytest.mark.parametrize(
     ("text", "rest"),
     [
         ("https://anna:Pa55/w0rd@host/x", "host/x"),

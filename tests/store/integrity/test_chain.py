@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,19 @@ def test_any_byte_of_a_journal_may_be_wrong_and_none_is_believed(root: Path) -> 
         # Only the last line may be damaged, as a crash leaves it.
         assert not run.finished
         assert run.records == before
+
+
+DEEP = b"[" * 200_000
+
+
+def test_json_that_is_nested_too_deep_is_an_error_that_names_file_and_line(root: Path) -> None:
+    forge(root / "a", chained=False)
+    journal = root / "a" / JOURNAL
+    checked = b'"kind":"failure","data":%s}' % (DEEP + DEEP.replace(b"[", b"]"))
+    deep = b'{"crc":"%08x",%s\n' % (zlib.crc32(checked), checked)
+    journal.write_bytes(deep + journal.read_bytes())
+    with pytest.raises(CorruptJournal, match=r"a/journal\.jsonl, line 1 of \d+: .*recursion limit exceeded"):
+        load_run(root / "a")
+    (root / "b" / MANIFEST).write_bytes(DEEP)
+    with pytest.raises(CorruptJournal, match=r"b/manifest\.json: is not JSON"):
+        load_run(root / "b")
