@@ -19,13 +19,13 @@ from io import StringIO
 from pathlib import Path
 
 from harness.cli import report_command
-from harness.store.locations import RUNS
+from harness.store.locations import RUNS, run_folder
 from harness.store.records import Run
-from harness.store.run_store import load_runs
+from harness.store.run_store import load_runs, read_folder
 from harness.store.upkeep.archives import compact, expand
 from scripts.faults import child
 from scripts.faults.child import Send
-from scripts.faults.made_up import NUM_BLOCKS, expected, expected_loads, write_run
+from scripts.faults.made_up import NUM_BLOCKS, attempts, expected, expected_loads, records_of, write_run
 from scripts.faults.tally import Tally
 
 Packer = Callable[[Path, Callable[[str], None]], object]
@@ -33,7 +33,8 @@ Packer = Callable[[Path, Callable[[str], None]], object]
 
 def kills(folder: Path, number: int, rng: random.Random) -> Tally:
     """Kill writers and packers `number` times, and complete each run in between."""
-    tally, root, whole_s = Tally("kills"), folder / RUNS, 0.5
+    tally, root = Tally("kills"), folder / RUNS
+    whole_s = _warm_up(folder / "warm-up")
     for tried in range(10 * number):
         if tally.tried >= number:
             break
@@ -54,6 +55,18 @@ def kills(folder: Path, number: int, rng: random.Random) -> Tally:
         if _is_whole(tally, root, run):
             tally.survived += tally.tried - before
     return tally
+
+
+def _warm_up(folder: Path) -> float:
+    """Seconds of writing a run, measured once this process has all that is made on first use.
+
+    Children that are forked before that spend most of their lives on it, and few are killed while they write.
+    """
+    for name in ("first", "second"):
+        shutil.rmtree(folder, ignore_errors=True)
+        begin = time.monotonic()
+        write_run(folder, name)
+    return time.monotonic() - begin
 
 
 def disks(folder: Path, number: int, rng: random.Random) -> Tally:
@@ -159,6 +172,7 @@ def _check(root: Path, name: str, send: Send) -> None:
         runs = load_runs(root)
         for run in runs:
             _compare(found, run, f"{name} after {packer.__name__}")
+        _compare_attempts(found, run_folder(root / name), f"{name} after {packer.__name__}")
         if [run.manifest.run_id for run in runs] != [name]:
             found.fault("lost", f"{name}: the store holds {len(runs)} runs")
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
@@ -178,3 +192,17 @@ def _compare(tally: Tally, run: Run, where: str) -> None:
     if missing:
         tally.lost += missing
         tally.notes.append(f"lost: {missing} records and loads of {where}")
+
+
+def _compare_attempts(tally: Tally, folder: Path, where: str) -> None:
+    """Count measurements that a journal lacks or has twice, those included that do not count."""
+    manifest, journal = read_folder(folder)
+    found = [(one.load, one.records) for one in (*journal.set_aside, *journal.blocks.values())]
+    for block in range(NUM_BLOCKS):
+        for attempt in attempts(block):
+            due = (attempt.load, records_of(manifest.run_id, block, attempt.number))
+            if (copies := found.count(due)) != 1:
+                note = f"measurement {attempt.number} of c{block} is there {copies} times"
+                tally.fault("doubled" if copies else "lost", f"{where}: {note}")
+    if len(found) > (most := sum(len(attempts(block)) for block in range(NUM_BLOCKS))):
+        tally.fault("doubled", f"{where} holds {len(found)} measurements, and {most} were made")

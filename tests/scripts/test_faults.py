@@ -44,6 +44,25 @@ def test_a_made_up_run_holds_every_kind_of_attempt(tmp_path: Path) -> None:
     assert sum(kind == "load" for kind, _ in entries) == sum(len(attempts(n)) for n in range(NUM_BLOCKS))
 
 
+@pytest.mark.parametrize(("num_copies", "kind"), [(0, "lost"), (2, "doubled")])
+def test_a_measurement_that_does_not_count_is_looked_for_too(
+    tmp_path: Path, tally: Tally, num_copies: int, kind: str
+) -> None:
+    def copy_the_first(entries: Entries) -> None:
+        begin, end = (
+            next(number for number, entry in enumerate(entries) if entry[0] == name)
+            for name in ("begin_attempt", "finish_block")
+        )
+        entries[begin : end + 1] = num_copies * entries[begin : end + 1]
+
+    write_run(tmp_path, "a")
+    writers._compare_attempts(tally, tmp_path / "a", "a")
+    assert not tally.num_faults, tally.notes
+    forge(tmp_path / "a", copy_the_first)
+    writers._compare_attempts(tally, tmp_path / "a", "a")
+    assert tally.notes[0] == f"{kind}: a: measurement 0 of c0 is there {num_copies} times"
+
+
 @pytest.mark.parametrize(("kind", "place"), [("record", "conversation"), ("load", "block")])
 def test_what_a_run_lacks_is_counted(tmp_path: Path, tally: Tally, kind: str, place: str) -> None:
     def lose_one(entries: Entries) -> None:
