@@ -54,7 +54,7 @@ def _show(wait: Wait, over: threading.Event) -> None:
     """Keep one line on a terminal; elsewhere print a line ever more rarely."""
     on_terminal, due_s = sys.stderr.isatty(), _FIRST_LINE_S
     while not over.wait(0.5):
-        line = f"{wait.what}: {wait.told()}"[:_WIDTH]
+        line = f"{wait.what}: {wait.message()}"[:_WIDTH]
         if on_terminal:
             sys.stderr.write(f"\r\x1b[K{line}")
         elif wait.elapsed_s >= due_s:

@@ -180,8 +180,8 @@ def main() -> None:
         make_store(results, num_runs)
         made = time.perf_counter() - begin
         if not given.make_only:
-            told = {"runs": num_runs, "formats": given.format, **measure(results, given.format)}
-            print(json.dumps({**told, "making_s": round(made, 1)}), flush=True)
+            measured = {"runs": num_runs, "formats": given.format, **measure(results, given.format)}
+            print(json.dumps({**measured, "making_s": round(made, 1)}), flush=True)
 
 
 if __name__ == "__main__":

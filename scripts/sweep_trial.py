@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from harness.store.locations import RUNS
 from harness.store.run_store import load_run
 from harness.store.write_lock import last_holder
 from harness.sweeps.cell_states import RunIndex
@@ -66,25 +67,25 @@ class Trial:
                 time.sleep(0.2)
             out, _ = process.communicate()
         document = json.loads(out.splitlines()[-1]) if out else {"run_dirs": []}
-        told = self._log.read_text()[seen:].splitlines()
+        printed = self._log.read_text()[seen:].splitlines()
         self.tell(
             "ended",
             status=process.returncode,
             run_dirs=len(document["run_dirs"]),
-            failed_rows=sum("FAILED" in line for line in told),
+            failed_rows=sum("FAILED" in line for line in printed),
         )
 
     def num(self, state: str) -> int:
         """The number of cells in a state."""
-        return sum(one.state == state for one in RunIndex(self.results / "runs").runs)
+        return sum(one.state == state for one in RunIndex(self.results / RUNS).runs)
 
     def running(self) -> list[Path]:
         """The run folders that are being written."""
-        return [one.folder for one in RunIndex(self.results / "runs").runs if one.state == "running"]
+        return [one.folder for one in RunIndex(self.results / RUNS).runs if one.state == "running"]
 
     def tell(self, what: str, **more: Any) -> None:
         """Print the state of the store as one line."""
-        found = RunIndex(self.results / "runs").runs
+        found = RunIndex(self.results / RUNS).runs
         runs = [load_run(one.folder) for one in found]
         keys = Counter(
             (run.manifest.run_id, one.arm, one.conversation, one.sample, one.repeat)

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.analysis.stats import CONFIDENCE, Floats, Totals, resample
+from harness.store.locations import RUNS
 from harness.store.records import BASELINE
 from harness.store.run_store import load_run
 
@@ -25,7 +26,7 @@ Cells = dict[str, dict[str, Totals]]
 def read(results: Path, pattern: str) -> dict[float, Cells]:
     """Temperature -> cells of the finished runs whose id matches the pattern."""
     found: dict[float, Cells] = defaultdict(dict)
-    for folder in sorted((results / "runs").iterdir()):
+    for folder in sorted((results / RUNS).iterdir()):
         if not fnmatchcase(folder.name, pattern):
             continue
         run = load_run(folder)
@@ -81,8 +82,10 @@ def table(cells: Cells) -> list[str]:
     for method in methods:
         values, mean, by_task = drawn(cells, method)
         means[method] = mean
-        told = [f"{values[task]:.2f} {ends(by_task[task])}" for task in tasks]
-        lines.append(f"| {method} | {' | '.join(told)} | {np.mean(list(values.values())):.2f} {ends(mean)} |")
+        cells = [f"{values[task]:.2f} {ends(by_task[task])}" for task in tasks]
+        lines.append(
+            f"| {method} | {' | '.join(cells)} | {np.mean(list(values.values())):.2f} {ends(mean)} |"
+        )
     lines += ["", "| difference of means | |", "|:--|--:|"]
     for number, under in enumerate(methods):
         for over in methods[number + 1 :]:

@@ -1,4 +1,4 @@
-"""House rules of harness/ and methods/: sizes of files, folders, classes and functions, and plain English."""
+"""House rules of harness/, methods/ and scripts/: limits of size, and plain English."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ BAD_OPENING = re.compile(r"(Of|See)\b")
 PRIVATE_WORDS = re.compile(r"\b(laws?|told|(go|goes|going|gone) on)\b", re.IGNORECASE)
 """Field terms instead: distribution; given, reported, known; resume, continue."""
 PACKAGES = sorted(
-    ".".join(file.parent.relative_to(ROOT).parts)
-    for tower in ("harness", "methods")
-    for file in (ROOT / tower).rglob("__init__.py")
+    {
+        ".".join(file.parent.relative_to(ROOT).parts)
+        for tower in ("harness", "methods", "scripts")
+        for file in (ROOT / tower).rglob("*.py")
+    }
 )
 
 

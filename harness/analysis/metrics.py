@@ -236,6 +236,12 @@ def decode_ns(records: Records) -> int:
     return int((columns.total_ns - columns.prefill_ns).sum())
 
 
+def prefill_share(records: Records) -> float:
+    """Share of the time of whole calls that is prefill; nan where nothing was timed."""
+    columns = Columns.of(records)
+    return ratio(columns.prefill_ns.sum(), columns.total_ns.sum())
+
+
 def mean_of_rates(records: Records) -> float:
     """Mean over conversations of each one's tokens per second, as papers average."""
     columns = Columns.of(records)

@@ -275,7 +275,7 @@ def failure(error: BaseException, where: str, arm: str = "") -> Failure:
         return Failure(error.kind, where, str(error), arm or BASELINE)
     if isinstance(error, KeyboardInterrupt):
         why = str(error) or "stopped by the user"
-        return Failure("interrupted", where, f"{why}; the same command goes on from here")
+        return Failure("interrupted", where, f"{why}; the same command resumes here")
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _NO_MEMORY in str(error):
         remedy = "turn down measure.batch_size, max_new_tokens, target.dtype or the draft's size"
         return Failure("out-of-memory", where, f"{error}; {remedy}")

@@ -16,6 +16,7 @@ from harness.config import ConfigError, build
 from harness.costs.table import load_tables
 from harness.reports.figures import draw_once
 from harness.store.follower import FollowedStore
+from harness.store.locations import RUNS
 from harness.store.records import Cell, Failure
 from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console, warn_on_error
@@ -31,7 +32,7 @@ class Job:
     def __init__(self, config: DictConfig, overrides: list[str], console: Console) -> None:
         self._config, self._overrides, self._console = config, overrides, console
         kind = FollowedStore if is_follower() else ResultStore
-        self._store = kind(Path(config.results) / "runs")
+        self._store = kind(Path(config.results) / RUNS)
         self._folders: list[Path] = []
         self._errors: list[str] = []
         self._status = 0

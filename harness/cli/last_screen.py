@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.analysis import metrics
 from harness.analysis.comparability import variants
 from harness.analysis.row import Pair, Row
 from harness.reports import page, tables
 from harness.reports.formatting import percent
 from harness.reports.markdown import markdown
+from harness.store.columns import Columns
+from harness.store.locations import RUNS
 from harness.store.records import BASELINE, Run
 from harness.system.console import Console, warn_on_error
 from harness.system.files import write_text
@@ -20,8 +24,6 @@ from harness.system.progress import waiting
 LATEST = "latest"
 """Folder below the results with the page and the tables of the last command."""
 _REASONS = re.compile(r"disturbed for (.+? %) of the time \([^)]*\)")
-_AT_LEAST = ("method", "tokens/s", "speedup", "tau", "verdict", "marks")
-"""Columns that are never left out for want of room."""
 _BETWEEN = 2
 """Characters between two columns."""
 
@@ -38,9 +40,9 @@ def show_rows(rows: Sequence[Row], runs: Sequence[Run], console: Console) -> Non
         console.note(f"every row: {common}")
     if left_out:
         console.note(f"only in the report, for want of room: {', '.join(left_out)}")
-    if shares := prefill_shares(runs):
-        told = ", ".join(f"{percent(share)} at T = {temperature:g}" for temperature, share in shares.items())
-        console.note(f"prefill is part of all times; of vanilla's it is {told}")
+    if shares := _prefill_shares(runs):
+        shown = ", ".join(f"{percent(share)} at T = {temperature:g}" for temperature, share in shares.items())
+        console.note(f"prefill is part of all times; of vanilla's it is {shown}")
 
 
 def _without_common(
@@ -88,16 +90,16 @@ def _fitting(
     return [headers[i] for i in kept], [[line[i] for i in kept] for line in body], left_out
 
 
-def prefill_shares(runs: Sequence[Run]) -> dict[float, float]:
+def _prefill_shares(runs: Sequence[Run]) -> dict[float, float]:
     """The share of vanilla's time that is prefill, by temperature; nothing where nothing was timed."""
-    spent: dict[float, list[int]] = {}
+    parts: dict[float, list[Columns]] = {}
     for run in runs:
-        for record in run.records:
-            if record.arm == BASELINE and record.total_ns:
-                sums = spent.setdefault(run.manifest.cell.temperature, [0, 0])
-                sums[0] += record.prefill_ns
-                sums[1] += record.total_ns
-    return {temperature: prefill / total for temperature, (prefill, total) in sorted(spent.items())}
+        columns = Columns.of(run.records)
+        if BASELINE in columns.arms:
+            own = columns.subset(columns.arm == columns.arms.index(BASELINE))
+            parts.setdefault(run.manifest.cell.temperature, []).append(own)
+    shares = {each: metrics.prefill_share(Columns.join(found)) for each, found in sorted(parts.items())}
+    return {temperature: share for temperature, share in shares.items() if not math.isnan(share)}
 
 
 def show_places(
@@ -113,7 +115,7 @@ def show_places(
         console.note("")
         console.note(f"page     {out / 'report.html'}  (open it in a browser)")
         console.note(f"tables   {out / 'report.md'}")
-        console.note(f"figures  {results / 'runs' / runs[-1].manifest.run_id / 'figures'}")
+        console.note(f"figures  {results / RUNS / runs[-1].manifest.run_id / 'figures'}")
     console.note("next:")
     for command in next_commands(rows, results):
         console.note(f"  {command}")

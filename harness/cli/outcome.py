@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from typing_extensions import override
 
 from harness.analysis.comparability import variants
+from harness.cli.job_files import JOB
 from harness.store.records import Run
 from harness.store.run_store import load_run
 from harness.system.console import Console
@@ -52,7 +53,7 @@ class Collect(Callback):
 
     def end_sweep(self, folder: Path) -> None:
         """Report all jobs in the folder of a sweep."""
-        jobs = sorted(folder.glob("*/.hydra"), key=lambda path: _number(path.parent))
+        jobs = sorted(folder.glob(f"*/{JOB}"), key=lambda path: _number(path.parent))
         self._end([job.parent / OUTCOME for job in jobs])
 
     def _end(self, outcomes: Iterable[Path]) -> None:

@@ -12,11 +12,11 @@ from harness.config import ConfigError
 from harness.reports import replay_table
 from harness.reports.build import FORMATS, TABLES, build
 from harness.reports.run_diff import describe, find_run
-from harness.store.archives import compact, expand
 from harness.store.integrity.paths import is_local
-from harness.store.integrity.verify import verify
 from harness.store.locations import RUNS, locate
-from harness.store.migration import migrate
+from harness.store.upkeep.archives import compact, expand
+from harness.store.upkeep.migration import migrate
+from harness.store.upkeep.verify import verify
 from harness.system.console import Console
 from harness.system.files import print_json
 from harness.system.secrets import redact_text
@@ -68,8 +68,8 @@ def _verify(given: argparse.Namespace, console: Console) -> int:
         elif reason:
             console.note(f"{name}: {state}: {reason}")
     counts = Counter(one.state for one in findings)
-    told = ", ".join(f"{counts[state]} {state}" for state in ("verified", "not verifiable", "damaged"))
-    console.note(f"{len(findings)} runs: {told}")
+    shown = ", ".join(f"{counts[state]} {state}" for state in ("verified", "not verifiable", "damaged"))
+    console.note(f"{len(findings)} runs: {shown}")
     print_json({"runs": [one._asdict() for one in findings]})
     return FAILED if counts["damaged"] else GOOD
 

@@ -131,7 +131,7 @@ def _table(rows: Sequence[Row], heads: Sequence[str | None], caption: str, notes
             *(r"\bottomrule", r"\end{tabular}", *footnotes, r"\end{table}", ""),
         ]
     else:
-        goes_on = rf"\multicolumn{{{num_columns}}}{{r}}{{\footnotesize goes on over the page}} \\"
+        continued = rf"\multicolumn{{{num_columns}}}{{r}}{{\footnotesize continued on the next page}} \\"
         lines = [
             rf"\begingroup{_SIZE}\setlength{{\LTcapwidth}}{{\textwidth}}",
             rf"\begin{{longtable}}{columns}",
@@ -141,7 +141,7 @@ def _table(rows: Sequence[Row], heads: Sequence[str | None], caption: str, notes
                 r"\endfirsthead",
                 *top,
                 r"\endhead",
-                goes_on,
+                continued,
                 r"\endfoot",
                 r"\bottomrule",
                 r"\endlastfoot",

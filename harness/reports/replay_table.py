@@ -13,6 +13,7 @@ from harness.costs.headroom import run_identity, table_of
 from harness.costs.replay import Replayed, replay
 from harness.costs.table import load_table, load_tables
 from harness.reports import formatting
+from harness.store.locations import RUNS
 from harness.store.records import BASELINE
 from harness.store.run_store import load_runs
 from harness.system.console import Console
@@ -45,7 +46,7 @@ def run_command(given: argparse.Namespace, console: Console) -> None:
     """
     runs = [
         run
-        for run in load_runs(given.results / "runs")
+        for run in load_runs(given.results / RUNS)
         if run.records and fnmatchcase(run.manifest.run_id, given.only or "*")
     ]
     if not runs:

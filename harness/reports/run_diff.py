@@ -96,7 +96,7 @@ def findings(first: Run, second: Run) -> list[Finding]:
 
 
 def _differing(first: Run, second: Run) -> list[Fact]:
-    """Facts that are not the same; of an arm or a rung that only one run has, that it has it."""
+    """Facts whose values differ; of an arm or rung that only one run has, only that the other lacks it."""
     mine, theirs = _plain(first), _plain(second)
     pairs = ((name, mine.get(name, NOT_SET), theirs.get(name, NOT_SET)) for name in {**mine, **theirs})
     one_sided = set(first.manifest.arms) ^ set(second.manifest.arms)

@@ -118,7 +118,8 @@ class Columns:
     def __getattr__(self, name: str) -> Ints:
         """A quantity of the ledger by its name, so that a new one needs no line here."""
         for values in ("per_generation", "per_round"):
-            # Not self.per_generation: where it is missing, that would end here again.
+            # Python calls this for attributes that do not exist, and while an instance is copied these two
+            # do not: reading self.per_generation would then call this method without end.
             if name in self.__dict__.get(values, {}):
                 found: Ints = self.__dict__[values][name]
                 return found

@@ -93,8 +93,8 @@ def encode_columns(records: Sequence[GenerationRecord], about: About) -> bytes:
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-    told = json.dumps(about.to_json()).encode()
-    schema = _schema().with_metadata({_ABOUT: told, _CHECKSUM: b"%08x" % zlib.crc32(told)})
+    text = json.dumps(about.to_json()).encode()
+    schema = _schema().with_metadata({_ABOUT: text, _CHECKSUM: b"%08x" % zlib.crc32(text)})
     rows = [record.to_json() for record in records]
     arrays = [pa.array([row[field.name] for row in rows], field.type) for field in schema]
     table, buffer = pa.Table.from_arrays(arrays, schema=schema), BytesIO()
@@ -137,10 +137,10 @@ def _about(path: Path) -> About | None:
         return None
     try:
         metadata = pq.read_schema(_file(path)).metadata or {}
-        told = metadata.get(_ABOUT)
-        if not told or metadata.get(_CHECKSUM, b"%08x" % zlib.crc32(told)) != b"%08x" % zlib.crc32(told):
+        text = metadata.get(_ABOUT)
+        if not text or metadata.get(_CHECKSUM, b"%08x" % zlib.crc32(text)) != b"%08x" % zlib.crc32(text):
             return None
-        about: About = read_json(About, told)
+        about: About = read_json(About, text)
         for null in about.nulls:
             check_null(null)
         for probe in about.probes:

@@ -53,11 +53,14 @@ class OpenRun(RunWriter):
         Raises:
             RunBusy: another process has the run open.
             CorruptJournal: a line other than the last is not what was written.
-            ConfigError: the folder holds a different run, or is a link.
+            ConfigError: the folder holds a different run or is a link, or no reader would accept `manifest`.
         """
         refuse_link(folder)
+        try:
+            manifest = read_manifest_json(json.dumps(redact_values(manifest.to_json())).encode())
+        except ValueError as error:
+            raise ConfigError(f"{folder}: its manifest could not be read again: {error}.") from error
         folder.mkdir(parents=True, exist_ok=True)
-        manifest = read_manifest_json(json.dumps(redact_values(manifest.to_json())).encode())
         self._lease, self._descriptor, self._failed = Lease(folder), -1, False
         try:
             settled, path = _settle(folder, manifest), folder / JOURNAL

@@ -19,8 +19,10 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 from typing_extensions import override
 
+from harness.cli.job_files import JOB
 from harness.cli.outcome import OUTCOME, Collect
 from harness.config import ConfigError
+from harness.store.locations import RUNS
 from harness.store.records import Failure
 from harness.store.run_store import ResultStore
 from harness.store.write_lock import RunBusy
@@ -154,14 +156,14 @@ class PatientLauncher(Launcher):
             self._write_outcome(number, record_lost_jobs(config, cells, fault, begun_only))
 
     def _run_index(self) -> RunIndex:
-        return RunIndex(Path(self._config.results) / "runs")
+        return RunIndex(Path(self._config.results) / RUNS)
 
     def _folder(self, number: int) -> Path:
         return self._sweep_dir / str(number)
 
     def _write_outcome(self, number: int, outcome: dict[str, Any]) -> None:
         # `Collect` finds the jobs of a sweep by these folders, which Hydra makes when it runs a job.
-        (self._folder(number) / ".hydra").mkdir(parents=True, exist_ok=True)
+        (self._folder(number) / JOB).mkdir(parents=True, exist_ok=True)
         write_json(self._folder(number) / OUTCOME, outcome)
 
 
@@ -183,7 +185,7 @@ def record_lost_jobs(
     """
     from harness.benchmark.job import cells_of
 
-    store = ResultStore(Path(config.results) / "runs")
+    store = ResultStore(Path(config.results) / RUNS)
     folders, errors = [], []
     for (cell, run), names in zip(cells, cells_of(config), strict=True):
         begun = run if run and run.manifest.arms else None

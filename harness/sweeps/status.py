@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import conf
 from harness.config import ConfigError
+from harness.store.locations import RUNS
 from harness.sweeps.cell_states import RequestedCell, RunIndex, cell_status, requested_cells, seconds_left
 from harness.system.console import Console, duration
 from harness.system.files import write_json
@@ -63,7 +64,7 @@ class Sweep:
         params = _part(written, "hydra.sweeper.params", dict, folder) or {}
         self._swept = [f"{key}={value}" for key, value in params.items()]
         results = str(_part(written, "results", str, folder))
-        self.runs = Path(str(_part(written, "hydra.runtime.cwd", str, folder))) / results / "runs"
+        self.runs = Path(str(_part(written, "hydra.runtime.cwd", str, folder))) / results / RUNS
         begun = datetime.fromtimestamp((folder / SWEEP).stat().st_mtime, UTC)
         self.begun = begun.isoformat(timespec="seconds")
 

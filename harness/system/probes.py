@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from harness.system.clock import synchronize
+from harness.system.load.gpu import find_gpu
 
 
 @cache
@@ -83,17 +84,15 @@ def _energy_meter(device: torch.device) -> Callable[[], int] | None:
     """A function that reads the device's energy counter in mJ; None without one (CPUs, GPUs before Volta)."""
     if device.type != "cuda":
         return None
-    try:
-        import pynvml
-    except ImportError:
+    found = find_gpu(str(torch.cuda.get_device_properties(device).uuid))
+    if found is None:
         return None
+    nvml, handle = found
     try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
-    except pynvml.NVMLError:
+        nvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+    except nvml.NVMLError:
         return None
-    return lambda: int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
+    return lambda: int(nvml.nvmlDeviceGetTotalEnergyConsumption(handle))
 
 
 def energy_mj(device: torch.device) -> int | None:

@@ -20,6 +20,7 @@ from harness.analysis.summary import summarise
 from harness.config import ConfigError, build
 from harness.costs.table import load_tables
 from harness.reports import figures
+from harness.store.locations import RUNS
 from harness.store.records import Run
 from harness.store.run_store import load_runs
 from harness.system.console import Console, warn_on_error
@@ -69,7 +70,7 @@ def run_command(given: argparse.Namespace, console: Console) -> bool:
         ConfigError: there are no such runs, or the tracker is set wrongly.
     """
     tracker = make_tracker(given.tracker, given.settings, given.results)
-    runs = load_runs(given.results / "runs")
+    runs = load_runs(given.results / RUNS)
     chosen = [run for run in runs if fnmatchcase(run.manifest.run_id, given.only or "*")]
     if not chosen:
         raise ConfigError(

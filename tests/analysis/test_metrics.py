@@ -212,3 +212,10 @@ def test_along_the_output_rounds_count_where_they_begin_and_before_trimming() ->
     assert metrics.tau_along([]) == (4, ())
     long = make_record("vanilla", accepted=[0] * 511, drafted=[0] * 511)
     assert metrics.tau_along([long]) == (32, (1.0,) * 16)
+
+
+def test_the_share_of_prefill_is_pooled_over_whole_calls() -> None:
+    long = make_record("vanilla", total_ns=9_000, prefill_ns=1_000)
+    short = make_record("vanilla", "c01", total_ns=1_000, prefill_ns=500)
+    assert metrics.prefill_share([long, short]) == pytest.approx(1_500 / 10_000)
+    assert math.isnan(metrics.prefill_share([make_record("vanilla", timed=False)]))

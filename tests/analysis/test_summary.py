@@ -394,6 +394,7 @@ def test_a_broken_rung_has_no_ratios_and_an_arms_own_fault_strikes_its_row_alone
     assert found[rung].verdict == found["ngram"].verdict == "broken"
     assert found["vanilla"].verdict == found["suffix"].verdict == "identical"
     assert [bool(row.failures) for row in found.values()] == [False, True, False, False]
+    assert {row.method for row in found.values() if row.is_bad} == {rung, "ngram"}
     for row in found.values():
         assert math.isnan(row.speedup_vs[rung])
         assert row.speedup_vs_ci[rung] is None

@@ -20,8 +20,8 @@ import torch
 from harness.cli import hydra_app, report_command
 from harness.cli.interrupts import Stopped
 from harness.decoding.acceptance import Accepted, Coupled
-from harness.store.archives import compact
 from harness.store.run_store import load_run
+from harness.store.upkeep.archives import compact
 from harness.target.model import Target
 from harness.tracking.tracker import NoTracker
 from methods.vanilla import Vanilla
@@ -376,8 +376,8 @@ def test_a_broken_verdict_fails_the_process(type_in: Type, monkeypatch: pytest.M
     [
         (torch.OutOfMemoryError("no room"), "out-of-memory", "turn down measure.batch_size"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "out-of-memory", "turn down"),
-        (KeyboardInterrupt(), "interrupted", "goes on from here"),
-        (Stopped("stopped by SIGTERM"), "interrupted", "stopped by SIGTERM; the same command goes on"),
+        (KeyboardInterrupt(), "interrupted", "resumes here"),
+        (Stopped("stopped by SIGTERM"), "interrupted", "stopped by SIGTERM; the same command resumes here"),
         (RuntimeError("bad luck"), "error", "bad luck"),
     ],
 )

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from harness.analysis.summary import summarise
 from harness.reports.figures import draw, draw_once, drawing
@@ -41,11 +43,32 @@ def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("num_methods", [0, 8])
-def test_one_to_eight_methods_over_many_tasks_fit(tmp_path: Path, num_methods: int) -> None:
-    records = sample_records({f"method_{i}": 0.1 * i for i in range(num_methods)}, num_prompts=3)
-    rows = summarise([make_run(records, f"r{task}", task=task) for task in ("a", "b", "c", "d")])
-    assert draw(rows, tmp_path)
+@pytest.mark.parametrize("num_methods", [0, 1, 8])
+@pytest.mark.parametrize("tasks", [["a"], ["a", "b", "c", "d"]], ids=len)
+def test_one_to_eight_methods_with_long_names_fit(
+    tmp_path: Path, num_methods: int, tasks: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+
+    def keep(figure: Figure, *_: object) -> list[Path]:
+        FigureCanvasAgg(figure).draw()
+        drawn.append(figure)
+        return []
+
+    monkeypatch.setattr(drawing, "_save", keep)
+    names = [f"cost_aware_suffix_tree_{i}" for i in range(num_methods)]
+    records = sample_records(dict.fromkeys(names, 0.5), num_prompts=3)
+    target = "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
+    rows = summarise([make_run(records, f"r{task}", task=task, target=target) for task in tasks])
+    draw(rows, tmp_path)
+    assert len(drawn) == (4 if num_methods else 3)
+    for figure in drawn:
+        box, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
+        assert min(box.x0, box.y0, width - box.x1, height - box.y1) > 0, "something is cut off"
+        shown = [panel.get_position() for panel in figure.axes if panel.get_visible()]
+        assert len(shown) == len(tasks)
+        assert min(one.width * width for one in shown) > 1.5, "no room for bars and lines"
+        assert min(one.height * height for one in shown) > 0.25
 
 
 def test_sets_that_differ_in_anything_have_files_of_their_own(tmp_path: Path) -> None:

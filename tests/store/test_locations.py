@@ -14,8 +14,8 @@ import pytest
 
 from harness.cli.report_command import main
 from harness.config import ConfigError
-from harness.store.archives import compact
 from harness.store.locations import locate
+from harness.store.upkeep.archives import compact
 from tests.support.builders import failed_run, sample_run, write_runs
 
 FORMATS = ("--format", "md", "csv")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -457,3 +458,16 @@ def test_a_record_survives_the_journal_unchanged(tmp_path: Path) -> None:
         opened.write_record(record)
         opened.finish_block("a\nb")
     assert load_run(opened.folder).records == [record]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [({"run_id": "../outside"}, "run_id"), ({"provenance": {"threads": math.nan}}, "provenance.threads")],
+)
+def test_a_manifest_that_no_reader_would_accept_is_refused_and_leaves_nothing(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    root = tmp_path / "runs"
+    with pytest.raises(ConfigError, match=f"its manifest could not be read again: {reason}"):
+        ResultStore(root).open_run(replace(make_manifest(), **changes))
+    assert not list(tmp_path.iterdir())

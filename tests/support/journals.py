@@ -33,8 +33,8 @@ def more_lines(folder: Path, *entries: tuple[str, Any]) -> bytes:
 
 def entries_of(folder: Path) -> Entries:
     """What the journal of a run says, unchecked."""
-    told = [json.loads(line) for line in (folder / JOURNAL).read_bytes().splitlines()]
-    return [(one["kind"], one["data"]) for one in told]
+    written = [json.loads(line) for line in (folder / JOURNAL).read_bytes().splitlines()]
+    return [(one["kind"], one["data"]) for one in written]
 
 
 def forge(

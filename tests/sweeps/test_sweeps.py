@@ -24,9 +24,9 @@ import yaml
 
 from harness import sweep
 from harness.config import ConfigError, configurable
-from harness.store.archives import compact
 from harness.store.journal import JOURNAL
 from harness.store.run_store import MANIFEST, load_run, load_runs
+from harness.store.upkeep.archives import compact
 from harness.store.write_lock import Lease
 from harness.sweeps.launchers import refuse_secrets
 from harness.sweeps.status import CELLS, SWEEP

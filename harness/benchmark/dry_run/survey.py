@@ -12,6 +12,7 @@ from harness.benchmark.plan import Plan, make_cell, make_plan
 from harness.config import ConfigError
 from harness.decoding.sampling import DecodingParams
 from harness.store.identity import identity, stored_identity
+from harness.store.locations import RUNS
 from harness.store.records import Run
 from harness.store.run_store import load_runs
 from harness.system.console import duration
@@ -60,7 +61,7 @@ def survey(plan: Plan) -> list[dict[str, Any]]:
     Raises:
         ConfigError: the prompts cannot be read, or a stored run cannot.
     """
-    root = plan.results / "runs"
+    root = plan.results / RUNS
     runs = load_runs(root) if root.is_dir() else []
     device = plan.engine.device_facts(plan.target)
     calls = {one.id: plan.scenario.num_calls(one) for one in plan.task.load()}

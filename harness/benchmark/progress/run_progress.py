@@ -111,8 +111,8 @@ class RunProgress:
         """The table, and below it how far the run is."""
         below = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=self._num_total or 1, completed=self._num_done, width=20)
-        told = f"{self._num_done} of {self._num_total} answers{self._left()}; {self._last}"
-        below.add_row(bar, Text(told, no_wrap=True, overflow="ellipsis"))
+        message = f"{self._num_done} of {self._num_total} answers{self._left()}; {self._last}"
+        below.add_row(bar, Text(message, no_wrap=True, overflow="ellipsis"))
         shown: list[RenderableType] = [self._board.table(self._methods), below]
         share = self._column.prefill_share if self._column else float("nan")
         if share == share:

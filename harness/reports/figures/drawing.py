@@ -146,7 +146,9 @@ def _figure(rows: Sequence[Row], folder: Path, name: str, kind: str, paint: Pain
     most = max(sum(row.where.task == task for row in rows) for task in tasks)
     is_lines = kind in _Y_LABELS
     height = 2.9 if is_lines else 0.75 + 0.3 * most
-    width = 6.4 if across == 1 else 3.7 * across
+    # Bars have the names beside them, and numbers behind them.
+    longest = 0 if is_lines else max(len(paints.label(row)) for row in rows)
+    width = across * max(6.4 if across == 1 else 3.7, _LETTER * longest + _BARS)
     # `rc_context` restores the caller's settings; pyplot, which keeps a list of open figures, is not needed.
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -189,10 +191,22 @@ def _label(figure: Figure, panels: Any, kind: str, num_panels: int, title: str) 
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             known.setdefault(label, handle)
     if known:
-        columns = min(len(known), 5)
-        figure.legend(
+        _add_legend(figure, known)
+
+
+def _add_legend(figure: Figure, known: dict[str, Any]) -> None:
+    """Put a legend below the panels, in as many columns as fit; more rows make the figure higher."""
+    for columns in range(min(len(known), _MAX_COLUMNS), 0, -1):
+        legend = figure.legend(
             list(known.values()), list(known), loc="outside lower left", ncols=columns, columnspacing=1.4
         )
+        box = legend.get_window_extent()
+        if box.width <= figure.bbox.width or columns == 1:
+            break
+        legend.remove()
+    num_rows = math.ceil(len(known) / columns)
+    if more := num_rows - math.ceil(len(known) / _MAX_COLUMNS):
+        figure.set_figheight(figure.get_figheight() + more * box.height / num_rows / figure.dpi)
 
 
 def _save(figure: Figure, folder: Path, name: str) -> list[Path]:
@@ -239,6 +253,10 @@ def _has_positions(row: Row) -> bool:
     return row.ledger is not None and any(map(math.isfinite, row.ledger.conditional))
 
 
+_LETTER, _BARS = 0.068, 2.6
+"""Inches of a letter of a name beside a bar, and of the longest bar with its number."""
+_MAX_COLUMNS = 5
+"""Columns of a legend."""
 _NO_DATE = {"Date": None}
 _ENDS = {".png": b"IEND\xaeB`\x82", ".svg": b"</svg>"}
 _X_LABELS = {

@@ -34,12 +34,16 @@ def colours(rows: Sequence[Row]) -> dict[str, str]:
 
 def _method_axis(panel: Axes, rows: Sequence[Row]) -> None:
     """Label the y axis with the methods, from the top down, and mark those with a fault."""
-    names = [formatting.method(row) + fault_mark(row) for row in rows]
-    panel.set_yticks(range(len(rows)), names)
+    panel.set_yticks(range(len(rows)), [label(row) for row in rows])
     panel.set_ylim(len(rows) - 0.4, -0.6)
     panel.tick_params(axis="y", length=0)
     panel.grid(axis="x", color=FAINT, linewidth=0.6)
     panel.set_axisbelow(True)
+
+
+def label(row: Row) -> str:
+    """The name of a method, with its fault."""
+    return formatting.method(row) + fault_mark(row)
 
 
 def fault_mark(row: Row) -> str:

@@ -27,6 +27,7 @@ _MAX_RATIO, _FREE_BYTES = 200, 1 << 20
 """A file of an archive that is larger than the second number may not have shrunk by more than the first:
 journals shrink by 5 to 20, and what shrinks by a thousand is zeros that were put there to fill a memory."""
 _ENCRYPTED = 1
+# zipfile raises the last two for a version or a compression it does not know, and for a wrong password.
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 

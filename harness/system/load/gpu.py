@@ -81,9 +81,18 @@ def _event_reasons(nvml: Any) -> Any:
 
 
 def gpu_watch(uuid: str, own: Sequence[int] = ()) -> GpuWatch | None:
-    """A watch of the GPU with this UUID; None without NVML (the package `nvidia-ml-py`, extra `gpu`).
+    """A watch of the GPU with this UUID; None without NVML.
 
     own: ids of further processes of this run.
+    """
+    found = find_gpu(uuid)
+    return GpuWatch(*found, [os.getpid(), *own]) if found else None
+
+
+def find_gpu(uuid: str) -> tuple[Any, Any] | None:
+    """The module `pynvml`, initialised, and its handle of the GPU with this UUID.
+
+    None without NVML (the package `nvidia-ml-py`, extra `gpu`), or where it does not know the GPU.
     """
     try:
         import pynvml
@@ -91,7 +100,6 @@ def gpu_watch(uuid: str, own: Sequence[int] = ()) -> GpuWatch | None:
         return None
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
+        return pynvml, pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid.removeprefix('GPU-')}")
     except pynvml.NVMLError:
         return None
-    return GpuWatch(pynvml, handle, [os.getpid(), *own])

@@ -105,7 +105,7 @@ class Display:
         for wait in self._waits:
             if wait.elapsed_s >= self._due[wait]:
                 self._due[wait] = 2 * wait.elapsed_s
-                self._note(f"{wait.what}: {wait.told()}")
+                self._note(f"{wait.what}: {wait.message()}")
 
     def _draw(self) -> None:
         """Draw on a terminal; begin and end drawing as there is something to draw."""
@@ -129,7 +129,7 @@ class Display:
             for wait in self._waits:
                 share = wait.share
                 bar = ProgressBar(total=1.0, completed=share or 0.0, width=20, pulse=share is None)
-                told = Text(wait.told(), overflow="ellipsis", no_wrap=True)
-                lines.add_row(Text(wait.what, no_wrap=True), bar, told)
+                message = Text(wait.message(), overflow="ellipsis", no_wrap=True)
+                lines.add_row(Text(wait.what, no_wrap=True), bar, message)
             shown.append(lines)
         return Group(*shown)

@@ -65,7 +65,7 @@ class Wait:
         left = self.usual_s - self.elapsed_s if self.usual_s else -1.0
         return left if left >= 0 else None
 
-    def told(self) -> str:
+    def message(self) -> str:
         """How far it is, as one line."""
         parts = [self.now] if self.now else []
         if self.total:

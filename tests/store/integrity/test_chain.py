@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.cli.report_command import main
-from harness.store.archives import compact, expand
 from harness.store.integrity.lines import Chain
-from harness.store.integrity.verify import verify
 from harness.store.journal import JOURNAL, CorruptJournal
-from harness.store.migration import migrate
 from harness.store.parquet import COLUMNS
 from harness.store.records import SCHEMA_VERSION
 from harness.store.run_store import MANIFEST, RECORDS, ResultStore, load_run, load_runs
+from harness.store.upkeep.archives import compact, expand
+from harness.store.upkeep.migration import migrate
+from harness.store.upkeep.verify import verify
 from tests.store.test_run_store import make_manifest, make_record, write_block
 from tests.support.builders import sample_run, write_runs
 from tests.support.journals import Entries, forge
@@ -240,3 +241,19 @@ def test_any_byte_of_a_journal_may_be_wrong_and_none_is_believed(root: Path) -> 
         # Only the last line may be damaged, as a crash leaves it.
         assert not run.finished
         assert run.records == before
+
+
+DEEP = b"[" * 200_000
+
+
+def test_json_that_is_nested_too_deep_is_an_error_that_names_file_and_line(root: Path) -> None:
+    forge(root / "a", chained=False)
+    journal = root / "a" / JOURNAL
+    checked = b'"kind":"failure","data":%s}' % (DEEP + DEEP.replace(b"[", b"]"))
+    deep = b'{"crc":"%08x",%s\n' % (zlib.crc32(checked), checked)
+    journal.write_bytes(deep + journal.read_bytes())
+    with pytest.raises(CorruptJournal, match=r"a/journal\.jsonl, line 1 of \d+: .*recursion limit exceeded"):
+        load_run(root / "a")
+    (root / "b" / MANIFEST).write_bytes(DEEP)
+    with pytest.raises(CorruptJournal, match=r"b/manifest\.json: is not JSON"):
+        load_run(root / "b")

@@ -12,11 +12,11 @@ import pytest
 
 from harness.cli.report_command import main
 from harness.config import ConfigError
-from harness.store.archives import compact, expand
 from harness.store.integrity.paths import fault_of_name, read_file
 from harness.store.journal import JOURNAL
 from harness.store.locations import children_of, run_folders
 from harness.store.run_store import MANIFEST, ResultStore, load_run, load_runs
+from harness.store.upkeep.archives import compact, expand
 from harness.store.write_lock import LOCK, holder
 from harness.system.files import write_whole
 from tests.store.test_run_store import make_manifest, write_block

@@ -40,16 +40,16 @@ def test_counted_steps_say_how_long_the_rest_takes(clock: Clock) -> None:
         clock.now = 30.0
         wait.step("static")
         wait.advance()
-    assert wait.told() == "static, 1 of 4, 0:30 so far, about 1:30 left"
+    assert wait.message() == "static, 1 of 4, 0:30 so far, about 1:30 left"
 
 
 def test_what_cannot_be_counted_says_what_it_usually_takes(clock: Clock) -> None:
     with waiting("converting", usual_s=25) as wait:
         clock.now = 10.0
-        assert wait.told() == "0:10 so far, about 0:15 left"
+        assert wait.message() == "0:10 so far, about 0:15 left"
         assert wait.share == pytest.approx(0.4)
         clock.now = 30.0
-        assert wait.told() == "0:30 so far, longer than usual"
+        assert wait.message() == "0:30 so far, longer than usual"
         assert wait.share == 1.0
 
 

@@ -130,9 +130,9 @@ function drawRound(answer, round, withTrees) {
   } }, name);
   const begin = starts(answer)[round];
   const own = answer.emitted[round] > answer.accepted[round] ? answer.ids[begin + answer.accepted[round]] : undefined;
-  const told = `${answer.drafted[round]} drafted, ${answer.accepted[round]} kept, ${answer.emitted[round]} emitted, from token ${begin + 1} on`;
+  const counts = `${answer.drafted[round]} drafted, ${answer.accepted[round]} kept, ${answer.emitted[round]} emitted, from token ${begin + 1} on`;
   place.replaceChildren(
-    el("div", { class: "round-head" }, el("h3", {}, `Round ${round + 1} of ${answer.emitted.length}`), el("p", { class: "note" }, told),
+    el("div", { class: "round-head" }, el("h3", {}, `Round ${round + 1} of ${answer.emitted.length}`), el("p", { class: "note" }, counts),
       withTrees.length ? el("span", { class: "steps" }, step("previous tree", before), step("next tree", after)) : null),
     tree ? drawTree(answer, tree, own, begin) : el("p", { class: "empty" }, answer.drafted[round] ? "The tree of this round was not kept; those of the rounds with a bar below them were." : "Nothing was drafted in this round: the target wrote the token by itself."));
 }

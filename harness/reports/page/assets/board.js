@@ -20,8 +20,8 @@ function visibleRows() {
 
 /** What tells this place from others of the page. */
 function placeName(at, without = []) {
-  const told = DATA.varying.filter((axis) => !without.includes(axis));
-  const names = told.length ? told : ["task", "T"].filter((axis) => !without.includes(axis));
+  const axes = DATA.varying.filter((axis) => !without.includes(axis));
+  const names = axes.length ? axes : ["task", "T"].filter((axis) => !without.includes(axis));
   return names.map((axis) => (["task", "target"].includes(axis) ? at[axis] : `${axis} ${at[axis]}`)).join(" · ");
 }
 
@@ -72,8 +72,8 @@ const withEnds = (text, ends) => [text, ends && el("small", {}, ` ${interval(end
 const badge = (verdict) => (verdict ? el("span", { class: `badge ${verdict}` }, verdict) : UNKNOWN);
 
 function showMarks(row) {
-  const [told, ...failures] = row.marks.split("FAILED: ");
-  const marks = told.split(", ").filter((mark) => mark && mark !== row.at.profile);
+  const [shown, ...failures] = row.marks.split("FAILED: ");
+  const marks = shown.split(", ").filter((mark) => mark && mark !== row.at.profile);
   return el("span", { class: "chips" }, marks.map((mark) => el("span", { class: "chip" }, mark)),
     failures.map((failure) => el("span", { class: "badge failed", title: failure }, shorten(failure, 60))));
 }
@@ -82,13 +82,13 @@ function showMarks(row) {
 function showSpeedup(row) {
   if (!known(row.speedup)) return UNKNOWN;
   const isBaseline = row.method === DATA.baseline;
-  const told = isBaseline && known(row.aa_floor)
+  const spread = isBaseline && known(row.aa_floor)
     ? el("small", {}, ` ±${row.aa_floor.toFixed(2)} A/A`)
     : el("small", {}, ` ${interval(isBaseline ? null : row.speedup_ci)}`);
   const scale = (value) => `${(100 * Math.min(Math.max(value, 0), MOST)) / MOST}%`;
   const [low, high] = row.speedup_ci ?? [row.speedup, row.speedup];
   const style = `--low:${scale(low)};--high:${scale(high)};--value:${scale(row.speedup)};--one:${scale(1)}`;
-  return el("span", { class: "speedup" }, el("span", {}, times(row.speedup), told),
+  return el("span", { class: "speedup" }, el("span", {}, times(row.speedup), spread),
     el("span", { class: `ci is-${row.difference?.split(" ")[0] ?? "same"}`, style, "aria-hidden": "true" }));
 }
 

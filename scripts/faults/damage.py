@@ -1,4 +1,4 @@
-"""Ways to damage a store, for `scripts/faults.py`."""
+"""Ways to damage a store at random."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.store.integrity.lines import Chain, manifest_link
-from harness.store.records import Cell, RunManifest
+from harness.store.integrity.lines import Chain
+from tests.support.journals import Entries, forge
 
 VALUES: tuple[Any, ...] = (
     *(None, -1, 0, 1.5, True, "", "x", "\ud800", [], {}, [1], {"a": 1}, 10**30, float("nan"), float("inf")),
     *([[[[[[[]]]]]]], "../../x"),
 )
+NONE = "none"
+"""The name of a damage that was not possible."""
 
 
 class Damage(NamedTuple):
@@ -32,47 +34,22 @@ class Damage(NamedTuple):
     """Whether all checksums were computed again, so that only nonsense can be noticed."""
 
 
-def make_manifest(run: str) -> RunManifest:
-    """The manifest of a made-up run."""
-    return RunManifest(
-        run_id=run,
-        cell=Cell(
-            target="tiny",
-            task="made up",
-            decoding="greedy",
-            temperature=0.0,
-            batch_size=1,
-            profile="full",
-            baseline="eager",
-            acceptor="coupled",
-        ),
-        arms={"vanilla": {"scope": "conversation"}, "ngram": {"scope": "conversation"}},
-        rungs=[],
-        config={"decoding": {"name": "greedy", "temperature": 0.0, "seeds": [0], "max_new_tokens": 30}},
-        overrides=[],
-        target={"source": "made up", "vocab_size": 259, "step_bytes": 1000, "cache_bytes_per_token": 10},
-        prompts={"num_conversations": 2, "hash": "h"},
-        provenance={"device": {"name": "made up"}, "packages": {"torch": "2"}, "source_hash": "0"},
-        created="2026-01-01T00:00:00+00:00",
-    )
-
-
-def make_older(folder: Path) -> None:
-    """Bring a run into the form that it had before there were chains."""
-    _forge(folder, lambda entries, manifest: None, chained=False)
-
-
 def apply(root: Path, rng: random.Random) -> Damage:
     """Damage a store in one random way."""
     name = rng.choice(sorted(_WAYS))
-    before = sorted(path for path in root.rglob("*") if path.is_file() and not path.is_symlink())
+    before = _plain_files(root, "**/*")
     file = rng.choice(before or [root])
     try:
         forged = bool(_WAYS[name](file, root, rng))
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile):
-        # What an earlier damage left cannot be damaged in this way as well.
-        return Damage("none", str(file.relative_to(root)))
+    except Exception:
+        # What an earlier damage left cannot be read, so not be damaged in this way; how often is counted.
+        return Damage(NONE, str(file.relative_to(root)))
     return Damage(name, str(file.relative_to(root)), forged)
+
+
+def _plain_files(root: Path, pattern: str) -> list[Path]:
+    """Files that can be read: no links, which may lead to a device, and no pipes, which block."""
+    return sorted(path for path in root.glob(pattern) if path.is_file() and not path.is_symlink())
 
 
 def _flip(file: Path, _: Path, rng: random.Random) -> None:
@@ -116,7 +93,7 @@ def _lines(file: Path, _: Path, rng: random.Random) -> None:
 def _exchange(_: Path, root: Path, rng: random.Random) -> None:
     """Exchange the same file of two runs, or let one run have that of the other."""
     name = rng.choice(("journal.jsonl", "manifest.json", "records.parquet", "records.jsonl"))
-    one, other = rng.sample(sorted(root.glob(f"*/{name}")), 2)
+    one, other = rng.sample(_plain_files(root, f"*/{name}"), 2)
     mine, theirs = one.read_bytes(), other.read_bytes()
     one.write_bytes(theirs)
     if rng.random() < 0.5:
@@ -125,13 +102,13 @@ def _exchange(_: Path, root: Path, rng: random.Random) -> None:
 
 def _edit_line(_: Path, root: Path, rng: random.Random) -> None:
     """Change a number in a journal as an editor would, with the checksum of its line but not its chain."""
-    file = rng.choice(sorted(root.glob("*/journal.jsonl")))
+    file = rng.choice(_plain_files(root, "*/journal.jsonl"))
     lines = file.read_bytes().splitlines(keepends=True)
     number = rng.randrange(len(lines))
     entry = json.loads(lines[number])
     if not _change(entry["data"], rng, (rng.randrange(259),)):
         raise ValueError("nothing to change")
-    line, _ = Chain("", "").encode(entry["kind"], entry["data"])
+    line = Chain("", "").encode(entry["kind"], entry["data"])[0]
     if "chain" in entry:
         body = line[len(b'{"crc":"00000000",') : -1]
         body = b'"run":"%s","chain":"%s",%s' % (entry["run"].encode(), entry["chain"].encode(), body)
@@ -140,7 +117,7 @@ def _edit_line(_: Path, root: Path, rng: random.Random) -> None:
 
 
 def _edit_manifest(_: Path, root: Path, rng: random.Random) -> None:
-    file = rng.choice(sorted(root.glob("*/manifest.json")))
+    file = rng.choice(_plain_files(root, "*/manifest.json"))
     manifest = json.loads(file.read_text())
     _change(manifest, rng, VALUES)
     file.write_text(json.dumps(manifest))
@@ -148,20 +125,21 @@ def _edit_manifest(_: Path, root: Path, rng: random.Random) -> None:
 
 def _forge_journal(_: Path, root: Path, rng: random.Random) -> bool:
     """Put a wrong value somewhere and compute all checksums again."""
-    folder = rng.choice(sorted(root.glob("*/journal.jsonl"))).parent
+    folder = rng.choice(_plain_files(root, "*/journal.jsonl")).parent
 
-    def edit(entries: list[list[Any]], manifest: dict[str, Any]) -> None:
-        entry = rng.choice(entries)
-        if rng.random() < 0.1 or not _change(entry[1], rng, VALUES):
-            entry[1] = rng.choice(VALUES)
+    def edit(entries: Entries) -> None:
+        number = rng.randrange(len(entries))
+        kind, data = entries[number]
+        if rng.random() < 0.1 or not _change(data, rng, VALUES):
+            entries[number] = (kind, rng.choice(VALUES))
 
-    _forge(folder, edit, chained=rng.random() < 0.7)
+    forge(folder, edit, chained=rng.random() < 0.7)
     return True
 
 
 def _forge_manifest(_: Path, root: Path, rng: random.Random) -> bool:
-    folder = rng.choice(sorted(root.glob("*/journal.jsonl"))).parent
-    _forge(folder, lambda entries, manifest: _change(manifest, rng, VALUES), chained=rng.random() < 0.7)
+    folder = rng.choice(_plain_files(root, "*/journal.jsonl")).parent
+    forge(folder, of_manifest=lambda manifest: _change(manifest, rng, VALUES), chained=rng.random() < 0.7)
     return True
 
 
@@ -185,26 +163,6 @@ def _change(tree: Any, rng: random.Random, values: tuple[Any, ...]) -> bool:
         node[key] = rng.choice(values)
         return bool(node[key] != old)
     return True
-
-
-def _forge(folder: Path, edit: Callable[[list[list[Any]], dict[str, Any]], Any], chained: bool) -> None:
-    file, journal = folder / "manifest.json", folder / "journal.jsonl"
-    manifest = json.loads(file.read_text())
-    told = [json.loads(line) for line in journal.read_bytes().splitlines()]
-    entries = [[one["kind"], one["data"]] for one in told]
-    edit(entries, manifest)
-    manifest.pop("chain", None)
-    if chained:
-        manifest["chain"] = manifest_link(manifest)
-    else:
-        manifest["schema_version"] = 2
-    chain, lines = Chain(str(manifest.get("run_id")), manifest.get("chain", "")), b""
-    for kind, data in entries:
-        line, chain.link = chain.encode(str(kind), data)
-        lines += line
-    file.write_text(json.dumps(manifest))
-    journal.write_bytes(lines)
-    (folder / "records.parquet").unlink(missing_ok=True)
 
 
 def _link(file: Path, root: Path, rng: random.Random) -> None:
@@ -243,7 +201,7 @@ def _pipe(file: Path, _: Path, rng: random.Random) -> None:
 
 def _archive(_: Path, root: Path, rng: random.Random) -> None:
     """Add to an archive what must not be unpacked."""
-    pack = rng.choice(sorted(root.glob("packed-*.zip")))
+    pack = rng.choice(_plain_files(root, "packed-*.zip"))
     way = rng.choice(("outside", "absolute", "double", "link", "bomb", "dot", "file and folder", "deep"))
     run = next(name.split("/")[0] for name in zipfile.ZipFile(pack).namelist())
     member = zipfile.ZipInfo(

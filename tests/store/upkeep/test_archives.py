@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import pytest
 
 from harness.cli.report_command import main
 from harness.config import ConfigError
-from harness.store import archives, records
+from harness.store import records
 from harness.store.integrity import manifests
 from harness.store.journal import JOURNAL
 from harness.store.locations import run_folders
 from harness.store.parquet import COLUMNS, read_about
 from harness.store.run_store import MANIFEST, ResultStore, load_run, load_runs
+from harness.store.upkeep import archives
 from tests.support.builders import failed_run, sample_run, write_runs
 
 
@@ -86,12 +88,12 @@ def crash(*_: object) -> None:
 
 
 @pytest.mark.parametrize("place", ["put_in_place", "_delete", "shutil.rmtree"])
-def test_packing_that_breaks_off_loses_nothing_and_goes_on(
+def test_packing_that_breaks_off_loses_nothing_and_is_resumed(
     place: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(root)
     with monkeypatch.context() as patched:
-        patched.setattr(f"harness.store.archives.{place}", crash)
+        patched.setattr(f"harness.store.upkeep.archives.{place}", crash)
         with pytest.raises(KeyboardInterrupt):
             archives.compact(root, quiet)
     assert len(load_runs(root)) == 4
@@ -102,8 +104,8 @@ def test_packing_that_breaks_off_loses_nothing_and_goes_on(
     assert contents(root) == before
 
 
-@pytest.mark.parametrize("place", ["harness.store.archives.write_whole", "pathlib.Path.unlink"])
-def test_unpacking_that_breaks_off_loses_nothing_and_goes_on(
+@pytest.mark.parametrize("place", ["harness.store.upkeep.archives.write_whole", "pathlib.Path.unlink"])
+def test_unpacking_that_breaks_off_loses_nothing_and_is_resumed(
     place: str, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = contents(root)
@@ -132,7 +134,7 @@ def test_a_folder_that_is_not_what_was_packed_is_left_alone_and_told(root: Path)
 def test_a_broken_pack_is_named(root: Path) -> None:
     (pack,) = archives.compact(root, quiet)
     pack.write_bytes(pack.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match="is not a readable pack of runs"):
+    with pytest.raises(ConfigError, match=f"^{re.escape(str(pack))}: is not a readable pack of runs"):
         run_folders(root)
 
 
@@ -160,9 +162,9 @@ def test_a_version_that_is_no_longer_read_is_refused_with_the_command_that_helps
 ) -> None:
     as_version_1(root / "run-0")
     monkeypatch.setattr(manifests, "READABLE_VERSIONS", (records.SCHEMA_VERSION,))
-    with pytest.raises(ConfigError, match=r"python -m harness\.report migrate --results") as told:
+    with pytest.raises(ConfigError, match=r"python -m harness\.report migrate --results") as refused:
         load_runs(root)
-    command = str(told.value).partition("python -m harness.report ")[2].split()
+    command = str(refused.value).partition("python -m harness.report ")[2].split()
     assert main(command) == 0
     assert len(load_runs(root)) == 4
 
