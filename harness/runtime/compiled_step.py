@@ -27,8 +27,9 @@ from harness.runtime.torch_internals import fail_at_recompile_limit, mark_dynami
 _MOST_PROGRAMS = 64
 """Programs per step: widths times batch sizes times slots of the cache."""
 SIZES = (1, 8)
-"""Numbers of new tokens that are compiled for on a CPU: eight cost little more than four, and a whole model
-takes minutes for each."""
+"""Numbers of rows that a drafter's own model is compiled for on a CPU; each takes seconds."""
+_SIZES_OF_BLOCKS = tuple(range(1, 65))
+"""Numbers of new tokens that the target's blocks serve on a CPU, by the same programs."""
 _SIZES_BY_SHAPE = (1, 2, 4, 8, 16, 32, 64)
 """The same on CUDA, where other numbers are compiled on demand; a prompt brings more."""
 
@@ -62,7 +63,7 @@ class Program:
             )
         fail_at_recompile_limit(_MOST_PROGRAMS)
         self.by_shape = can_capture(device)
-        self.sizes = _SIZES_BY_SHAPE if self.by_shape else tuple(sizes)
+        self.sizes = _SIZES_BY_SHAPE if self.by_shape else _SIZES_OF_BLOCKS if divided else tuple(sizes)
         self.num_rows: int | None = None
         self._step, self._divided = step, divided
         self._compiled: dict[str, Callable[..., Any]] = {}
@@ -95,7 +96,7 @@ class Program:
         past: list[Any] = []
         if mask is not None and cache is not None:
             past = [mask, cache]
-            if not self.by_shape:
+            if not (self.by_shape or self._divided):
                 cache.mark()
                 mark_dynamic(mask, 3)
         return self._compiled_as(variant)(*tensors, *past, *constants)

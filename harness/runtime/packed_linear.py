@@ -1,9 +1,9 @@
-"""Linear layers that read the same input, as one product; on a CPU in oneDNN's weight layout.
+"""Linear layers that read the same input, as one product; on a CPU in a layout for few rows.
 
 torch's own float32 product of a few rows with a large matrix goes through MKL; on some CPUs two rows take
 twice as long as one, and eight as long as thirty-two. Layers that read the same input become one product,
-because a small matrix streams from memory more slowly than a large one. In a compiled step a few rows are not
-multiplied by oneDNN: a plain loop over the weights takes hardly longer than reading them.
+because a small matrix streams from memory more slowly than a large one. The weights are packed for oneDNN, or,
+where a C++ compiler may be used, for our own kernel (`few_rows.cpp`), which asks memory for weights ahead of time.
 
 On CUDA the weights of one product are concatenated in memory (`joined`), because a small product takes
 several times as long as reading its weights.
@@ -13,22 +13,33 @@ Shapes: I inputs, O outputs, N outputs of all layers of one product.
 
 from __future__ import annotations
 
+import hashlib
+import shutil
+import subprocess
 from collections.abc import Sequence
 from copy import deepcopy
-from itertools import count
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
-from weakref import WeakValueDictionary
 
+import filelock
 import torch
 from torch import Tensor, nn
+from torch.utils.cpp_extension import include_paths, library_paths
 
 from harness.runtime.cuda_graphs import can_capture
+from harness.runtime.torch_internals import machine_facts, programs_folder
 from harness.system.tensor_parallel import is_shared
 
 _ROWS_HINT = 16
 """The number of rows that oneDNN chooses its layout for; no other was faster for one to hundreds of rows."""
-_STREAMED = 8
-"""Up to this many rows a compiled step multiplies in a loop over the weights; for more oneDNN is faster."""
+_PANEL = 32
+"""Outputs whose weights lie together in a panel, see `few_rows.cpp`."""
+COMPILERS = ("g++", "clang++")
+"""The first of these that is installed compiles the kernel."""
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-std=c++20", "-shared", "-fPIC")
+Way = Literal["onednn", "kernel", "joined"]
+"""How a product multiplies."""
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Siblings that read the same input, as transformers and the EAGLE heads name them. Where they turn out to
 read different inputs, the results are right all the same."""
@@ -50,45 +61,43 @@ class Product(nn.Module):
     The weights are a packed copy, or, joined, the layers' own memory.
     """
 
-    def __init__(self, layers: Sequence[nn.Linear], packed: bool = True) -> None:
+    def __init__(self, layers: Sequence[nn.Linear], way: Way) -> None:
         super().__init__()
         self._sizes = [layer.out_features for layer in layers]
+        self._num_outputs = sum(self._sizes)
         weight = torch.cat([layer.weight.detach() for layer in layers])
         biases = [layer.bias for layer in layers if layer.bias is not None]
-        self._bias = torch.cat([bias.detach() for bias in biases]) if biases else None
-        self._num_bytes, self._joined = weight.nbytes, None
-        if packed:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+        self.bias = torch.cat([bias.detach() for bias in biases]) if biases else None
+        self._way = way
+        if way == "onednn":
+            self.matrix = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+        elif way == "kernel":
+            self.matrix = panels(weight)
         else:
-            self._num_bytes, self._joined = 0, weight
+            self.matrix = weight
             for layer, part in zip(layers, weight.split_with_sizes(self._sizes), strict=True):
                 layer.weight.data = part
-        self._number = next(_NUMBERS)
-        _PRODUCTS[self._number] = self
+        self.num_bytes = 0 if way == "joined" else weight.nbytes
+        """Bytes of the packed copy; 0 where the weights are joined, which needs no copy."""
         self._rows: Tensor | None = None
         self._parts: Sequence[Tensor] = ()
         self._given = set[int]()
 
     @property
-    def is_packed(self) -> bool:
-        """Whether the weights are a copy in oneDNN's layout."""
-        return self._joined is None
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the packed copy; 0 where the weights are joined, which needs no copy."""
-        return self._num_bytes
+    def weight_names(self) -> tuple[str, ...]:
+        """The attributes that the product multiplies with."""
+        return ("matrix",) if self.bias is None else ("matrix", "bias")
 
     def multiply(self, rows: Tensor) -> Tensor:
         """Outputs [..., N] of all layers for rows [..., I]."""
         product: Tensor
-        if self._joined is not None:
-            return nn.functional.linear(rows, self._joined, self._bias)
-        if torch.compiler.is_compiling():
-            product = torch.ops.specbench.packed_product(rows, self._number, sum(self._sizes))
-        else:
-            product = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self._bias, "none", [], "")
-        return product
+        if self._way == "joined":
+            return nn.functional.linear(rows, self.matrix, self.bias)
+        if self._way == "onednn":
+            product = torch.ops.mkldnn._linear_pointwise(rows, self.matrix, self.bias, "none", [], "")
+            return product
+        product = torch.ops.specbench.few_rows(rows, self.matrix, self._num_outputs)
+        return product if self.bias is None else product + self.bias
 
     def part(self, rows: Tensor, index: int) -> Tensor:
         """Outputs [..., O] of layer `index` for rows [..., I]; see the class for the order of calls."""
@@ -102,24 +111,46 @@ class Product(nn.Module):
         return part
 
 
-# A compiled program cannot hold a tensor in oneDNN's own layout, so it names the product by its number.
-_NUMBERS = count()
-_PRODUCTS: WeakValueDictionary[int, Product] = WeakValueDictionary()
+def panels(weight: Tensor) -> Tensor:
+    """The layout of `few_rows.cpp`, [ceil(O / 32), I, 32], of a weight [O, I]; missing outputs are zeros."""
+    missing = -len(weight) % _PANEL
+    whole = nn.functional.pad(weight, (0, 0, 0, missing))
+    return whole.view(-1, _PANEL, weight.shape[1]).transpose(1, 2).contiguous()
 
 
-_OPERATORS = torch.library.Library("specbench", "DEF")  # type: ignore[no-untyped-call]
-_OPERATORS.define(  # type: ignore[no-untyped-call]
-    "packed_product(Tensor rows, int number, int num_outputs) -> Tensor"
-)
+@cache
+def load_kernel() -> None:
+    """Make `torch.ops.specbench.few_rows` known; compiles it once per machine (about 15 s).
+
+    Raises:
+        RuntimeError: the compiler fails.
+    """
+    source = Path(__file__).with_name("few_rows.cpp")
+    compiler = next(filter(None, map(shutil.which, COMPILERS)))
+    facts = (source.read_bytes(), compiler, _FLAGS, machine_facts())
+    folder = programs_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    library = folder / f"few_rows-{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.so"
+    with filelock.FileLock(library.with_suffix(".lock")):
+        if not library.is_file():
+            partial = library.with_suffix(".partial.so")
+            command = [compiler, *_FLAGS, *(f"-I{path}" for path in include_paths()), str(source)]
+            command += [
+                *(f"-L{path}" for path in library_paths()),
+                "-ltorch_cpu",
+                "-lc10",
+                "-o",
+                str(partial),
+            ]
+            made = subprocess.run(command, capture_output=True, text=True, check=False)
+            if made.returncode:
+                raise RuntimeError(f"{compiler} cannot compile {source}: {made.stderr[-2000:]}")
+            partial.rename(library)
+    torch.ops.load_library(library)
+    torch.library.register_fake("specbench::few_rows", _few_rows_shape)
 
 
-@torch.library.impl(_OPERATORS, "packed_product", "CPU")
-def _multiply(rows: Tensor, number: int, num_outputs: int) -> Tensor:
-    return _PRODUCTS[number].multiply(rows)
-
-
-@torch.library.register_fake("specbench::packed_product", lib=_OPERATORS)  # type: ignore[untyped-decorator]
-def _shape(rows: Tensor, number: int, num_outputs: int) -> Tensor:
+def _few_rows_shape(rows: Tensor, matrix: Tensor, num_outputs: int) -> Tensor:
     return rows.new_empty((*rows.shape[:-1], num_outputs))
 
 
@@ -146,10 +177,6 @@ class PackedLinear(nn.Linear):
         """Outputs [..., O] of rows [..., I]; multiplied as torch does where a gradient is needed."""
         if self.plain or (torch.is_grad_enabled() and rows.requires_grad):
             return nn.functional.linear(rows, self.weight, self.bias)
-        streams = self.product.is_packed and torch.compiler.is_compiling()
-        if streams and rows.shape[:-1].numel() <= _STREAMED:
-            product = streamed(rows, self.weight)
-            return product if self.bias is None else product + self.bias
         return self.product.part(rows, self._index)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
@@ -157,15 +184,6 @@ class PackedLinear(nn.Linear):
         copy = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         copy.weight, copy.bias = deepcopy(self.weight, memo), deepcopy(self.bias, memo)
         return copy
-
-
-def streamed(rows: Tensor, weight: Tensor) -> Tensor:
-    """Products [..., O] of a few rows [..., I] as reductions; compiled, one loop over the weights."""
-    count = rows.shape[:-1].numel()
-    # Without the view the compiler would compute the rows anew for every output.
-    flat = rows.reshape(count, -1).as_strided((count, rows.shape[-1]), (rows.shape[-1], 1))
-    products = torch.stack([(flat[row] * weight).sum(-1) for row in range(count)])
-    return products.view(*rows.shape[:-1], -1)
 
 
 def layout(module: nn.Module) -> Literal["packed", "joined", "plain"]:
@@ -186,19 +204,23 @@ def layout(module: nn.Module) -> Literal["packed", "joined", "plain"]:
     return "packed" if onednn and on_cpu else "plain"
 
 
-def pack(module: nn.Module) -> list[PackedLinear]:
+def pack(module: nn.Module, kernel: bool = False) -> list[PackedLinear]:
     """Replace the linear layers below `module` by packed or joined ones, as its `layout` says.
 
-    Packed: all of them, which takes their memory once more. Joined: those that share a product.
+    Packed: all of them, which takes their memory once more; for our own kernel, which needs a C++ compiler, if
+    `kernel`. Joined: those that share a product.
     """
     packs = layout(module) == "packed"
+    if packs and kernel:
+        load_kernel()
     packed = [layer for layer in module.modules() if isinstance(layer, PackedLinear)]
     for parent in list(module.modules()):
         children = {name: child for name, child in parent.named_children() if type(child) is nn.Linear}
         for names in _groups(children):
             if len(names) == 1 and not packs:
                 continue
-            product = Product([children[name] for name in names], packs)
+            way: Way = ("kernel" if kernel else "onednn") if packs else "joined"
+            product = Product([children[name] for name in names], way)
             for index, name in enumerate(names):
                 layer = PackedLinear(children[name], product, index).train(children[name].training)
                 setattr(parent, name, layer)

@@ -61,7 +61,7 @@ class Target(ModelAdapter):
         Raises:
             ConfigError: a choice that this model or device does not allow.
         """
-        super().__init__(model, kernel, linear)
+        super().__init__(model, kernel, linear, compiled)
         self.steps = Steps(cache, compiled, self._step, self.device)
         if compiled:
             model.requires_grad_(False)
@@ -72,6 +72,8 @@ class Target(ModelAdapter):
                     " type target.compile=false"
                 )
             divide(model.get_decoder())
+        elif compiled:
+            self.steps.blocks.divide(model.get_decoder())
         self._caches = WeakSet[SlotCache]()
         self.cache = self.new_cache()
         self._replayed = self.steps.captured(self._verify_given)
