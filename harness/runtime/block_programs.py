@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import torch
 import transformers
 from torch import Tensor, nn
 from typing_extensions import override
@@ -33,6 +32,10 @@ from harness.runtime.torch_internals import (
 
 Weights = list[tuple[nn.Module, str]]
 """The tensors that a block multiplies with, as owner and attribute."""
+
+
+_NUM_CACHE = 4
+"""Inputs that are a block's part of the cache: keys, values, written rows and slots."""
 
 
 class BlockPrograms:
@@ -112,7 +115,7 @@ class BlockCall(nn.Module):
         states = next(given)
         values = [_filled(value, given) for value in self._values]
         values = [
-            BlockCache(*(next(given) for _ in value.tensors), fresh=False)
+            BlockCache(next(given), next(given), next(given), next(given), fresh=False)
             if isinstance(value, BlockCache)
             else value
             for value in values
@@ -155,9 +158,10 @@ def _places(block: nn.Module) -> Iterator[tuple[nn.Module, str]]:
 @contextmanager
 def _substituted(places: Weights, given: Iterator[Tensor]) -> Iterator[None]:
     """Within it the block's weights are those given."""
-    kept = []
+    kept: list[tuple[dict[str, Any], str, Any]] = []
     for owner, name in places:
-        table = next(table for table in (owner._parameters, owner._buffers, vars(owner)) if name in table)
+        tables: tuple[dict[str, Any], ...] = owner._parameters, owner._buffers, vars(owner)
+        table = next(table for table in tables if name in table)
         kept.append((table, name, table[name]))
         table[name] = next(given)
     try:
@@ -168,7 +172,7 @@ def _substituted(places: Weights, given: Iterator[Tensor]) -> Iterator[None]:
 
 
 def program(call: BlockCall, inputs: list[Tensor], key: tuple[str, int, bool]) -> Any:
-    """The program for inputs like these, from the disk or compiled; takes the list, returns one of outputs."""
+    """The program for inputs like these, from the disk or compiled; it takes and returns lists of tensors."""
     facts = (
         *key,
         *map(_shape, inputs),
@@ -185,9 +189,7 @@ def program(call: BlockCall, inputs: list[Tensor], key: tuple[str, int, bool]) -
     with filelock.FileLock(folder / f"{name}.lock"):
         if not file.is_file():
             partial = file.with_suffix(".partial.pt2")
-            num_new, num_varying = inputs[0].shape[1], len(inputs) - len(call.weights)
-            varying = [_varying(tensor, num_new) for tensor in inputs[:num_varying]]
-            compile_ahead(call, inputs, [*varying, *(set[int]() for _ in call.weights)], partial)
+            compile_ahead(call, inputs, _varying(call, inputs), partial)
             partial.rename(file)
     return load_compiled(file)
 
@@ -197,18 +199,28 @@ def _shape(tensor: Tensor) -> tuple[object, ...]:
     return tensor.ndim, tensor.dtype, tensor.shape[-1] if tensor.dtype.is_floating_point else None
 
 
-def _varying(tensor: Tensor, num_new: int) -> set[int]:
-    """The dimensions of an input that vary: new tokens, and slots of the cache and its mask."""
-    if tensor.ndim == 4:
-        masked = tensor.dtype == torch.bool
-        return {3, *({2} if num_new > 1 else ())} if masked else {2}
-    states = tensor.ndim in (2, 3) and tensor.shape[1] == num_new > 1
-    return {1} if states else set()
+def _varying(call: BlockCall, inputs: list[Tensor]) -> list[set[int]]:
+    """The dimensions of every input that vary: the new tokens, and the slots of the cache and of its mask."""
+    num_new = inputs[0].shape[1]
+    new = {1} if num_new > 1 else set[int]()
+    named = inputs[: -_NUM_CACHE - len(call.weights)]
+    # States and positions are [B, n, ...], a mask is [B, 1, n, C].
+    varying = [
+        {3, *({2} if new else ())} if tensor.ndim == 4 else new if tensor.shape[1:2] == (num_new,) else set()
+        for tensor in named
+    ]
+    return [*varying, {2}, {2}, set(), new, *(set[int]() for _ in call.weights)]
 
 
 def _sources(call: BlockCall) -> str:
-    """The code that a program is made of."""
+    """The code that a program is made of, and the settings that it reads."""
     files = {inspect.getsourcefile(type(module)) for module in call.block.modules()}
     ours = Path(__file__).parent.glob("*.*")
+    settings = [str(config) + str(config._attn_implementation) for config in _configs(call.block)]
     texts = [Path(file).read_bytes() for file in sorted({*map(str, ours), *filter(None, files)})]
-    return hashlib.sha256(b"\0".join(texts)).hexdigest()
+    return hashlib.sha256(b"\0".join([*texts, *map(str.encode, settings)])).hexdigest()
+
+
+def _configs(block: nn.Module) -> list[Any]:
+    """transformers' configurations of a block, which its modules read."""
+    return [config for module in block.modules() if (config := getattr(module, "config", None)) is not None]

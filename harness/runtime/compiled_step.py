@@ -1,13 +1,11 @@
 """A step over new tokens as a compiled program: torch.compile over the whole step, or an error.
 
 If the graph were allowed to break into pieces, torch would reach its recompile limit silently and run the
-remaining layers eagerly. So the graph must be whole, and reaching the limit fails. Compiling takes minutes
-the first time; inductor keeps its results on disk, so that the next process needs a fraction. On CUDA a
-target is compiled block by block (`harness.runtime.compiled_blocks`), which takes seconds.
-Every number of new tokens is a program of its own, per batch size. On a CPU there are few of them and shorter
-drafts are padded, because a product of a few rows becomes a loop over the weights only if their number is a
-constant. On CUDA every number that occurs has a program, to be captured as part of a graph
-(`harness.runtime.cuda_graphs`).
+remaining layers eagerly. So the graph must be whole, and reaching the limit fails. inductor keeps its results
+on disk, so that the next process needs a fraction of the time. Every number of new tokens is a program of its
+own, per batch size, to be captured as part of a graph on CUDA (`harness.runtime.cuda_graphs`).
+A target is compiled block by block instead, which takes seconds: on CUDA as `harness.runtime.compiled_blocks`
+says, on a CPU by `harness.runtime.block_programs`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 torch's own float32 product of a few rows with a large matrix goes through MKL; on some CPUs two rows take
 twice as long as one, and eight as long as thirty-two. Layers that read the same input become one product,
-because a small matrix streams from memory more slowly than a large one. The weights are packed for oneDNN, or,
-where a C++ compiler may be used, for our own kernel (`few_rows.cpp`), which asks memory for weights ahead of time.
+because a small matrix streams from memory more slowly than a large one. The weights are packed for oneDNN,
+or, where a C++ compiler may be used, for our own kernel (`few_rows.cpp`), which fetches weights in advance.
 
 On CUDA the weights of one product are concatenated in memory (`joined`), because a small product takes
 several times as long as reading its weights.
@@ -146,7 +146,7 @@ def load_kernel() -> None:
             if made.returncode:
                 raise RuntimeError(f"{compiler} cannot compile {source}: {made.stderr[-2000:]}")
             partial.rename(library)
-    torch.ops.load_library(library)
+    torch.ops.load_library(library)  # type: ignore[no-untyped-call]
     torch.library.register_fake("specbench::few_rows", _few_rows_shape)
 
 
@@ -207,8 +207,8 @@ def layout(module: nn.Module) -> Literal["packed", "joined", "plain"]:
 def pack(module: nn.Module, kernel: bool = False) -> list[PackedLinear]:
     """Replace the linear layers below `module` by packed or joined ones, as its `layout` says.
 
-    Packed: all of them, which takes their memory once more; for our own kernel, which needs a C++ compiler, if
-    `kernel`. Joined: those that share a product.
+    Packed: all of them, which takes their memory once more. Joined: those that share a product.
+    kernel: pack for our own kernel, which needs a C++ compiler.
     """
     packs = layout(module) == "packed"
     if packs and kernel:

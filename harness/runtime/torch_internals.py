@@ -67,7 +67,7 @@ def outside(guards: Sequence[Any]) -> list[bool]:
 
 
 def programs_folder() -> Path:
-    """The folder for what is compiled ahead of time: beside inductor's own files, `TORCHINDUCTOR_CACHE_DIR`."""
+    """The folder for what is compiled ahead of time, in inductor's own (`TORCHINDUCTOR_CACHE_DIR`)."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
     return Path(cache_dir()) / "specbench"
