@@ -110,6 +110,8 @@ class Local(Engine):
                 self._step_timings = timings
                 self.target.steps.choose(timings.steps, workload.batch_size)
                 self._warm_up(workload.batch_size)
+        for remark in self.target.remarks:
+            note(remark)
         self._loop = DecodingLoop(
             self.target,
             self.weights.end_token_ids,

@@ -2,7 +2,8 @@
 
 All blocks of one kind run the same program, because their weights and their parts of the cache are arguments.
 AOTInductor compiles it once per machine; later processes load the file in milliseconds. torch.compile would
-check its assumptions anew for each of a model's blocks, in every token.
+check its assumptions anew for each of a model's blocks, in every token. As a program checks nothing, its
+first output is compared with that of the block itself.
 
 Shapes: B sequences, n new tokens, C cache slots.
 """
@@ -17,25 +18,24 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import torch
 import transformers
 from torch import Tensor, nn
 from typing_extensions import override
 
 from harness.runtime.compiled_blocks import BlockCache, Region, kind_of
 from harness.runtime.packed_linear import PackedLinear, Product
-from harness.runtime.torch_internals import (
-    compile_ahead,
-    load_compiled,
-    machine_facts,
-    programs_folder,
-)
+from harness.runtime.torch_internals import compile_ahead, load_compiled, machine_facts, programs_folder
 
 Weights = list[tuple[nn.Module, str]]
 """The tensors that a block multiplies with, as owner and attribute."""
 
-
 _NUM_CACHE = 4
 """Inputs that are a block's part of the cache: keys, values, written rows and slots."""
+
+
+class NoProgram(Exception):
+    """A block that cannot be compiled by itself; its text says why."""
 
 
 class BlockPrograms:
@@ -43,6 +43,8 @@ class BlockPrograms:
 
     def __init__(self) -> None:
         self._programs: dict[tuple[str, int, bool], Any] = {}
+        self.problem: str | None = None
+        """Why there are none, after `run` has failed: the blocks then run as they are."""
 
     @property
     def num_programs(self) -> int:
@@ -55,13 +57,23 @@ class BlockPrograms:
             decoder.layers[number] = ProgramRegion(block, number, self)
 
     def run(self, region: ProgramRegion, states: Tensor, values: Sequence[Any], names: list[str]) -> Tensor:
-        """The block's output [B, n, H]; values: its other arguments, the last ones by the names given."""
+        """The block's output [B, n, H]; values: its other arguments, the last ones by the names given.
+
+        Raises:
+            NoProgram: this kind of block cannot be compiled, or its program computes something else.
+        """
         cache = next(value for value in values if isinstance(value, BlockCache))
         inputs = [states, *_tensors(values), *cache.tensors, *region.weights]
         key = region.kind, len(states), states.shape[1] == 1
         if key not in self._programs:
             call = BlockCall(region, values, names)
-            self._programs[key] = program(call, inputs, key)
+            try:
+                made = program(call, inputs, key)
+                _compare(made(inputs)[0], call(inputs))
+            except Exception as error:  # whatever a model's code makes the compiler stumble over
+                self.problem = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise NoProgram(self.problem) from error
+            self._programs[key] = made
         output: Tensor = self._programs[key](inputs)[0]
         return output
 
@@ -70,7 +82,7 @@ class ProgramRegion(Region):
     """A region on a CPU: one program for a single token and one for any larger number."""
 
     def __init__(self, block: nn.Module, number: int, programs: BlockPrograms) -> None:
-        super().__init__(block, number, self._run, block)
+        super().__init__(block, number, self._run, self._run)
         self.kind = kind_of(block)
         self._programs = programs
         self._places: Weights = []
@@ -84,6 +96,11 @@ class ProgramRegion(Region):
             self._places = list(_places(self.block))
             self.weights = [getattr(owner, name) for owner, name in self._places]
         return self._places
+
+    @property
+    @override
+    def is_compiled(self) -> bool:
+        return self._programs.problem is None
 
     def _run(self, _: nn.Module, states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         assert self.places
@@ -173,9 +190,10 @@ def _substituted(places: Weights, given: Iterator[Tensor]) -> Iterator[None]:
 
 def program(call: BlockCall, inputs: list[Tensor], key: tuple[str, int, bool]) -> Any:
     """The program for inputs like these, from the disk or compiled; it takes and returns lists of tensors."""
+    varying = _varying(call, inputs)
     facts = (
         *key,
-        *map(_shape, inputs),
+        *map(_constants, inputs, varying),
         call.names,
         machine_facts(),
         transformers.__version__,
@@ -189,14 +207,21 @@ def program(call: BlockCall, inputs: list[Tensor], key: tuple[str, int, bool]) -
     with filelock.FileLock(folder / f"{name}.lock"):
         if not file.is_file():
             partial = file.with_suffix(".partial.pt2")
-            compile_ahead(call, inputs, _varying(call, inputs), partial)
+            compile_ahead(call, inputs, varying, partial)
             partial.rename(file)
     return load_compiled(file)
 
 
-def _shape(tensor: Tensor) -> tuple[object, ...]:
-    """Rank, type and last dimension: what does not vary within a program."""
-    return tensor.ndim, tensor.dtype, tensor.shape[-1] if tensor.dtype.is_floating_point else None
+def _compare(found: Tensor, expected: Tensor) -> None:
+    """Raise ValueError where a program's output differs from its block's by more than rounding."""
+    most = torch.finfo(expected.dtype).eps ** 0.5 * float(expected.abs().max())
+    if not torch.allclose(found, expected, rtol=0, atol=most, equal_nan=True):
+        raise ValueError("its program computes something else")
+
+
+def _constants(tensor: Tensor, varying: set[int]) -> tuple[object, ...]:
+    """The type and the sizes of an input that do not vary within a program."""
+    return tensor.dtype, *(None if axis in varying else size for axis, size in enumerate(tensor.shape))
 
 
 def _varying(call: BlockCall, inputs: list[Tensor]) -> list[set[int]]:

@@ -33,6 +33,11 @@ class Region(nn.Module):
         self.block = block
         self._number, self._run, self._run_prompt = number, run, run_prompt
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the block is compiled by itself."""
+        return True
+
     def __getattr__(self, name: str) -> Any:
         """Attributes that the model reads from its blocks (such as `attention_type`), from the original.
 
@@ -49,7 +54,7 @@ class Region(nn.Module):
         if not isinstance(cache, SlotCache):
             return self.block(states, *args, **kwargs)
         plan = cache.plan
-        if plan is None or plan.slots is None or not plan.in_program:
+        if plan is None or plan.slots is None or not (plan.in_program and self.is_compiled):
             return self.block(states, *args, **kwargs)
         (keys, values), (row, slot) = cache.buffers(self._number), plan.slots
         rows = BlockCache(keys, values, row, slot, plan.fresh)

@@ -3,7 +3,8 @@
 torch's own float32 product of a few rows with a large matrix goes through MKL; on some CPUs two rows take
 twice as long as one, and eight as long as thirty-two. Layers that read the same input become one product,
 because a small matrix streams from memory more slowly than a large one. The weights are packed for oneDNN,
-or, where a C++ compiler may be used, for our own kernel (`few_rows.cpp`), which fetches weights in advance.
+or, for a target whose steps are compiled, for our own kernel (`few_rows.cpp`), which fetches weights in
+advance; where that cannot be built, such a target multiplies as torch does.
 
 On CUDA the weights of one product are concatenated in memory (`joined`), because a small product takes
 several times as long as reading its weights.
@@ -14,9 +15,10 @@ Shapes: I inputs, O outputs, N outputs of all layers of one product.
 from __future__ import annotations
 
 import hashlib
-import shutil
-import subprocess
-from collections.abc import Sequence
+import os
+import sysconfig
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -25,19 +27,19 @@ from typing import Any, Literal
 import filelock
 import torch
 from torch import Tensor, nn
-from torch.utils.cpp_extension import include_paths, library_paths
+from torch.utils import cpp_extension
 
 from harness.runtime.cuda_graphs import can_capture
 from harness.runtime.torch_internals import machine_facts, programs_folder
+from harness.system.progress import waiting
 from harness.system.tensor_parallel import is_shared
 
 _ROWS_HINT = 16
 """The number of rows that oneDNN chooses its layout for; no other was faster for one to hundreds of rows."""
 _PANEL = 32
 """Outputs whose weights lie together in a panel, see `few_rows.cpp`."""
-COMPILERS = ("g++", "clang++")
-"""The first of these that is installed compiles the kernel."""
-_FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-std=c++20", "-shared", "-fPIC")
+_FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fopenmp"]
+_USUAL_S = 15
 Way = Literal["onednn", "kernel", "joined"]
 """How a product multiplies."""
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -119,35 +121,40 @@ def panels(weight: Tensor) -> Tensor:
 
 
 @cache
-def load_kernel() -> None:
-    """Make `torch.ops.specbench.few_rows` known; compiles it once per machine (about 15 s).
+def kernel_problem() -> str | None:
+    """Why our kernel cannot be used here; None where it can, as `torch.ops.specbench.few_rows`.
 
-    Raises:
-        RuntimeError: the compiler fails.
+    The first call on a machine compiles it, in about 15 s; later processes find it on disk.
     """
     source = Path(__file__).with_name("few_rows.cpp")
-    compiler = next(filter(None, map(shutil.which, COMPILERS)))
-    facts = (source.read_bytes(), compiler, _FLAGS, machine_facts())
-    folder = programs_folder()
+    compiler = cpp_extension.get_cxx_compiler()  # type: ignore[no-untyped-call]
+    facts = (source.read_bytes(), _FLAGS, compiler, machine_facts())
+    name = f"few_rows_{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}"
+    folder = programs_folder() / name
     folder.mkdir(parents=True, exist_ok=True)
-    library = folder / f"few_rows-{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.so"
-    with filelock.FileLock(library.with_suffix(".lock")):
-        if not library.is_file():
-            partial = library.with_suffix(".partial.so")
-            command = [compiler, *_FLAGS, *(f"-I{path}" for path in include_paths()), str(source)]
-            command += [
-                *(f"-L{path}" for path in library_paths()),
-                "-ltorch_cpu",
-                "-lc10",
-                "-o",
-                str(partial),
-            ]
-            made = subprocess.run(command, capture_output=True, text=True, check=False)
-            if made.returncode:
-                raise RuntimeError(f"{compiler} cannot compile {source}: {made.stderr[-2000:]}")
-            partial.rename(library)
-    torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+    with filelock.FileLock(folder.with_suffix(".lock")), _scripts_on_path():
+        # torch's own lock: left by a process that was killed, it would make us wait for ever.
+        (folder / "lock").unlink(missing_ok=True)
+        try:
+            with waiting("compiling the kernel for few rows (once)", usual_s=_USUAL_S):
+                cpp_extension.load(
+                    name, str(source), _FLAGS, build_directory=str(folder), is_python_module=False
+                )
+        except (RuntimeError, OSError) as error:
+            return str(error).strip().splitlines()[0]
     torch.library.register_fake("specbench::few_rows", _few_rows_shape)
+    return None
+
+
+@contextmanager
+def _scripts_on_path() -> Iterator[None]:
+    """Within it programs that pip installed (ninja) are found, even where no environment is activated."""
+    known = os.environ.get("PATH", "")
+    os.environ["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{known}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = known
 
 
 def _few_rows_shape(rows: Tensor, matrix: Tensor, num_outputs: int) -> Tensor:
@@ -204,22 +211,23 @@ def layout(module: nn.Module) -> Literal["packed", "joined", "plain"]:
     return "packed" if onednn and on_cpu else "plain"
 
 
-def pack(module: nn.Module, kernel: bool = False) -> list[PackedLinear]:
+def pack(module: nn.Module, compiled: bool = False) -> list[PackedLinear]:
     """Replace the linear layers below `module` by packed or joined ones, as its `layout` says.
 
     Packed: all of them, which takes their memory once more. Joined: those that share a product.
-    kernel: pack for our own kernel, which needs a C++ compiler.
+    compiled: pack for our own kernel, because programs cannot take weights in oneDNN's layout; where there is
+    none (`kernel_problem`), the layers stay as they are.
     """
     packs = layout(module) == "packed"
-    if packs and kernel:
-        load_kernel()
+    if packs and compiled and kernel_problem():
+        return []
     packed = [layer for layer in module.modules() if isinstance(layer, PackedLinear)]
     for parent in list(module.modules()):
         children = {name: child for name, child in parent.named_children() if type(child) is nn.Linear}
         for names in _groups(children):
             if len(names) == 1 and not packs:
                 continue
-            way: Way = ("kernel" if kernel else "onednn") if packs else "joined"
+            way: Way = ("kernel" if compiled else "onednn") if packs else "joined"
             product = Product([children[name] for name in names], way)
             for index, name in enumerate(names):
                 layer = PackedLinear(children[name], product, index).train(children[name].training)

@@ -17,7 +17,7 @@ from harness.config import ConfigError
 from harness.drafting.drafter import Tap
 from harness.runtime import attention
 from harness.runtime.cache import SlotCache
-from harness.runtime.packed_linear import PackedLinear, layout, pack
+from harness.runtime.packed_linear import PackedLinear, kernel_problem, layout, pack
 from harness.target.footprint import resident_bytes
 from harness.target.taps import Taps
 
@@ -53,11 +53,18 @@ class ModelAdapter:
             raise ConfigError(f"target.linear={linear}: needs {needs[linear]}; type target.linear={possible}")
         self.linear = possible if linear == "auto" else linear
         """How the linear layers multiply: `plain`, `packed` or `joined`."""
+        self._remarks: list[str] = []
 
     def install(self) -> None:
         """Replace the linear layers and switch to our kernel."""
         if self.linear != "plain":
             self._packed = pack(self.model, self._compiled)
+        if self.linear == "packed" and not self._packed:
+            self.linear = "plain"
+            self._remarks.append(
+                f"target.linear=plain: the kernel for few rows cannot be built ({kernel_problem()}), so the"
+                " linear layers multiply as torch does"
+            )
         self.use_kernel()
 
     def use_kernel(self, name: str | None = None) -> None:

@@ -81,6 +81,12 @@ class Target(ModelAdapter):
         self._feeder = PromptFeeder(self, self.cache, self._taps, self._forward)
         self.install()
 
+    @property
+    def remarks(self) -> list[str]:
+        """What the user should know about how the model is run: what could not be built or compiled."""
+        whole = self.steps.forward.remark if self.steps.forward else None
+        return [*self._remarks, *([whole] if whole else [])]
+
     def program(self, step: Callable[..., Any], sizes: Sequence[int] = SIZES) -> Program | None:
         """A step of a drafter's own model as one compiled program, where the target's steps are compiled."""
         return self.steps.program(step, sizes)
