@@ -8,6 +8,7 @@ up itself to see whether it exists, was tried with the same versions.
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -90,9 +91,12 @@ def compile_ahead(module: torch.nn.Module, inputs: list[Tensor], varying: list[s
     varying: per input, the dimensions that are not constants of the program.
     """
     shapes = [dict.fromkeys(axes, torch.export.Dim.DYNAMIC) or None for axes in varying]
-    exported = torch.export.export(module, (inputs,), dynamic_shapes=(shapes,), strict=False)
     options = {"cpp.enable_floating_point_contract_flag": "fast"}
-    torch._inductor.aoti_compile_and_package(exported, package_path=str(file), inductor_configs=options)
+    with warnings.catch_warnings():
+        # Of torch's own code about itself.
+        warnings.simplefilter("ignore", FutureWarning)
+        exported = torch.export.export(module, (inputs,), dynamic_shapes=(shapes,), strict=False)
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(file), inductor_configs=options)
 
 
 def load_compiled(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:
