@@ -18,6 +18,7 @@ from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Drafter
 from harness.engines.engine import Engine, MachineProbe, Method, Note, ServedModel, Workload
 from harness.engines.transformers_generate import Rung, not_applied
+from harness.profiling.step_memory import StepMemory
 from harness.profiling.step_timing import StepTimings, cheapest_widths, time_steps, widths_to_time
 from harness.system import probes, provenance
 from harness.system.clock import lap_cost_ns
@@ -103,13 +104,16 @@ class Local(Engine):
         if workload.timed or weighing:
             # All processes of a run must choose the same steps, pad drafts alike and weigh the same costs.
             widths = widths_to_time(self.target, self._drafters.values())
-            timings = agreed(time_steps(self.target, workload.batch_size, widths))
+            memory = StepMemory(self.target, workload.batch_size, widths)
+            timings = agreed(time_steps(self.target, workload.batch_size, widths, memory=memory))
             for drafter in self._drafters.values():
                 drafter.use_costs(timings, workload.batch_size)
             if workload.timed:
                 self._step_timings = timings
                 self.target.steps.choose(timings.steps, workload.batch_size)
                 self._warm_up(workload.batch_size)
+        for remark in self.target.remarks:
+            note(remark)
         self._loop = DecodingLoop(
             self.target,
             self.weights.end_token_ids,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from harness.profiling.setup import Finding, ProfilingSetup
 from harness.profiling.step_timing import time_steps
-from harness.runtime.packed_linear import Product, layout, pack
+from harness.runtime.packed_linear import Product, kernel_problem, layout, pack
 from harness.system.clock import synchronize
 from harness.system.probes import read_bandwidth
 from harness.target.model import Target
@@ -43,6 +43,9 @@ def linear(setup: ProfilingSetup) -> list[Finding]:
     found.append(_layers(setup, "plain", [(layer, layer.in_features) for layer in layers]))
     found.append(_forwards("plain", setup.target, rows))
     other = layout(model)
+    if other == "packed" and kernel_problem() is None:
+        alone = [(Product([layer], "kernel").multiply, layer.in_features) for layer in layers]
+        found.append(_layers(setup, "kernel", alone))
     if other != "plain":
         replaced = pack(model)
         products: dict[Product, int] = {one.product: one.in_features for one in replaced}

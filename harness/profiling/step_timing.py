@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter
+from harness.profiling.step_memory import StepMemory
 from harness.system.clock import synchronize
 from harness.system.progress import waiting
 from harness.target.model import Target
@@ -24,7 +25,13 @@ _MIN_GAIN = 0.05
 """Padding has to save this share of a forward; smaller gains are noise."""
 
 _NUM_WIDTHS = 33
-"""Widths that are timed if one program serves any width: 0 to 32 drafted tokens."""
+"""Widths that are timed where nothing is compiled: 0 to 32 drafted tokens."""
+_WIDTHS_OF_PROGRAMS = (*range(9), 11, 13, 15, 19, 23, 27, 32)
+"""Widths that are timed where a program serves any width: its time grows evenly, so few of the wide ones."""
+_NUM_CHECKED = 3
+"""Widths at which all kinds of steps are timed to see whether a recalled choice is still right."""
+_STILL_RIGHT = 1.15
+"""A recalled choice may take this many times the fastest kind's time, for few repeats are noisy."""
 
 
 class StepTimings(NamedTuple):
@@ -52,52 +59,84 @@ def time_steps(
     widths: Sequence[int],
     num_context: int = 128,
     num_repeats: int = 3,
+    memory: StepMemory | None = None,
 ) -> StepTimings:
     """Time every kind of step over chains of the given widths (rising); the fastest of the repeats counts.
 
     A width that was not tried takes the step of the next wider one, and drafts are padded to that width (see
     `cheapest_widths`). Overwrites the target's cache.
+    memory: where an earlier process chose, only its choice is timed, and at a few widths all kinds; where
+    another kind is faster there, everything is timed.
     """
-    by_step = {step: [math.inf] * (widths[-1] + 1) for step in target.steps.kinds}
-    feed_prompts(target, num_rows, num_context)
-    pending = torch.ones(num_rows, dtype=torch.int64, device=target.device)
-    drafts = [
-        Draft.chain(pending[:, None].expand(num_rows, width), torch.full_like(pending, width))
-        for width in widths
-    ]
-    # The first pass is a warm-up: it may compile.
-    _warm_up(target, num_rows, pending, drafts)
-    with waiting("timing the target's forward", total=num_repeats * len(by_step), timed=True) as wait:
-        for step, least in [*by_step.items()] * num_repeats:
-            wait.step(step)
-            with target.steps.only(step):
-                for draft in drafts:
-                    if step == "compiled" and not target.steps.compiles(num_rows, draft.width):
-                        continue
-                    synchronize(target.device)
-                    begin = time.perf_counter_ns()
-                    target.verify(pending, draft)
-                    synchronize(target.device)
-                    spent = time.perf_counter_ns() - begin
-                    least[draft.width] = min(least[draft.width], spent)
-            wait.advance()
-    steps = [cheapest_step(by_step, widths[bisect_left(widths, width)]) for width in range(widths[-1] + 1)]
-    return StepTimings(steps, [by_step[step][width] for width, step in enumerate(steps)], by_step)
+    timer = _StepTimer(target, num_rows, widths, num_context)
+    recalled = memory.recall() if memory else None
+    if recalled:
+        checked = {widths[len(widths) * part // _NUM_CHECKED] for part in range(_NUM_CHECKED)}
+        chosen = dict(zip(widths, recalled, strict=True))
+        timer.time({step: [w for w in widths if w in checked or chosen[w] == step] for step in timer.by_step})
+        if all(timer.by_step[chosen[w]][w] <= _STILL_RIGHT * timer.least(w) < math.inf for w in widths):
+            return timer.timings(recalled)
+    timer.time(dict.fromkeys(timer.by_step, widths), num_repeats)
+    found = [cheapest_step(timer.by_step, width) for width in widths]
+    if memory:
+        memory.keep(found)
+    return timer.timings(found)
 
 
-def _warm_up(target: Target, num_rows: int, pending: torch.Tensor, drafts: Sequence[Draft]) -> None:
-    """Take every kind of step over every draft once, which compiles what is not compiled yet."""
-    for step in target.steps.kinds:
-        served = [
-            draft for draft in drafts if step != "compiled" or target.steps.compiles(num_rows, draft.width)
-        ]
-        what = "compiling the target's steps" if step == "compiled" else f"warming up {step} steps"
-        with target.steps.only(step), waiting(what, total=len(served)) as wait:
-            for draft in served:
-                wait.step(f"{draft.width + 1} tokens")
-                target.verify(pending, draft)
+class _StepTimer:
+    """Times forwards behind one context."""
+
+    def __init__(self, target: Target, num_rows: int, widths: Sequence[int], num_context: int) -> None:
+        self._target, self._num_rows, self._widths = target, num_rows, widths
+        self.by_step = {step: [math.inf] * (widths[-1] + 1) for step in target.steps.kinds}
+        feed_prompts(target, num_rows, num_context)
+        self._pending = torch.ones(num_rows, dtype=torch.int64, device=target.device)
+        tokens = self._pending[:, None]
+        self._drafts = {
+            width: Draft.chain(tokens.expand(num_rows, width), torch.full_like(self._pending, width))
+            for width in widths
+        }
+
+    def time(self, wanted: Mapping[str, Sequence[int]], num_repeats: int = 3) -> None:
+        """Time the widths that are wanted of every kind of step, in turns; the fastest repeats count."""
+        wanted = {step: widths for step, widths in wanted.items() if widths}
+        # The first pass is a warm-up: it may compile.
+        for step, widths in wanted.items():
+            what = "compiling the target's steps" if step == "compiled" else f"warming up {step} steps"
+            with self._target.steps.only(step), waiting(what, total=len(widths)) as wait:
+                for width in filter(self._serves(step), widths):
+                    wait.step(f"{width + 1} tokens")
+                    self._target.verify(self._pending, self._drafts[width])
+                    wait.advance()
+            synchronize(self._target.device)
+        with waiting("timing the target's forward", total=num_repeats * len(wanted), timed=True) as wait:
+            for step, widths in [*wanted.items()] * num_repeats:
+                wait.step(step)
+                least = self.by_step[step]
+                with self._target.steps.only(step):
+                    for width in filter(self._serves(step), widths):
+                        least[width] = min(least[width], self._spent(width))
                 wait.advance()
-        synchronize(target.device)
+
+    def least(self, width: int) -> float:
+        """Nanoseconds of the fastest kind of step."""
+        return min(costs[width] for costs in self.by_step.values())
+
+    def timings(self, found: Sequence[str]) -> StepTimings:
+        """What was timed, of these kinds of step for the widths that were tried."""
+        steps = [found[bisect_left(self._widths, width)] for width in range(self._widths[-1] + 1)]
+        spent = [self.by_step[step][width] for width, step in enumerate(steps)]
+        return StepTimings(steps, spent, self.by_step)
+
+    def _serves(self, step: str) -> Callable[[int], bool]:
+        return lambda width: step != "compiled" or self._target.steps.compiles(self._num_rows, width)
+
+    def _spent(self, width: int) -> int:
+        synchronize(self._target.device)
+        begin = time.perf_counter_ns()
+        self._target.verify(self._pending, self._drafts[width])
+        synchronize(self._target.device)
+        return time.perf_counter_ns() - begin
 
 
 def widths_to_time(target: Target, drafters: Iterable[Drafter]) -> list[int]:
@@ -107,7 +146,7 @@ def widths_to_time(target: Target, drafters: Iterable[Drafter]) -> list[int]:
     pending token) for drafts whose size varies.
     """
     if not target.steps.by_shape:
-        return list(range(_NUM_WIDTHS))
+        return list(range(_NUM_WIDTHS) if target.steps.forward is None else _WIDTHS_OF_PROGRAMS)
     drafted = {drafter.num_verified for drafter in drafters}
     varying = {2**power - 1 for power in range(6)} if None in drafted else set()
     return sorted({0} | varying | {number for number in drafted if number is not None})

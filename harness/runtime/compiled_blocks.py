@@ -33,6 +33,11 @@ class Region(nn.Module):
         self.block = block
         self._number, self._run, self._run_prompt = number, run, run_prompt
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the block is compiled by itself."""
+        return True
+
     def __getattr__(self, name: str) -> Any:
         """Attributes that the model reads from its blocks (such as `attention_type`), from the original.
 
@@ -49,19 +54,24 @@ class Region(nn.Module):
         if not isinstance(cache, SlotCache):
             return self.block(states, *args, **kwargs)
         plan = cache.plan
-        if plan is None or plan.slots is None or not plan.in_program:
+        if plan is None or plan.slots is None or not (plan.in_program and self.is_compiled):
             return self.block(states, *args, **kwargs)
         (keys, values), (row, slot) = cache.buffers(self._number), plan.slots
-        rows = _BlockCache(keys, values, row, slot, plan.fresh)
+        rows = BlockCache(keys, values, row, slot, plan.fresh)
         run = self._run_prompt if plan.fresh else self._run
         return run(self.block, states, *args, **{**kwargs, "past_key_values": rows})
 
 
-class _BlockCache:
+class BlockCache:
     """The part of a cache that one block needs, as tensors alone, so that a program serves every block."""
 
     def __init__(self, keys: Tensor, values: Tensor, row: Tensor, slot: Tensor, fresh: bool) -> None:
         self.keys, self.values, self.row, self.slot, self.fresh = keys, values, row, slot, fresh
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Keys, values, written rows and slots."""
+        return self.keys, self.values, self.row, self.slot
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write [B, H, n, D]; returns all slots [B, H, C, D] to read, or for a fresh prompt its own
@@ -75,7 +85,7 @@ def divide(decoder: Any) -> None:
     """Replace a decoder's blocks by regions; blocks that differ only in weights share their programs."""
     programs: dict[str, tuple[Any, Any]] = {}
     for number, block in enumerate(decoder.layers):
-        kind = _kind(block)
+        kind = kind_of(block)
         if kind not in programs:
             programs[kind] = _compiled(dynamic=False), _compiled(dynamic=True)
         decoder.layers[number] = Region(block, number, *programs[kind])
@@ -92,7 +102,7 @@ def _compiled(dynamic: bool) -> Any:
     return torch.compile(own_code(_run), fullgraph=True, dynamic=dynamic, options=options)
 
 
-def _kind(block: nn.Module) -> str:
+def kind_of(block: nn.Module) -> str:
     """Everything that a program may take for granted: modules, shapes, settings other than the block's
     number."""
     facts: list[Any] = []

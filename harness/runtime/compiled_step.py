@@ -1,13 +1,12 @@
 """A step over new tokens as a compiled program: torch.compile over the whole step, or an error.
 
 If the graph were allowed to break into pieces, torch would reach its recompile limit silently and run the
-remaining layers eagerly. So the graph must be whole, and reaching the limit fails. Compiling takes minutes
-the first time; inductor keeps its results on disk, so that the next process needs a fraction. On CUDA a
-target is compiled block by block (`harness.runtime.compiled_blocks`), which takes seconds.
-Every number of new tokens is a program of its own, per batch size. On a CPU there are few of them and shorter
-drafts are padded, because a product of a few rows becomes a loop over the weights only if their number is a
-constant. On CUDA every number that occurs has a program, to be captured as part of a graph
-(`harness.runtime.cuda_graphs`).
+remaining layers eagerly. So the graph must be whole, and reaching the limit fails. inductor keeps its results
+on disk, so that the next process needs a fraction of the time. Every number of new tokens is a program of its
+own, per batch size, to be captured as part of a graph on CUDA (`harness.runtime.cuda_graphs`).
+A target is compiled block by block instead, in seconds where a whole model takes minutes: on CUDA as
+`harness.runtime.compiled_blocks` says, on a CPU as `harness.runtime.block_programs` says. On a CPU a target
+whose blocks cannot be compiled by themselves is compiled as a whole.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from harness.config import ConfigError
+from harness.runtime.block_programs import NoProgram
 from harness.runtime.cache import SlotCache
 from harness.runtime.cuda_graphs import can_capture
 from harness.runtime.torch_internals import fail_at_recompile_limit, mark_dynamic, outside, own_code
@@ -27,8 +27,9 @@ from harness.runtime.torch_internals import fail_at_recompile_limit, mark_dynami
 _MOST_PROGRAMS = 64
 """Programs per step: widths times batch sizes times slots of the cache."""
 SIZES = (1, 8)
-"""Numbers of new tokens that are compiled for on a CPU: eight cost little more than four, and a whole model
-takes minutes for each."""
+"""Numbers of rows that a drafter's own model is compiled for on a CPU; each takes seconds."""
+_SIZES_OF_BLOCKS = tuple(range(1, 65))
+"""Numbers of new tokens that the target's blocks serve on a CPU, by the same programs."""
 _SIZES_BY_SHAPE = (1, 2, 4, 8, 16, 32, 64)
 """The same on CUDA, where other numbers are compiled on demand; a prompt brings more."""
 
@@ -50,8 +51,8 @@ class Program:
         """
         step: a method that takes tensors [B, n, ...], then perhaps a mask [B, 1, n, C] and a cache that was
         aimed by `WritePlan.program`, then strings or numbers, and returns one tensor or several. Its modules
-        must not change, because they are not checked again. sizes: see the class; for CPUs. divided: parts of
-        the step are compiled by themselves (see `harness.runtime.compiled_blocks`).
+        must not change, because they are not checked again. sizes: see the class; for CPUs. divided: the
+        blocks of the step's model are compiled by themselves.
 
         Raises:
             ConfigError: there is nothing to compile with.
@@ -62,7 +63,10 @@ class Program:
             )
         fail_at_recompile_limit(_MOST_PROGRAMS)
         self.by_shape = can_capture(device)
-        self.sizes = _SIZES_BY_SHAPE if self.by_shape else tuple(sizes)
+        self._whole_sizes = tuple(sizes)
+        self.sizes = _SIZES_BY_SHAPE if self.by_shape else _SIZES_OF_BLOCKS if divided else self._whole_sizes
+        self.remark: str | None = None
+        """What the user should know about how the step is compiled, once it has run."""
         self.num_rows: int | None = None
         self._step, self._divided = step, divided
         self._compiled: dict[str, Callable[..., Any]] = {}
@@ -92,20 +96,28 @@ class Program:
         variant: names what else the step's output depends on (hooks in the model): every variant has programs
         of its own.
         """
-        past: list[Any] = []
-        if mask is not None and cache is not None:
-            past = [mask, cache]
-            if not self.by_shape:
-                cache.mark()
-                mark_dynamic(mask, 3)
+        past = [] if mask is None or cache is None else [mask, cache]
+        if self._divided:
+            try:
+                return self._step(*tensors, *past, *constants)
+            except NoProgram as problem:
+                self._undivide(problem)
+        if mask is not None and cache is not None and not self.by_shape:
+            cache.mark()
+            mark_dynamic(mask, 3)
         return self._compiled_as(variant)(*tensors, *past, *constants)
+
+    def _undivide(self, problem: NoProgram) -> None:
+        self._divided, self.sizes = False, self._whole_sizes
+        sizes = " and ".join(map(str, self.sizes))
+        self.remark = (
+            f"target.compile=true: the target's blocks cannot be compiled one by one ({problem}). It is"
+            f" compiled as a whole, for {sizes} new tokens, which takes minutes"
+        )
 
     def _compiled_as(self, variant: str) -> Callable[..., Any]:
         if variant not in self._compiled:
-            step: Callable[..., Any] = self._step
-            if not self._divided:
-                step = torch.compile(
-                    own_code(step), fullgraph=True, dynamic=False, options={"guard_filter_fn": outside}
-                )
-            self._compiled[variant] = step
+            self._compiled[variant] = torch.compile(
+                own_code(self._step), fullgraph=True, dynamic=False, options={"guard_filter_fn": outside}
+            )
         return self._compiled[variant]

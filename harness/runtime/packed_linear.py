@@ -1,9 +1,10 @@
-"""Linear layers that read the same input, as one product; on a CPU in oneDNN's weight layout.
+"""Linear layers that read the same input, as one product; on a CPU in a layout for few rows.
 
 torch's own float32 product of a few rows with a large matrix goes through MKL; on some CPUs two rows take
 twice as long as one, and eight as long as thirty-two. Layers that read the same input become one product,
-because a small matrix streams from memory more slowly than a large one. In a compiled step a few rows are not
-multiplied by oneDNN: a plain loop over the weights takes hardly longer than reading them.
+because a small matrix streams from memory more slowly than a large one. The weights are packed for oneDNN,
+or, for a target whose steps are compiled, for our own kernel (`few_rows.cpp`), which fetches weights in
+advance; where that cannot be built, such a target multiplies as torch does.
 
 On CUDA the weights of one product are concatenated in memory (`joined`), because a small product takes
 several times as long as reading its weights.
@@ -13,22 +14,34 @@ Shapes: I inputs, O outputs, N outputs of all layers of one product.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os
+import sysconfig
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
-from itertools import count
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal
-from weakref import WeakValueDictionary
 
+import filelock
 import torch
 from torch import Tensor, nn
+from torch.utils import cpp_extension
 
 from harness.runtime.cuda_graphs import can_capture
+from harness.runtime.torch_internals import machine_facts, programs_folder
+from harness.system.progress import waiting
 from harness.system.tensor_parallel import is_shared
 
 _ROWS_HINT = 16
 """The number of rows that oneDNN chooses its layout for; no other was faster for one to hundreds of rows."""
-_STREAMED = 8
-"""Up to this many rows a compiled step multiplies in a loop over the weights; for more oneDNN is faster."""
+_PANEL = 32
+"""Outputs whose weights lie together in a panel, see `few_rows.cpp`."""
+_FLAGS = ["-O3", "-march=native", "-ffp-contract=fast", "-fopenmp"]
+_USUAL_S = 15
+Way = Literal["onednn", "kernel", "joined"]
+"""How a product multiplies."""
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Siblings that read the same input, as transformers and the EAGLE heads name them. Where they turn out to
 read different inputs, the results are right all the same."""
@@ -50,45 +63,43 @@ class Product(nn.Module):
     The weights are a packed copy, or, joined, the layers' own memory.
     """
 
-    def __init__(self, layers: Sequence[nn.Linear], packed: bool = True) -> None:
+    def __init__(self, layers: Sequence[nn.Linear], way: Way) -> None:
         super().__init__()
         self._sizes = [layer.out_features for layer in layers]
+        self._num_outputs = sum(self._sizes)
         weight = torch.cat([layer.weight.detach() for layer in layers])
         biases = [layer.bias for layer in layers if layer.bias is not None]
-        self._bias = torch.cat([bias.detach() for bias in biases]) if biases else None
-        self._num_bytes, self._joined = weight.nbytes, None
-        if packed:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+        self.bias = torch.cat([bias.detach() for bias in biases]) if biases else None
+        self._way = way
+        if way == "onednn":
+            self.matrix = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+        elif way == "kernel":
+            self.matrix = panels(weight)
         else:
-            self._num_bytes, self._joined = 0, weight
+            self.matrix = weight
             for layer, part in zip(layers, weight.split_with_sizes(self._sizes), strict=True):
                 layer.weight.data = part
-        self._number = next(_NUMBERS)
-        _PRODUCTS[self._number] = self
+        self.num_bytes = 0 if way == "joined" else weight.nbytes
+        """Bytes of the packed copy; 0 where the weights are joined, which needs no copy."""
         self._rows: Tensor | None = None
         self._parts: Sequence[Tensor] = ()
         self._given = set[int]()
 
     @property
-    def is_packed(self) -> bool:
-        """Whether the weights are a copy in oneDNN's layout."""
-        return self._joined is None
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the packed copy; 0 where the weights are joined, which needs no copy."""
-        return self._num_bytes
+    def weight_names(self) -> tuple[str, ...]:
+        """The attributes that the product multiplies with."""
+        return ("matrix",) if self.bias is None else ("matrix", "bias")
 
     def multiply(self, rows: Tensor) -> Tensor:
         """Outputs [..., N] of all layers for rows [..., I]."""
         product: Tensor
-        if self._joined is not None:
-            return nn.functional.linear(rows, self._joined, self._bias)
-        if torch.compiler.is_compiling():
-            product = torch.ops.specbench.packed_product(rows, self._number, sum(self._sizes))
-        else:
-            product = torch.ops.mkldnn._linear_pointwise(rows, self._packed, self._bias, "none", [], "")
-        return product
+        if self._way == "joined":
+            return nn.functional.linear(rows, self.matrix, self.bias)
+        if self._way == "onednn":
+            product = torch.ops.mkldnn._linear_pointwise(rows, self.matrix, self.bias, "none", [], "")
+            return product
+        product = torch.ops.specbench.few_rows(rows, self.matrix, self._num_outputs)
+        return product if self.bias is None else product + self.bias
 
     def part(self, rows: Tensor, index: int) -> Tensor:
         """Outputs [..., O] of layer `index` for rows [..., I]; see the class for the order of calls."""
@@ -102,24 +113,51 @@ class Product(nn.Module):
         return part
 
 
-# A compiled program cannot hold a tensor in oneDNN's own layout, so it names the product by its number.
-_NUMBERS = count()
-_PRODUCTS: WeakValueDictionary[int, Product] = WeakValueDictionary()
+def panels(weight: Tensor) -> Tensor:
+    """The layout of `few_rows.cpp`, [ceil(O / 32), I, 32], of a weight [O, I]; missing outputs are zeros."""
+    missing = -len(weight) % _PANEL
+    whole = nn.functional.pad(weight, (0, 0, 0, missing))
+    return whole.view(-1, _PANEL, weight.shape[1]).transpose(1, 2).contiguous()
 
 
-_OPERATORS = torch.library.Library("specbench", "DEF")  # type: ignore[no-untyped-call]
-_OPERATORS.define(  # type: ignore[no-untyped-call]
-    "packed_product(Tensor rows, int number, int num_outputs) -> Tensor"
-)
+@cache
+def kernel_problem() -> str | None:
+    """Why our kernel cannot be used here; None where it can, as `torch.ops.specbench.few_rows`.
+
+    The first call on a machine compiles it, in about 15 s; later processes find it on disk.
+    """
+    source = Path(__file__).with_name("few_rows.cpp")
+    compiler = cpp_extension.get_cxx_compiler()  # type: ignore[no-untyped-call]
+    facts = (source.read_bytes(), _FLAGS, compiler, machine_facts())
+    name = f"few_rows_{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}"
+    folder = programs_folder() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(folder.with_suffix(".lock")), _scripts_on_path():
+        # torch's own lock: left by a process that was killed, it would make us wait for ever.
+        (folder / "lock").unlink(missing_ok=True)
+        try:
+            with waiting("compiling the kernel for few rows (once)", usual_s=_USUAL_S):
+                cpp_extension.load(
+                    name, str(source), _FLAGS, build_directory=str(folder), is_python_module=False
+                )
+        except (RuntimeError, OSError) as error:
+            return str(error).strip().splitlines()[0]
+    torch.library.register_fake("specbench::few_rows", _few_rows_shape)
+    return None
 
 
-@torch.library.impl(_OPERATORS, "packed_product", "CPU")
-def _multiply(rows: Tensor, number: int, num_outputs: int) -> Tensor:
-    return _PRODUCTS[number].multiply(rows)
+@contextmanager
+def _scripts_on_path() -> Iterator[None]:
+    """Within it programs that pip installed (ninja) are found, even where no environment is activated."""
+    known = os.environ.get("PATH", "")
+    os.environ["PATH"] = f"{sysconfig.get_path('scripts')}{os.pathsep}{known}"
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = known
 
 
-@torch.library.register_fake("specbench::packed_product", lib=_OPERATORS)  # type: ignore[untyped-decorator]
-def _shape(rows: Tensor, number: int, num_outputs: int) -> Tensor:
+def _few_rows_shape(rows: Tensor, matrix: Tensor, num_outputs: int) -> Tensor:
     return rows.new_empty((*rows.shape[:-1], num_outputs))
 
 
@@ -146,10 +184,6 @@ class PackedLinear(nn.Linear):
         """Outputs [..., O] of rows [..., I]; multiplied as torch does where a gradient is needed."""
         if self.plain or (torch.is_grad_enabled() and rows.requires_grad):
             return nn.functional.linear(rows, self.weight, self.bias)
-        streams = self.product.is_packed and torch.compiler.is_compiling()
-        if streams and rows.shape[:-1].numel() <= _STREAMED:
-            product = streamed(rows, self.weight)
-            return product if self.bias is None else product + self.bias
         return self.product.part(rows, self._index)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Linear:
@@ -157,15 +191,6 @@ class PackedLinear(nn.Linear):
         copy = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         copy.weight, copy.bias = deepcopy(self.weight, memo), deepcopy(self.bias, memo)
         return copy
-
-
-def streamed(rows: Tensor, weight: Tensor) -> Tensor:
-    """Products [..., O] of a few rows [..., I] as reductions; compiled, one loop over the weights."""
-    count = rows.shape[:-1].numel()
-    # Without the view the compiler would compute the rows anew for every output.
-    flat = rows.reshape(count, -1).as_strided((count, rows.shape[-1]), (rows.shape[-1], 1))
-    products = torch.stack([(flat[row] * weight).sum(-1) for row in range(count)])
-    return products.view(*rows.shape[:-1], -1)
 
 
 def layout(module: nn.Module) -> Literal["packed", "joined", "plain"]:
@@ -186,19 +211,24 @@ def layout(module: nn.Module) -> Literal["packed", "joined", "plain"]:
     return "packed" if onednn and on_cpu else "plain"
 
 
-def pack(module: nn.Module) -> list[PackedLinear]:
+def pack(module: nn.Module, compiled: bool = False) -> list[PackedLinear]:
     """Replace the linear layers below `module` by packed or joined ones, as its `layout` says.
 
     Packed: all of them, which takes their memory once more. Joined: those that share a product.
+    compiled: pack for our own kernel, because programs cannot take weights in oneDNN's layout; where there is
+    none (`kernel_problem`), the layers stay as they are.
     """
     packs = layout(module) == "packed"
+    if packs and compiled and kernel_problem():
+        return []
     packed = [layer for layer in module.modules() if isinstance(layer, PackedLinear)]
     for parent in list(module.modules()):
         children = {name: child for name, child in parent.named_children() if type(child) is nn.Linear}
         for names in _groups(children):
             if len(names) == 1 and not packs:
                 continue
-            product = Product([children[name] for name in names], packs)
+            way: Way = ("kernel" if compiled else "onednn") if packs else "joined"
+            product = Product([children[name] for name in names], way)
             for index, name in enumerate(names):
                 layer = PackedLinear(children[name], product, index).train(children[name].training)
                 setattr(parent, name, layer)

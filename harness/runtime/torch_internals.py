@@ -7,8 +7,11 @@ up itself to see whether it exists, was tried with the same versions.
 
 from __future__ import annotations
 
+import platform
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -62,6 +65,46 @@ def outside(guards: Sequence[Any]) -> list[bool]:
     There are thousands of those, and checking them before every call takes longer than some layers.
     """
     return ["_modules" not in guard.name for guard in guards]
+
+
+def programs_folder() -> Path:
+    """The folder for what is compiled ahead of time, in inductor's own (`TORCHINDUCTOR_CACHE_DIR`)."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir()) / "specbench"
+
+
+def machine_facts() -> tuple[str, ...]:
+    """What machine code depends on: versions, the processor and the number of threads."""
+    cpu = Path("/proc/cpuinfo")
+    flags = (
+        {line for line in cpu.read_text().splitlines() if line.startswith(("model name", "flags"))}
+        if (cpu.is_file())
+        else {platform.processor()}
+    )
+    return torch.__version__, platform.machine(), str(sorted(flags)), str(torch.get_num_threads())
+
+
+def compile_ahead(module: torch.nn.Module, inputs: list[Tensor], varying: list[set[int]], file: Path) -> None:
+    """Compile a function of a list of tensors ahead of time into a file (.pt2).
+
+    varying: per input, the dimensions that are not constants of the program.
+    """
+    shapes = [dict.fromkeys(axes, torch.export.Dim.DYNAMIC) or None for axes in varying]
+    options = {"cpp.enable_floating_point_contract_flag": "fast"}
+    with warnings.catch_warnings():
+        # Of torch's own code about itself.
+        warnings.simplefilter("ignore", FutureWarning)
+        exported = torch.export.export(module, (inputs,), dynamic_shapes=(shapes,), strict=False)
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(file), inductor_configs=options)
+
+
+def load_compiled(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+    """A program of `compile_ahead`, called without any check of its inputs."""
+    loaded = torch._inductor.aoti_load_package(str(file))
+    # The package's own call would flatten and reorder the inputs first.
+    run: Callable[[list[Tensor]], list[Tensor]] = loaded.loader.run
+    return run
 
 
 def any_sizes() -> AbstractContextManager[Any]:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from harness.config import ConfigError
+from harness.runtime.block_programs import BlockPrograms
 from harness.runtime.compiled_step import SIZES, Program
-from harness.runtime.cuda_graphs import Captured, can_capture
+from harness.runtime.cuda_graphs import Captured
 from harness.runtime.torch_internals import num_programs
 
 _KINDS = {
@@ -47,7 +48,9 @@ class Steps:
         self._device = device
         self._programs: list[Program] = []
         self._captured: list[Captured] = []
-        self.forward = self.program(forward, SIZES, divided=can_capture(device))
+        self.blocks = BlockPrograms()
+        """The programs of the target's blocks on a CPU."""
+        self.forward = self.program(forward, SIZES, divided=True)
 
     def program(
         self, step: Callable[..., Any], sizes: Sequence[int], divided: bool = False
@@ -117,4 +120,4 @@ class Steps:
     def num_programs(self) -> int:
         """The number of programs compiled and graphs captured so far."""
         captured = sum(part.num_graphs for part in self._captured)
-        return num_programs() + captured if self._programs else 0
+        return num_programs() + self.blocks.num_programs + captured if self._programs else 0

@@ -17,7 +17,7 @@ from harness.config import ConfigError
 from harness.drafting.drafter import Tap
 from harness.runtime import attention
 from harness.runtime.cache import SlotCache
-from harness.runtime.packed_linear import PackedLinear, layout, pack
+from harness.runtime.packed_linear import PackedLinear, kernel_problem, layout, pack
 from harness.target.footprint import resident_bytes
 from harness.target.taps import Taps
 
@@ -26,7 +26,7 @@ class ModelAdapter:
     """The model itself: its facts, its embeddings and head, and plain forwards, without sequences or
     steps."""
 
-    def __init__(self, model: Any, kernel: str, linear: str) -> None:
+    def __init__(self, model: Any, kernel: str, linear: str, compiled: bool = False) -> None:
         """`model`: a causal LM with full attention in every layer. kernel, linear: see `Target`.
 
         The linear layers are replaced by `install`, after whoever compiles has looked at the blocks.
@@ -43,6 +43,7 @@ class ModelAdapter:
         self.model = model
         self.kernel = attention.GROUPED if kernel == "grouped" else kernel
         self._packed: list[PackedLinear] = []
+        self._compiled = compiled
         possible = layout(model)
         if linear not in ("plain", "auto", possible):
             needs = {
@@ -52,11 +53,18 @@ class ModelAdapter:
             raise ConfigError(f"target.linear={linear}: needs {needs[linear]}; type target.linear={possible}")
         self.linear = possible if linear == "auto" else linear
         """How the linear layers multiply: `plain`, `packed` or `joined`."""
+        self._remarks: list[str] = []
 
     def install(self) -> None:
         """Replace the linear layers and switch to our kernel."""
         if self.linear != "plain":
-            self._packed = pack(self.model)
+            self._packed = pack(self.model, self._compiled)
+        if self.linear == "packed" and not self._packed:
+            self.linear = "plain"
+            self._remarks.append(
+                f"target.linear=plain: the kernel for few rows cannot be built ({kernel_problem()}), so the"
+                " linear layers multiply as torch does"
+            )
         self.use_kernel()
 
     def use_kernel(self, name: str | None = None) -> None:
@@ -76,7 +84,7 @@ class ModelAdapter:
     def prepare(self, module: torch.nn.Module) -> None:
         """Make the linear layers of a drafter's own module multiply as the target's do (inference only)."""
         if self.linear == layout(module) != "plain":
-            pack(module)
+            pack(module, self._compiled)
 
     @property
     def device(self) -> torch.device:

@@ -61,7 +61,7 @@ class Target(ModelAdapter):
         Raises:
             ConfigError: a choice that this model or device does not allow.
         """
-        super().__init__(model, kernel, linear)
+        super().__init__(model, kernel, linear, compiled)
         self.steps = Steps(cache, compiled, self._step, self.device)
         if compiled:
             model.requires_grad_(False)
@@ -72,12 +72,20 @@ class Target(ModelAdapter):
                     " type target.compile=false"
                 )
             divide(model.get_decoder())
+        elif compiled:
+            self.steps.blocks.divide(model.get_decoder())
         self._caches = WeakSet[SlotCache]()
         self.cache = self.new_cache()
         self._replayed = self.steps.captured(self._verify_given)
         self._taps = Taps(model, stay=compiled)
         self._feeder = PromptFeeder(self, self.cache, self._taps, self._forward)
         self.install()
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the user should know about how the model is run: what could not be built or compiled."""
+        whole = self.steps.forward.remark if self.steps.forward else None
+        return [*self._remarks, *([whole] if whole else [])]
 
     def program(self, step: Callable[..., Any], sizes: Sequence[int] = SIZES) -> Program | None:
         """A step of a drafter's own model as one compiled program, where the target's steps are compiled."""

@@ -476,7 +476,9 @@ def test_a_batch_that_has_shrunk_keeps_its_compiled_step(
     params: DecodingParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows behind the sequences are empty; one program, and what each sequence alone would say."""
-    monkeypatch.setattr("harness.runtime.compiled_step.torch.compile", lambda step, **_: step)
+    monkeypatch.setattr(
+        "harness.runtime.block_programs.program", lambda call, *_: lambda given: [call(given)]
+    )
     target = Target(copy.deepcopy(tiny_model("llama")), cache="static", compiled=True)
     target.steps.choose(["compiled"], 3)
     program = target.steps.forward
@@ -498,7 +500,9 @@ def test_a_batch_that_has_shrunk_keeps_its_compiled_step(
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
 def test_a_batch_that_has_shrunk_grows_in_steps_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain steps and compiled ones in turns, over more slots than there were: all see the same rows."""
-    monkeypatch.setattr("harness.runtime.compiled_step.torch.compile", lambda step, **_: step)
+    monkeypatch.setattr(
+        "harness.runtime.block_programs.program", lambda call, *_: lambda given: [call(given)]
+    )
     monkeypatch.setattr("harness.runtime.cache_memory._STEP", 16)
     mixed = Target(copy.deepcopy(tiny_model("llama")), cache="auto", compiled=True)
     mixed.steps.choose(["dynamic", *["compiled"] * 7], 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from harness.costs.table import load_tables
 from harness.drafting.draft import Draft
 from harness.drafting.trees import DynamicTree
 from harness.profiling.profile import Profile
-from harness.profiling.step_timing import cheapest_step, cheapest_widths, time_steps
+from harness.profiling.step_memory import StepMemory
+from harness.profiling.step_timing import _StepTimer, cheapest_step, cheapest_widths, time_steps
 from harness.store.run_store import load_run
 from harness.target.model import Target
 from methods.eagle import Eagle
@@ -62,6 +64,45 @@ def test_a_width_that_was_not_tried_takes_the_step_of_the_next_one() -> None:
     assert found.steps[1] == found.steps[2] == found.steps[3]
     assert [math.isinf(spent) for spent in found.verify_ns] == [False, True, True, False]
     assert cheapest_widths(found.verify_ns) == [0, 3, 3, 3]
+
+
+class Clocked(_StepTimer):
+    """Forwards take as long as `ns` says, by kind of step, plus their number of tokens; they are counted."""
+
+    ns: ClassVar[dict[str, int]] = {}
+    timed: ClassVar[list[tuple[str, int]]] = []
+
+    def _spent(self, width: int) -> int:
+        (step,) = self._target.steps._by_width
+        self.timed.append((step, width))
+        return self.ns[step] + width
+
+
+def test_a_recalled_choice_is_timed_alone_until_it_is_no_longer_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.profiling.step_memory.programs_folder", lambda: tmp_path)
+    monkeypatch.setattr("harness.profiling.step_timing._StepTimer", Clocked)
+    target, widths = Target(tiny_model("llama"), cache="auto"), range(9)
+
+    def steps(dynamic: int, static: int, num_rows: int = 1) -> tuple[set[str], int]:
+        Clocked.ns, Clocked.timed = {"dynamic": dynamic, "static": static}, []
+        memory = StepMemory(target, num_rows, widths)
+        found = time_steps(target, num_rows, widths, num_context=8, num_repeats=3, memory=memory)
+        assert all(map(math.isfinite, found.verify_ns))
+        return set(found.steps), len(Clocked.timed)
+
+    everything, checked = 2 * 9 * 3, (9 + 3) * 3
+    assert steps(2000, 1000) == ({"static"}, everything)
+    assert steps(2000, 1000) == ({"static"}, checked)
+    assert steps(1000, 1100) == ({"static"}, checked), "noise changes no choice"
+    assert steps(1000, 2000) == ({"dynamic"}, checked + everything)
+    assert steps(1000, 2000) == ({"dynamic"}, checked)
+    assert steps(1000, 2000, num_rows=2) == ({"dynamic"}, everything), "another batch is another choice"
+    for damaged in ("", "[]", '["compiled"]', "{}"):
+        for file in tmp_path.glob("steps-*.json"):
+            file.write_text(damaged)
+        assert steps(1000, 2000) == ({"dynamic"}, everything)
 
 
 @pytest.mark.parametrize("chain", [True, False])

@@ -106,7 +106,7 @@ def _graphs(monkeypatch: pytest.MonkeyPatch) -> None:
             self.lengths = known
 
     monkeypatch.setattr(cache_module.SlotCache, "lengths_on_device", unknown)
-    for module in ("compiled_step", "verify_steps", "packed_linear"):
+    for module in ("compiled_step", "packed_linear"):
         monkeypatch.setattr(f"harness.runtime.{module}.can_capture", lambda device: True)
     monkeypatch.setattr("harness.runtime.compiled_step.torch.compile", lambda step, **_: step)
     monkeypatch.setattr("harness.runtime.cuda_graphs.Graph", Replayed)

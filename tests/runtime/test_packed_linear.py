@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.runtime.packed_linear import PackedLinear, pack
+from harness.runtime.packed_linear import PackedLinear, kernel_problem, pack, panels
 
 
 class Attention(nn.Module):
@@ -77,3 +79,33 @@ def test_joined_layers_share_their_memory(rows: Tensor, bias: bool, monkeypatch:
     assert module.q_proj.product.num_bytes == 0
     storages = {getattr(module, name).weight.untyped_storage().data_ptr() for name in names[:3]}
     assert len(storages) == 1
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
+@pytest.mark.parametrize("num_outputs", [1, 31, 32, 100])
+def test_the_kernel_multiplies_as_torch_does_and_every_row_as_if_it_were_alone(num_outputs: int) -> None:
+    """The same bits whatever rows are beside it, so a draft's width changes no logits of a product."""
+    assert kernel_problem() is None
+    torch.manual_seed(0)
+    weight = torch.randn(num_outputs, 70)
+    multiply = torch.ops.specbench.few_rows
+    for count in range(1, 20):
+        rows = torch.randn(2, count, 70)
+        products = multiply(rows, panels(weight), num_outputs)
+        torch.testing.assert_close(products, rows @ weight.T)
+        alone = [multiply(row[None], panels(weight), num_outputs) for row in rows.view(-1, 70)]
+        assert torch.equal(products.view(-1, num_outputs), torch.cat(alone))
+    with pytest.raises(RuntimeError, match="rows do not fit the panels"):
+        multiply(torch.randn(3, 71), panels(weight), num_outputs)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
+def test_layers_for_compiled_steps_have_biases_and_share_products(rows: Tensor) -> None:
+    module = Attention(bias=True)
+    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    expected = [getattr(module, name)(rows) for name in names]
+    pack(module, compiled=True)
+    torch.testing.assert_close([getattr(module, name)(rows) for name in names], expected)
+    assert module.q_proj.product is module.k_proj.product
