@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast, dataclass_transform
 
 import pydantic
@@ -33,6 +34,15 @@ def configurable(cls: type[T]) -> type[T]:
     )
     decorated: Any = dataclass(cls, kw_only=True, config=config)
     return cast("type[T]", decorated)
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Put `where` before the text of a ConfigError, which begins with the name of a field."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from error
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -76,8 +76,14 @@ class TargetView(Protocol):
     def lm_head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of final hidden states [..., H] (after the target's final norm)."""
 
-    def prepare(self, module: torch.nn.Module) -> None:
-        """Make the linear layers of the drafter's own module multiply as the target's do (inference only)."""
+    def prepare(self, module: torch.nn.Module, field: str = "head") -> None:
+        """Make the linear layers of the drafter's own module multiply as the target's do (inference only).
+
+        field: the setting of the drafter that the module comes from, for the message.
+
+        Raises:
+            ConfigError: weights of the module are NaN or infinite.
+        """
 
     def program(self, step: Callable[..., Any], sizes: Sequence[int] = SIZES) -> Program | None:
         """A step of the drafter's own model as one compiled program; see `Program`.
@@ -180,8 +186,7 @@ class Drafter(ABC):
 
         Raises:
             ConfigError: something does not fit; the text begins with the name of the field, because the
-            caller
-                puts the method's name before it.
+                caller puts the method's name before it.
         """
         self._target = target
 

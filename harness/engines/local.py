@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any, ClassVar
 
 import torch
 from typing_extensions import override
 
-from harness.config import ConfigError, configurable
+from harness.config import ConfigError, configurable, naming
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.batch import Generation, Request
 from harness.decoding.loop import DecodingLoop
@@ -18,6 +17,7 @@ from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Drafter
 from harness.engines.engine import Engine, MachineProbe, Method, Note, ServedModel, Workload
 from harness.engines.transformers_generate import Rung, not_applied
+from harness.profiling.clocked_costs import ClockedCosts
 from harness.profiling.step_timing import StepTimings, cheapest_widths, time_steps, widths_to_time
 from harness.system import probes, provenance
 from harness.system.clock import lap_cost_ns
@@ -76,9 +76,8 @@ class Local(Engine):
             self.weights.model, target.attention, target.linear, target.cache, target.compile
         )
         for name, drafter in self._drafters.items():
-            with _naming(name):
+            with naming(f"methods.{name}"):
                 drafter.bind(self.target)
-                _refuse_nan(drafter)
         # One program serves all arms: it records the hidden states that any of them asks for.
         self.target.set_taps([tap for drafter in self._drafters.values() for tap in drafter.taps])
         return ServedModel(
@@ -91,10 +90,11 @@ class Local(Engine):
 
     @override
     def prepare(self, workload: Workload, note: Note) -> None:
-        """Reserve caches, time the target's steps, choose among them, warm up the drafters; in this order.
+        """Reserve caches, time the target's steps, choose among them, tell the drafters what forwards cost,
+        warm them up; in this order.
 
-        Captured steps hold the addresses of the caches, so these are allocated first; and drafters compile
-        for the widths that the chosen steps make worth while.
+        Captured steps hold the addresses of the caches, so these are allocated first. What a drafter's
+        forward costs, and what it compiles, depends on the steps that were chosen.
         """
         self._step_timings: StepTimings | None = None
         if self.target.steps.by_shape:
@@ -104,11 +104,14 @@ class Local(Engine):
             # All processes of a run must choose the same steps, pad drafts alike and weigh the same costs.
             widths = widths_to_time(self.target, self._drafters.values())
             timings = agreed(time_steps(self.target, workload.batch_size, widths))
-            for drafter in self._drafters.values():
-                drafter.use_costs(timings, workload.batch_size)
             if workload.timed:
                 self._step_timings = timings
                 self.target.steps.choose(timings.steps, workload.batch_size)
+            # Behind the choice of steps, which decides what the drafters' forwards cost.
+            costs = ClockedCosts(target=timings, device=self.target.device)
+            for drafter in self._drafters.values():
+                drafter.use_costs(costs, workload.batch_size)
+            if workload.timed:
                 self._warm_up(workload.batch_size)
         self._loop = DecodingLoop(
             self.target,
@@ -129,7 +132,7 @@ class Local(Engine):
     @override
     def examine(self, prompts: Sequence[Sequence[int]]) -> None:
         for name, drafter in self._drafters.items():
-            with _naming(name):
+            with naming(f"methods.{name}"):
                 drafter.check(prompts)
 
     @override
@@ -184,26 +187,3 @@ class Local(Engine):
     @override
     def reference(self) -> Target:
         return self.target
-
-
-def _refuse_nan(drafter: Drafter) -> None:
-    """Raise ConfigError if a network of the drafter has weights that are NaN or infinite."""
-    for field, value in vars(drafter).items():
-        if not isinstance(value, torch.nn.Module):
-            continue
-        for name, tensor in (*value.named_parameters(), *value.named_buffers()):
-            num_wrong = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
-            if num_wrong:
-                raise ConfigError(
-                    f"head: {num_wrong} of {tensor.numel()} weights in {field}.{name} are NaN or infinite,"
-                    " and what it drafts would mean nothing; give another head, or train it again"
-                )
-
-
-@contextmanager
-def _naming(arm: str) -> Iterator[None]:
-    """Put the arm's name before a drafter's error text, which begins with the name of a field."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"methods.{arm}.{error}") from error
