@@ -209,10 +209,14 @@ class Drafter(ABC):
     def weighs_costs(self) -> bool:
         """Whether the drafter decides by what forwards cost, so that these are measured even in a run that is
         not timed."""
-        return False
+        return self.policy.weighs_costs
 
-    def use_costs(self, costs: StepCosts, num_rows: int) -> None:  # noqa: B027 - a hook
-        """Receive what the target's forwards cost, before `warm_up`, for rounds of `num_rows` sequences."""
+    def use_costs(self, costs: StepCosts, num_rows: int) -> None:
+        """Receive what the target's forwards cost, before `warm_up`, for rounds of `num_rows` sequences.
+
+        Here: hand them to the policy.
+        """
+        self.policy.use_costs(costs, num_rows, self.rehearse)
 
     def warm_up(self, num_rows: int) -> None:  # noqa: B027 - a hook
         """Compile every program that rounds of `num_rows` sequences may take; nothing is timed yet."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any, ClassVar
@@ -99,20 +100,26 @@ class Local(Engine):
         self._step_timings: StepTimings | None = None
         if self.target.steps.by_shape:
             self.target.reserve(min(workload.longest_sequence(), self.weights.max_context))
-        weighing = any(drafter.weighs_costs for drafter in self._drafters.values())
-        if workload.timed or weighing:
+        weighing = [name for name, drafter in self._drafters.items() if drafter.weighs_costs]
+        begin = time.perf_counter()
+        costs = workload.costs
+        if workload.timed or (weighing and costs is None):
             # All processes of a run must choose the same steps, pad drafts alike and weigh the same costs.
             widths = widths_to_time(self.target, self._drafters.values())
             timings = agreed(time_steps(self.target, workload.batch_size, widths))
+            costs = costs or timings
             if workload.timed:
                 self._step_timings = timings
                 self.target.steps.choose(timings.steps, workload.batch_size)
+        if costs is not None:
             # Behind the choice of steps, which decides what the drafters' forwards cost.
-            costs = ClockedCosts(target=timings, device=self.target.device)
+            clocked = ClockedCosts(target=costs, device=self.target.device)
             for drafter in self._drafters.values():
-                drafter.use_costs(costs, workload.batch_size)
-            if workload.timed:
-                self._warm_up(workload.batch_size)
+                drafter.use_costs(clocked, workload.batch_size)
+        if weighing:
+            note(f"costs for {', '.join(weighing)} were ready in {time.perf_counter() - begin:.1f} s")
+        if workload.timed:
+            self._warm_up(workload.batch_size)
         self._loop = DecodingLoop(
             self.target,
             self.weights.end_token_ids,

@@ -104,10 +104,11 @@ class Hybrid(Drafter):
     @property
     @override
     def weighs_costs(self) -> bool:
-        return any(part.weighs_costs for part in self._parts.values())
+        return super().weighs_costs or any(part.weighs_costs for part in self._parts.values())
 
     @override
     def use_costs(self, costs: StepCosts, num_rows: int) -> None:
+        super().use_costs(costs, num_rows)
         for part in self._parts.values():
             part.use_costs(costs, num_rows)
 

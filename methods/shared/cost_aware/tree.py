@@ -103,9 +103,9 @@ class CostAwareTree(TreePolicy):
     rerank: bool = True
     """Whether the number of verified nodes is chosen by cost; else it is `max_nodes`."""
     candidates: Literal["kept", "all_children"] = "kept"
-    """Which nodes may be verified: those that a layer keeps, as in the paper, or all children that the drafter
-    proposed, as in EAGLE-2 and in the authors' serving code. Proposing children costs nothing, so all of them
-    are the better choice where verification costs less than drafting."""
+    """Which nodes may be verified: those that a layer keeps, as in the paper, or all children that the
+    drafter proposed, as in EAGLE-2 and in the authors' serving code. To propose children costs nothing, so
+    that the width of a layer need not limit how much of it is verified."""
     threshold: Threshold = Field(default_factory=SpeedupThreshold)
     """What a marginal gain must exceed."""
     ratios: int = Field(default=16, ge=1)

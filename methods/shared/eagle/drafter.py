@@ -60,10 +60,11 @@ class HeadDrafter(TrainableDrafter):
     @property
     @override
     def weighs_costs(self) -> bool:
-        return self.tree.weighs_costs
+        return super().weighs_costs or self.tree.weighs_costs
 
     @override
     def use_costs(self, costs: StepCosts, num_rows: int) -> None:
+        super().use_costs(costs, num_rows)
         self.tree.use_costs(costs, num_rows, self.rehearse)
 
     @property
