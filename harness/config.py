@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.resources import files
 from typing import Any, TypeVar, cast, dataclass_transform
 
 import pydantic
@@ -14,6 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic.dataclasses import dataclass
 
 T = TypeVar("T")
+
+_PARTS = ("tree", "policy")
+"""Keys whose value may be the name of a YAML in the folder conf/KEY."""
 
 
 class ConfigError(ValueError):
@@ -35,6 +40,15 @@ def configurable(cls: type[T]) -> type[T]:
     return cast("type[T]", decorated)
 
 
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Put `where` before the text of a ConfigError, which begins with the name of a field."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}.{error}") from error
+
+
 def near(name: str, known: Iterable[str]) -> str:
     """The hint " Did you mean X?" if `known` has a name close to `name`, otherwise ""."""
     matches = difflib.get_close_matches(name, list(known), n=3)
@@ -44,7 +58,8 @@ def near(name: str, known: Iterable[str]) -> str:
 def build(node: Any, where: str) -> Any:
     """Instantiate the `_target_` of a configuration node.
 
-    node: a config node or dict. where: its name in messages, as in `task` or `methods.ngram`.
+    node: a config node or dict; see `with_parts`. where: its name in messages, as in `task` or
+    `methods.ngram`.
 
     Raises:
         ConfigError: an unknown key, a value out of range, or a class that cannot be imported.
@@ -52,6 +67,7 @@ def build(node: Any, where: str) -> Any:
     container: Any = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     if not isinstance(container, dict) or "_target_" not in container:
         raise ConfigError(f"{where}: needs a `_target_`, the class to build; got {container!r}")
+    container = with_parts(container, where)
     _refuse_unknown(container, where)
     try:
         built = instantiate(DictConfig(container), _convert_="all")
@@ -59,6 +75,31 @@ def build(node: Any, where: str) -> Any:
         raise ConfigError(f"{where}: {_explain(error)}") from error
     _refuse_altered(container, built, where)
     return built
+
+
+def with_parts(container: Any, where: str) -> Any:
+    """A resolved configuration in which every `tree` and `policy` that is a name is the YAML of that name.
+
+    So `methods.eagle2.tree=cost_aware` takes conf/tree/cost_aware.yaml as a whole.
+
+    Raises:
+        ConfigError: there is no such YAML.
+    """
+    if not isinstance(container, dict):
+        return container
+    found = {}
+    for key, value in container.items():
+        if key in _PARTS and isinstance(value, str):
+            folder = files("conf") / key
+            known = sorted(one.name.removesuffix(".yaml") for one in folder.iterdir())
+            if value not in known:
+                raise ConfigError(
+                    f"{where}.{key}={value}: no such {key}.{near(value, known)} Allowed: {', '.join(known)}"
+                )
+            text = (folder / f"{value}.yaml").read_text(encoding="utf-8")
+            value = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+        found[key] = with_parts(value, f"{where}.{key}")
+    return found
 
 
 def _refuse_altered(given: Any, built: Any, where: str) -> None:

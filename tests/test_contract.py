@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -90,6 +90,10 @@ class Costs:
 
     def curve(self, batch: float, context: float) -> list[float]:
         return [1 + 0.1 * number for number in range(64)]
+
+    def seconds(self, call: Callable[[int], None], most: int) -> list[float]:
+        call(1)
+        return [0.05 + 0.01 * number for number in range(most)]
 
 
 def bound(drafter: Any, target: Target) -> Any:

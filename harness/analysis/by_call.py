@@ -17,6 +17,8 @@ from harness.store.columns import Columns, Flags, Records
 
 WINDOW = 256
 """Output tokens of a window, as in SpecTTS-Bench's figures."""
+SHAPE_WINDOW = 32
+"""Output tokens of a window in which the shape of drafts is averaged: a policy adapts within a few rounds."""
 Ends = tuple[float, float] | None
 
 
@@ -99,3 +101,23 @@ def windows(records: Records, width: int = WINDOW) -> tuple[float, ...]:
     place = columns.begins // width
     tokens, rounds = np.bincount(place, weights=columns.accepted + 1), np.bincount(place)
     return tuple(map(metrics.ratio, tokens, rounds))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftShape:
+    """The drafts of the rounds that began in a window of the output; nan where none did."""
+
+    nodes: float
+    """Mean number of drafted tokens."""
+    levels: float
+    """Mean depth of the deepest one. A tree is as wide as it has nodes per level."""
+
+
+def draft_shapes(records: Records, width: int = SHAPE_WINDOW) -> tuple[DraftShape, ...]:
+    """Nodes and levels of the drafts, by windows of `width` output tokens."""
+    columns = Columns.of(records)
+    place = columns.begins // width
+    rounds = np.bincount(place)
+    nodes, levels = (np.bincount(place, weights=counts) for counts in (columns.drafted, columns.depth))
+    means = zip(map(metrics.ratio, nodes, rounds), map(metrics.ratio, levels, rounds), strict=True)
+    return tuple(DraftShape(nodes=one, levels=other) for one, other in means)

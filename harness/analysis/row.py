@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from harness.analysis import stats
-from harness.analysis.by_call import CallStats
+from harness.analysis.by_call import CallStats, DraftShape
 from harness.analysis.comparability import SETTING
 from harness.analysis.metrics import Ledger
 from harness.analysis.stats import Difference, Interval
@@ -119,6 +119,8 @@ class Row:
     """By round, sample or turn, where a question has several calls; see `harness.analysis.by_call`."""
     windows: tuple[float, ...] = ()
     """Untrimmed tau in each window of 256 output tokens."""
+    draft_shapes: tuple[DraftShape, ...] = ()
+    """Nodes and levels of the drafts in each window of 32 output tokens."""
 
     @property
     def failed(self) -> bool:

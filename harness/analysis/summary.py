@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.analysis import metrics, stats
-from harness.analysis.by_call import by_call, windows
+from harness.analysis.by_call import by_call, draft_shapes, windows
 from harness.analysis.comparability import variants
 from harness.analysis.disturbance import disturbance
 from harness.analysis.medians import medians
@@ -208,6 +208,7 @@ def _acceptance(records: Columns) -> dict[str, Any]:
         "tau_ci": interval.ends,
         "ledger": metrics.ledger(records),
         "windows": windows(records),
+        "draft_shapes": draft_shapes(records),
     }
 
 

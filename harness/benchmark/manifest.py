@@ -66,6 +66,7 @@ class ManifestMaker:
                 "packages": provenance.packages(),
                 "source_hash": provenance.source_hash(),
                 "template_time": NOW.isoformat(),
+                **({"cost_table": table.made} if (table := self.session.cost_table) else {}),
             },
             replicate=replicate,
             created=naming.now(),

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness.benchmark.measure import Measure
 from harness.benchmark.scenarios.scenario import Scenario
 from harness.benchmark.scenarios.turn_runner import Player
-from harness.config import ConfigError, build
+from harness.config import ConfigError, build, with_parts
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Drafter
@@ -103,6 +103,7 @@ def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
     """
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     _refuse_missing(config, "")
+    config["methods"] = with_parts(config["methods"], "methods")
     arms, decodings, rungs = (
         {name: build(node, f"{group}.{name}") for name, node in (cfg[group] or {}).items()}
         for group in ("methods", "decodings", "rungs")

@@ -6,9 +6,12 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
+from harness.benchmark.cost_tables import known_costs
 from harness.benchmark.plan import Plan
 from harness.benchmark.progress import Scoreboard
 from harness.config import ConfigError
+from harness.costs.table import CostTable
+from harness.drafting.drafter import Drafter
 from harness.engines.engine import Workload
 from harness.system.console import Console
 from harness.system.secrets import redact_values
@@ -46,13 +49,30 @@ class Session:
         own = plan.task.warmup()[:num_own] if num_own else []
         self.warmup = plan.scenario.warmup(own, self.conversations) if num_own else []
         self.model = self.engine.load(plan.target, plan.arms, console.note)
+        self.cost_table = self._known_costs()
+        """The table that arms weigh costs by; None where none does, or the engine measures them itself."""
         workload = Workload(
             batch_size=plan.measure.batch_size,
             timed=plan.measure.timed,
             longest_sequence=self._longest_sequence,
+            costs=self.cost_table,
         )
         self.engine.prepare(workload, console.note)
         self._examined = False
+
+    def _known_costs(self) -> CostTable | None:
+        plan = self.plan
+        if not any(isinstance(arm, Drafter) and arm.weighs_costs for arm in plan.arms.values()):
+            return None
+        device = plan.engine.device_facts(plan.target)
+        return known_costs(
+            plan.results,
+            plan.target.name,
+            self.model.card,
+            device,
+            plan.measure.batch_size,
+            self.console.note,
+        )
 
     def _longest_sequence(self) -> int:
         """Tokens of the longest sequence if every answer reaches the cap."""

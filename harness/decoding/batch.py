@@ -224,8 +224,7 @@ class Batch:
         decision: Decision,
     ) -> None:
         """Show the round to the drafter. The round's last token becomes the pending one."""
-        last, self._last = self._last, decision.token
-        self.pending = accepted.token
+        self.pending, last, self._last = accepted.token, self._last, decision.token
         outcome = Outcome(
             committed=[[old, *path] for old, path in zip(last, decision.path_tokens, strict=True)],
             pending=decision.token,
@@ -235,6 +234,7 @@ class Batch:
             rider_logits=rider_logits,
         )
         with method_code():
+            self.drafter.policy.observe(decision.size, decision.length)
             self.drafter.observe(outcome)
 
     def charge(self, spans: Sequence[Span], total_ns: int) -> None:

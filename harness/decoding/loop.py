@@ -70,14 +70,14 @@ class DecodingLoop:
         watch = Stopwatch(self.target.device, self.timed)
         exact = acceptor.coupled or not acceptor.lossless
         watch.start()
+        keeps = keeps_memory(drafter.effective_scope, same_question)
         with method_code():
-            drafter.new_call(keeps_memory(drafter.effective_scope, same_question))
+            drafter.new_call(keeps)
+            drafter.policy.new_call(keeps)
         batch.prefill()
         watch.lap("prefill")
         while batch.running:
-            with method_code():
-                given = drafter.propose(batch.room())
-            proposal = checked(given, len(batch.running), self.target.vocab_size)
+            proposal = checked(_proposed(batch), len(batch.running), self.target.vocab_size)
             draft = shorten(proposal.draft, drafter.policy, exact)
             watch.lap("draft")
             draft = self._padded(without_drafts(draft, batch.asked()))
@@ -127,3 +127,11 @@ class DecodingLoop:
         """The draft padded to the width at which nodes and riders together are cheapest."""
         width = draft.width + draft.num_riders
         return draft.padded(self._widths[width] - draft.num_riders) if width < len(self._widths) else draft
+
+
+def _proposed(batch: Batch) -> Draft:
+    """The drafter's draft for every running sequence; an empty one where its policy wants none."""
+    with method_code():
+        if batch.drafter.policy.wants_draft:
+            return batch.drafter.propose(batch.room())
+    return Draft.empty(len(batch.running), batch.target.device)

@@ -76,8 +76,14 @@ class TargetView(Protocol):
     def lm_head(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of final hidden states [..., H] (after the target's final norm)."""
 
-    def prepare(self, module: torch.nn.Module) -> None:
-        """Make the linear layers of the drafter's own module multiply as the target's do (inference only)."""
+    def prepare(self, module: torch.nn.Module, field: str = "head") -> None:
+        """Make the linear layers of the drafter's own module multiply as the target's do (inference only).
+
+        field: the setting of the drafter that the module comes from, for the message.
+
+        Raises:
+            ConfigError: weights of the module are NaN or infinite.
+        """
 
     def program(self, step: Callable[..., Any], sizes: Sequence[int] = SIZES) -> Program | None:
         """A step of the drafter's own model as one compiled program; see `Program`.
@@ -185,8 +191,7 @@ class Drafter(ABC):
 
         Raises:
             ConfigError: something does not fit; the text begins with the name of the field, because the
-            caller
-                puts the method's name before it.
+                caller puts the method's name before it.
         """
         self._target = target
 
@@ -209,10 +214,14 @@ class Drafter(ABC):
     def weighs_costs(self) -> bool:
         """Whether the drafter decides by what forwards cost, so that these are measured even in a run that is
         not timed."""
-        return False
+        return self.policy.weighs_costs
 
-    def use_costs(self, costs: StepCosts, num_rows: int) -> None:  # noqa: B027 - a hook
-        """Receive what the target's forwards cost, before `warm_up`, for rounds of `num_rows` sequences."""
+    def use_costs(self, costs: StepCosts, num_rows: int) -> None:
+        """Receive what the target's forwards cost, before `warm_up`, for rounds of `num_rows` sequences.
+
+        Here: hand them to the policy.
+        """
+        self.policy.use_costs(costs, num_rows, self.rehearse)
 
     def warm_up(self, num_rows: int) -> None:  # noqa: B027 - a hook
         """Compile every program that rounds of `num_rows` sequences may take; nothing is timed yet."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from typing_extensions import override
 
@@ -39,9 +40,26 @@ class DrafterWrapper(Drafter):
     def num_drafted(self) -> int | None:
         return self.inner.num_drafted
 
+    @property
+    @override
+    def num_bytes(self) -> int:
+        return self.inner.num_bytes
+
+    @override
+    def card(self) -> dict[str, Any]:
+        return self.inner.card()
+
     @override
     def bind(self, target: TargetView) -> None:
         self.inner.bind(target)
+
+    @override
+    def check(self, prompts: Sequence[Sequence[int]]) -> None:
+        self.inner.check(prompts)
+
+    @override
+    def rehearse(self, num_rows: int, context: int) -> Callable[[int], None] | None:
+        return self.inner.rehearse(num_rows, context)
 
     @property
     @override
@@ -51,6 +69,10 @@ class DrafterWrapper(Drafter):
     @override
     def use_costs(self, costs: StepCosts, num_rows: int) -> None:
         self.inner.use_costs(costs, num_rows)
+
+    @override
+    def warm_up(self, num_rows: int) -> None:
+        self.inner.warm_up(num_rows)
 
     @override
     def new_call(self, keep_memory: bool) -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from numpy.typing import ArrayLike
 
 
-class StepCosts(Protocol):
-    """Seconds of the target's forward on this machine; a measured `CostTable` is one, too."""
+class TargetCosts(Protocol):
+    """Seconds of the target's forward on this machine; a measured `CostTable` has them, too."""
 
     def curve(self, batch: float, context: float) -> ArrayLike:
         """Seconds of a forward over 1, 2, ... tokens of each of `batch` sequences, behind `context` cached
         tokens, as far as they were measured."""
+
+
+class StepCosts(TargetCosts, Protocol):
+    """The same, with a clock for the forwards of a drafter's own model."""
+
+    def seconds(self, call: Callable[[int], None], most: int) -> Sequence[float]:
+        """Seconds of `call(1)`, `call(2)`, ... `call(most)`, as every process of the run measures them."""

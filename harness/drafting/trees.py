@@ -7,7 +7,7 @@ V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, NamedTuple, Protocol
@@ -75,6 +75,12 @@ class TreePolicy(ABC):
         """Receive what forwards cost for `num_rows` sequences: of the target from `costs`, of the drafter by
         timing what `rehearse` gives; see `Drafter.rehearse`."""
 
+    @property
+    def widths(self) -> Sequence[int]:
+        """The numbers of nodes that `grow` may expand at once, where they vary from draft to draft: all of
+        them are compiled before the clock counts."""
+        return ()
+
     def new_call(self, keep_memory: bool) -> None:  # noqa: B027 - a hook
         """A call of the loop begins; forget what earlier ones taught, unless `keep_memory`."""
 
@@ -116,6 +122,28 @@ class Pool:
     """[B, N] float32: sum of log-probabilities from the pending token on."""
     parents: Tensor
     """[B, N] int64: pool index of the parent, -1 for the pending token."""
+
+    def draft(self, chosen: Tensor, num_levels: int, is_chain: bool = False) -> Draft:
+        """The candidates at the pool indices `chosen` [B, n], ascending, as a draft in the order of the pool.
+
+        The parents of chosen candidates must be chosen. They are where the best ones are chosen: a child
+        never outscores its parent, and comes after it in the pool.
+        """
+        count = chosen.shape[1]
+        places = torch.arange(count, device=chosen.device).expand_as(chosen)
+        rank = torch.full_like(self.tokens, -2).scatter(1, chosen, places)
+        above = self.parents.gather(1, chosen)
+        parents = torch.where(above < 0, above, rank.gather(1, above.clamp(min=0)))
+        # Missing only where scores are not numbers. Asserted on the device: the host need not wait.
+        assert_on_device((parents >= -1).all(), "a drafted node without its parent")
+        return Draft(
+            tokens=self.tokens.gather(1, chosen),
+            parents=parents,
+            size=torch.full_like(chosen[:, 0], count),
+            confidence=self.scores.gather(1, chosen).exp(),
+            is_chain=is_chain,
+            num_levels=num_levels,
+        )
 
 
 @configurable
@@ -191,22 +219,8 @@ class DynamicTree(TreePolicy):
 
     def rerank(self, pool: Pool) -> Draft:
         """The best candidates of all levels as a draft, in the order of the pool."""
-        chosen = self.select(pool)
-        places = torch.arange(self.num_nodes, device=chosen.device).expand_as(chosen)
-        rank = torch.full_like(pool.tokens, -2).scatter(1, chosen, places)
-        above = pool.parents.gather(1, chosen)
-        parents = torch.where(above < 0, above, rank.gather(1, above.clamp(min=0)))
-        # A child never outscores its parent and comes after it in the pool, so a parent is missing only where
-        # scores are not numbers. Asserted on the device: the host need not wait.
-        assert_on_device((parents >= -1).all(), "a drafted node without its parent")
-        return Draft(
-            tokens=pool.tokens.gather(1, chosen),
-            parents=parents,
-            size=torch.full_like(chosen[:, 0], self.num_nodes),
-            confidence=pool.scores.gather(1, chosen).exp(),
-            is_chain=self.top_k == 1,
-            num_levels=min(self.depth + 1, self.num_nodes),
-        )
+        levels = min(self.depth + 1, self.num_nodes)
+        return pool.draft(self.select(pool), levels, is_chain=self.top_k == 1)
 
 
 @configurable

@@ -11,6 +11,7 @@ from harness.config import ConfigError, configurable
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.batch import Generation, Request
 from harness.decoding.sampling import DecodingParams
+from harness.drafting.step_costs import TargetCosts
 from harness.target.model import Target
 from harness.target.spec import TargetSpec
 
@@ -63,6 +64,8 @@ class Workload:
     """Whether the clock counts; if not, every `_ns` of a generation is 0."""
     longest_sequence: Callable[[], int]
     """Computes the most tokens that one sequence may have, prompt and answers together."""
+    costs: TargetCosts | None = None
+    """What the target's forwards cost on this machine, where a table says so."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any, ClassVar
 
 import torch
 from typing_extensions import override
 
-from harness.config import ConfigError, configurable
+from harness.config import ConfigError, configurable, naming
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.batch import Generation, Request
 from harness.decoding.loop import DecodingLoop
@@ -18,6 +18,7 @@ from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Drafter
 from harness.engines.engine import Engine, MachineProbe, Method, Note, ServedModel, Workload
 from harness.engines.transformers_generate import Rung, not_applied
+from harness.profiling.clocked_costs import ClockedCosts
 from harness.profiling.step_memory import StepMemory
 from harness.profiling.step_timing import StepTimings, cheapest_widths, time_steps, widths_to_time
 from harness.system import probes, provenance
@@ -77,9 +78,8 @@ class Local(Engine):
             self.weights.model, target.attention, target.linear, target.cache, target.compile
         )
         for name, drafter in self._drafters.items():
-            with _naming(name):
+            with naming(f"methods.{name}"):
                 drafter.bind(self.target)
-                _refuse_nan(drafter)
         # One program serves all arms: it records the hidden states that any of them asks for.
         self.target.set_taps([tap for drafter in self._drafters.values() for tap in drafter.taps])
         return ServedModel(
@@ -92,26 +92,36 @@ class Local(Engine):
 
     @override
     def prepare(self, workload: Workload, note: Note) -> None:
-        """Reserve caches, time the target's steps, choose among them, warm up the drafters; in this order.
+        """Reserve caches, time the target's steps, choose among them, tell the drafters what forwards cost,
+        warm them up; in this order.
 
-        Captured steps hold the addresses of the caches, so these are allocated first; and drafters compile
-        for the widths that the chosen steps make worth while.
+        Captured steps hold the addresses of the caches, so these are allocated first. What a drafter's
+        forward costs, and what it compiles, depends on the steps that were chosen.
         """
         self._step_timings: StepTimings | None = None
         if self.target.steps.by_shape:
             self.target.reserve(min(workload.longest_sequence(), self.weights.max_context))
-        weighing = any(drafter.weighs_costs for drafter in self._drafters.values())
-        if workload.timed or weighing:
+        weighing = [name for name, drafter in self._drafters.items() if drafter.weighs_costs]
+        begin = time.perf_counter()
+        costs = workload.costs
+        if workload.timed or (weighing and costs is None):
             # All processes of a run must choose the same steps, pad drafts alike and weigh the same costs.
             widths = widths_to_time(self.target, self._drafters.values())
             memory = StepMemory(self.target, workload.batch_size, widths)
             timings = agreed(time_steps(self.target, workload.batch_size, widths, memory=memory))
-            for drafter in self._drafters.values():
-                drafter.use_costs(timings, workload.batch_size)
+            costs = costs or timings
             if workload.timed:
                 self._step_timings = timings
                 self.target.steps.choose(timings.steps, workload.batch_size)
-                self._warm_up(workload.batch_size)
+        if costs is not None:
+            # Behind the choice of steps, which decides what the drafters' forwards cost.
+            clocked = ClockedCosts(target=costs, device=self.target.device)
+            for drafter in self._drafters.values():
+                drafter.use_costs(clocked, workload.batch_size)
+        if weighing:
+            note(f"costs for {', '.join(weighing)} were ready in {time.perf_counter() - begin:.1f} s")
+        if workload.timed:
+            self._warm_up(workload.batch_size)
         for remark in self.target.remarks:
             note(remark)
         self._loop = DecodingLoop(
@@ -133,7 +143,7 @@ class Local(Engine):
     @override
     def examine(self, prompts: Sequence[Sequence[int]]) -> None:
         for name, drafter in self._drafters.items():
-            with _naming(name):
+            with naming(f"methods.{name}"):
                 drafter.check(prompts)
 
     @override
@@ -193,26 +203,3 @@ class Local(Engine):
     @override
     def reference(self) -> Target:
         return self.target
-
-
-def _refuse_nan(drafter: Drafter) -> None:
-    """Raise ConfigError if a network of the drafter has weights that are NaN or infinite."""
-    for field, value in vars(drafter).items():
-        if not isinstance(value, torch.nn.Module):
-            continue
-        for name, tensor in (*value.named_parameters(), *value.named_buffers()):
-            num_wrong = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
-            if num_wrong:
-                raise ConfigError(
-                    f"head: {num_wrong} of {tensor.numel()} weights in {field}.{name} are NaN or infinite,"
-                    " and what it drafts would mean nothing; give another head, or train it again"
-                )
-
-
-@contextmanager
-def _naming(arm: str) -> Iterator[None]:
-    """Put the arm's name before a drafter's error text, which begins with the name of a field."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"methods.{arm}.{error}") from error

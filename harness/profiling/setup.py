@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from harness.config import ConfigError, build
+from harness.config import ConfigError, build, naming
 from harness.decoding.batch import Request
 from harness.decoding.forced_acceptance import Forced
 from harness.decoding.loop import DecodingLoop
@@ -85,6 +85,12 @@ def prepared(config: DictConfig, note: Callable[[str], None], **changes: Any) ->
     """
     profile: Profile = build(config.costs, "costs")
     drafters = {str(name): build(node, f"methods.{name}") for name, node in (config.methods or {}).items()}
+    for name, drafter in drafters.items():
+        if drafter.weighs_costs:
+            raise ConfigError(
+                f"methods.{name}: decides by what forwards cost, which is what python -m harness.cost has yet"
+                f" to measure; leave it out with ~methods.{name}"
+            )
     spec: TargetSpec = replace(build(config.target, "target"), **changes)
     refuse_shared(spec.tensor_parallel, "profiling")
     with machine_lock(units_of(spec.resolved_device(), spec.device_map is not None), True, note):
@@ -92,10 +98,8 @@ def prepared(config: DictConfig, note: Callable[[str], None], **changes: Any) ->
         profile.check(weights.max_context)
         target = Target(weights.model, spec.attention, spec.linear, spec.cache, spec.compile)
         for name, drafter in drafters.items():
-            try:
+            with naming(f"methods.{name}"):
                 drafter.bind(target)
-            except ConfigError as error:
-                raise ConfigError(f"methods.{name}.{error}") from error
         target.reserve(profile.most_tokens)
         yield ProfilingSetup(
             profile=profile, spec=spec, weights=weights, target=target, drafters=drafters, note=note

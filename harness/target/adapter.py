@@ -81,8 +81,16 @@ class ModelAdapter:
         copies = sum(product.num_bytes for product in {layer.product for layer in self._packed})
         return {"weights": resident_bytes(self.model), **({"packed weights": copies} if copies else {})}
 
-    def prepare(self, module: torch.nn.Module) -> None:
-        """Make the linear layers of a drafter's own module multiply as the target's do (inference only)."""
+    def prepare(self, module: torch.nn.Module, field: str = "head") -> None:
+        """Check a drafter's own module, and make its linear layers multiply as the target's do; see
+        `TargetView.prepare`."""
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            num_wrong = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
+            if num_wrong:
+                raise ConfigError(
+                    f"{field}: {num_wrong} of {tensor.numel()} weights in {name} are NaN or infinite, and"
+                    " what it drafts would mean nothing; give another one, or train it again"
+                )
         if self.linear == layout(module) != "plain":
             pack(module, self._compiled)
 

@@ -16,8 +16,7 @@ Shapes: B sequences, n drafted nodes, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 from typing_extensions import override
 
-from harness.config import ConfigError, configurable
+from harness.config import ConfigError, configurable, naming
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import SCOPES, Drafter, Outcome, Scope, Tap, TargetView
 from harness.drafting.step_costs import StepCosts
@@ -92,23 +91,24 @@ class Hybrid(Drafter):
                 )
             if not part.samples:
                 raise ConfigError(f"{name}: {type(part).__name__} is defined at temperature 0 alone")
-            with _naming(name):
+            with naming(name):
                 part.bind(target)
         self._drafted: Drafter | None = None
 
     @override
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
         for name, part in self._parts.items():
-            with _naming(name):
+            with naming(name):
                 part.check(prompts)
 
     @property
     @override
     def weighs_costs(self) -> bool:
-        return any(part.weighs_costs for part in self._parts.values())
+        return super().weighs_costs or any(part.weighs_costs for part in self._parts.values())
 
     @override
     def use_costs(self, costs: StepCosts, num_rows: int) -> None:
+        super().use_costs(costs, num_rows)
         for part in self._parts.values():
             part.use_costs(costs, num_rows)
 
@@ -193,12 +193,3 @@ def merged(draft: Draft, other: Draft, others: Tensor, vocab_size: int) -> Draft
         is_chain=draft.is_chain and other.is_chain,
         num_levels=None if None in known else max(level for level in known if level is not None),
     )
-
-
-@contextmanager
-def _naming(part: str) -> Iterator[None]:
-    """Put the part's name before its error text, which begins with the name of a field."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{part}.{error}") from error

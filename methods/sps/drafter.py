@@ -92,7 +92,7 @@ class SpS(PerSequenceDrafter):
         self._model = load_model(self.model, self.revision, self.num_layers, self.seed, target, dtype)
         self._card = {"weights": fingerprint(self._model)}
         self._num_begun = 0
-        target.prepare(self._model)
+        target.prepare(self._model, "model")
 
     @property
     @override

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from harness.analysis.by_call import windows
+from harness.analysis.by_call import draft_shapes, windows
 from harness.analysis.row import Row
 from harness.analysis.summary import summarise
 from harness.reports import by_call
@@ -126,3 +127,11 @@ def test_windows_pool_the_rounds_that_began_in_them() -> None:
     assert windows([one], width=4) == pytest.approx((2, (2 + 1) / 2, 1))
     assert windows([one]) == pytest.approx([(6 + 5) / 8])
     assert row_of(make_run([one, record("vanilla", (0,) * 11)])).windows == windows([one])
+
+
+def test_shapes_of_drafts_are_averaged_over_the_rounds_that_began_in_a_window() -> None:
+    one = replace(record("cast", (1, 1, 0, 0)), drafted=[6, 2, 4, 8], depth=[3, 1, 2, 2])
+    # Output tokens before each round: 1, 3, 5, 6.
+    first, second = draft_shapes([one], width=4)
+    assert (first.nodes, first.levels) == (4, 2)
+    assert (second.nodes, second.levels) == (6, 2)

@@ -123,6 +123,7 @@ class Scripted:
         self.chats: list[list[str]] = []
         self.calls: list[Call] = []
         self.kept: list[bool] = []
+        self.most_rounds = 99
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         assert {message.role for message in messages} == {"user"}
@@ -136,6 +137,9 @@ class Scripted:
         key = call.conversation.id, call.turn, call.sample
         generation = SimpleNamespace(output_ids=next(self._answers))
         return [SimpleNamespace(call=call, key=key, generation=generation)]
+
+    def has_room(self, call: Call) -> bool:
+        return call.turn < self.most_rounds
 
     def decode(self, answer: Any) -> str:
         return str(answer)
@@ -155,6 +159,14 @@ def test_every_round_asks_afresh_and_shows_the_answer_before() -> None:
     assert runner.kept == [False, True, True]
     assert [(call.turn, call.sample) for call in runner.calls] == [(0, 1), (1, 1), (2, 1)]
     assert {call.forced.after for call in runner.calls} == {80}
+
+
+def test_a_question_ends_where_an_answer_leaves_no_room_for_another_round() -> None:
+    runner: Any = Scripted(["Hm.</think>A", "B"])
+    runner.most_rounds = 1
+    two = tuple(Conversation(id=name, category="", turns=("One?",)) for name in "ab")
+    made = MultiRound().play(runner, one_pass(), two)
+    assert [one.key for one in made] == [("a", 0, 0), ("b", 0, 0)]
 
 
 def test_without_a_token_for_the_tag_the_whole_answer_is_shown() -> None:

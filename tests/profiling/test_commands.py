@@ -125,6 +125,14 @@ def test_a_command_about_drafters_asks_for_one(
         findings(capsys, monkeypatch, command)
 
 
+@pytest.mark.parametrize("command", ["table", "parts", "split"])
+def test_a_drafter_that_weighs_costs_cannot_be_profiled(command: str) -> None:
+    with initialize_config_module("conf", version_base="1.3"):
+        config = compose("cost", overrides=[f"command={command}", *TINY, "method=[ngram,cast]"])
+    with pytest.raises(ConfigError, match=r"methods\.cast: .*leave it out with ~methods\.cast"):
+        run_costs(config)
+
+
 def test_a_watched_drafter_decodes_as_without() -> None:
     loop, drafter = engine(), NGram()
     drafter.bind(loop.target)

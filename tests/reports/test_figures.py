@@ -109,6 +109,19 @@ def test_calls_windows_and_temperatures_have_figures_where_there_are_several(tmp
     assert sorted(along) == ["tiny.long-tau-along.png", "tiny.long-tau-along.svg"], "others have one window"
 
 
+def test_drafts_have_a_figure_where_their_size_varies_along_the_output(tmp_path: Path) -> None:
+    fixed = [make_record("eagle3", "a", [1] * 40, [7] * 40)]
+    chosen = [make_record("cast", "a", [1] * 40, [9] * 20 + [2] * 20)]
+    vanilla = [make_record("vanilla", "a", [0] * 80, [0] * 80)]
+    names = {path.name for path in draw(summarise(make_run(fixed + vanilla)), tmp_path / "fixed")}
+    assert not [name for name in names if "drafts-along" in name]
+    rows = summarise(make_run(chosen + fixed + vanilla))
+    names = {path.name for path in draw(rows, tmp_path / "chosen")}
+    assert {"tiny.greedy-drafts-along.png", "tiny.greedy-drafts-along.svg"} <= names
+    cast = next(row for row in rows if row.method == "cast")
+    assert cast.draft_shapes[0].nodes > cast.draft_shapes[-1].nodes == 2
+
+
 def test_figures_of_a_run_are_drawn_once_and_again_where_one_is_not_whole(tmp_path: Path) -> None:
     rows, folder = summarise(sample_run()), tmp_path / "figures"
     written = draw_once(rows, folder)

@@ -77,6 +77,9 @@ class MultiRound(RepeatedQuestion):
                     sample=one_pass.seed,
                     forced=forced,
                 )
+                # The answer before may have left no room for another round.
+                if turn and not runner.has_room(call):
+                    break
                 (made,) = runner.ask(one_pass, [call], same_question=turn > 0)
                 results.append(made)
                 own = tags.answer(made.generation.output_ids, runner.decode)

@@ -249,6 +249,10 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
+def _has_varying_drafts(row: Row) -> bool:
+    return len({shape.nodes for shape in row.draft_shapes if math.isfinite(shape.nodes)}) > 1
+
+
 def _has_positions(row: Row) -> bool:
     return row.ledger is not None and any(map(math.isfinite, row.ledger.conditional))
 
@@ -268,6 +272,7 @@ _X_LABELS = {
     "tau-by-call": "calls to one question, 95 % interval",
     "tau-along": "output tokens, in windows of 256",
     "tau-by-temperature": "temperature, 95 % interval",
+    "drafts-along": "output tokens, in windows of 32",
 }
 _Y_LABELS = {
     "acceptance-by-position": "share kept, given that all before were",
@@ -275,6 +280,7 @@ _Y_LABELS = {
     "tau-by-call": "tokens a round (tau)",
     "tau-along": "tokens a round (untrimmed)",
     "tau-by-temperature": "tokens a round (tau)",
+    "drafts-along": "nodes (dotted: levels) of a draft",
 }
 """Only figures of lines have a labelled y axis."""
 BATCHES = "batches"
@@ -286,4 +292,5 @@ KINDS: dict[str, tuple[Callable[[Row], bool], Paint]] = {
     "time-split": (lambda row: bool(row.split), paints.split),
     "tau-by-call": (lambda row: any(math.isfinite(call.tau) for call in row.calls), progress.by_call),
     "tau-along": (lambda row: len(row.windows) > 1, progress.along),
+    "drafts-along": (_has_varying_drafts, progress.drafts),
 }

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
-from harness.analysis.by_call import WINDOW
+from harness.analysis.by_call import SHAPE_WINDOW, WINDOW
 from harness.analysis.row import Ends, Row
 from harness.reports import formatting
 from harness.reports.figures.panels import FAINT, MARKERS, fault_mark
@@ -67,6 +67,29 @@ def along(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
         points = ((place, value, None) for place, value in zip(places, row.windows, strict=False))
         _line(panel, i, row, colours[row.method], points)
     _finish(panel)
+
+
+def drafts(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
+    """Nodes and levels of the drafts that began in each window of the output; a policy chooses both."""
+    for i, row in enumerate(rows):
+        places = [SHAPE_WINDOW * (number + 0.5) for number in range(len(row.draft_shapes))]
+        for values, style, label in (
+            ([shape.nodes for shape in row.draft_shapes], "-", formatting.method(row) + fault_mark(row)),
+            ([shape.levels for shape in row.draft_shapes], ":", None),
+        ):
+            panel.plot(
+                places,
+                values,
+                color=colours[row.method],
+                linestyle=style,
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=4.5,
+                linewidth=1.5,
+                label=label,
+            )
+    panel.set_ylim(bottom=0)
+    panel.margins(x=0.08)
+    panel.grid(axis="y", color=FAINT, linewidth=0.6)
 
 
 def by_temperature(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +11,6 @@ from typing_extensions import override
 
 from harness.drafting.step_costs import StepCosts
 from methods.shared.cost_aware.marginal import RISE, Floats, bucket, strictly_rising
-
-_REPEATS = 5
-"""Forwards of the drafter over which the fastest is taken; disturbances only ever make one slower."""
 
 
 class RoundCosts(ABC):
@@ -74,22 +69,14 @@ def measured(
     rehearse: `Drafter.rehearse`. most_nodes: the most nodes of a forward of the drafter. A drafter without a
     model of its own costs nothing per node.
     """
+
+    def drafting(context: int) -> list[float]:
+        call = rehearse(num_rows, context)
+        return [0.0] * most_nodes if call is None else list(costs.seconds(call, most_nodes))
+
     places = [spacing * (1 + number) for number in range(num_buckets)]
     return BucketedCosts(
         target={place: np.asarray(costs.curve(num_rows, place), float).tolist() for place in places},
-        drafter={place: _curve(rehearse(num_rows, place), most_nodes) for place in places},
+        drafter={place: drafting(place) for place in places},
         spacing=spacing,
     )
-
-
-def _curve(call: Callable[[int], None] | None, most_nodes: int) -> list[float]:
-    """Seconds of the drafter's forward over 1, 2, ... nodes: the fastest of a few."""
-    if call is None:
-        return [0.0] * most_nodes
-    best = [math.inf] * most_nodes
-    for _ in range(_REPEATS):
-        for count in range(most_nodes):
-            begin = time.perf_counter()
-            call(count + 1)
-            best[count] = min(best[count], time.perf_counter() - begin)
-    return best

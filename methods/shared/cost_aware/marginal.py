@@ -38,7 +38,9 @@ def num_worthwhile(utility: ArrayLike, cost: ArrayLike, threshold: float, *, inc
     `threshold` (`inclusive`: reaches it). A kept item may lie behind one that does not pay by itself: so it
     jumps over a step of the cost curve.
     """
-    gained, spent = np.asarray(utility, np.float64), np.asarray(cost, np.float64)
+    # Lists, because this runs between two forwards and numpy is slow at single numbers.
+    gained: list[float] = np.asarray(utility, np.float64).tolist()
+    spent: list[float] = np.asarray(cost, np.float64).tolist()
     kept = 0
     for item in range(1, len(gained)):
         ratio = (gained[item] - gained[kept]) / (spent[item] - spent[kept])

@@ -6,7 +6,7 @@ n drafted nodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from typing_extensions import override
 from harness.config import configurable
 from harness.drafting.draft import Draft
 from harness.drafting.step_costs import StepCosts
-from harness.drafting.trees import Grower, TreePolicy
+from harness.drafting.trees import Grower, Pool, TreePolicy
 from methods.shared.cost_aware.costs import RoundCosts, measured
 from methods.shared.cost_aware.marginal import DepthGate, Floats, num_worthwhile
 from methods.shared.cost_aware.thresholds import SpeedupThreshold, Threshold
@@ -70,7 +70,13 @@ class _Layer(NamedTuple):
     scores: Tensor
     """[B, k] float: sum of log-probabilities from the pending token on."""
     parents: Tensor
-    """[B, k] int64: place among all nodes of the layers before, -1 for the pending token."""
+    """[B, k] int64: place of the parent in the pool, -1 for the pending token."""
+    above: Tensor
+    """[B, k] int64: place of the parent among the nodes that were expanded, -1 for the pending token."""
+
+    def at(self, places: Tensor) -> _Layer:
+        """The nodes at these places [B, m]."""
+        return _Layer(*(part.gather(1, places) for part in self))
 
 
 @configurable
@@ -96,6 +102,10 @@ class CostAwareTree(TreePolicy):
     """Whether the number of layers is chosen by cost; else it is `max_depth`."""
     rerank: bool = True
     """Whether the number of verified nodes is chosen by cost; else it is `max_nodes`."""
+    candidates: Literal["kept", "all_children"] = "kept"
+    """Which nodes may be verified: those that a layer keeps, as in the paper, or all children that the
+    drafter proposed, as in EAGLE-2 and in the authors' serving code. To propose children costs nothing, so
+    that the width of a layer need not limit how much of it is verified."""
     threshold: Threshold = Field(default_factory=SpeedupThreshold)
     """What a marginal gain must exceed."""
     ratios: int = Field(default=16, ge=1)
@@ -140,6 +150,11 @@ class CostAwareTree(TreePolicy):
             num_buckets=self.num_buckets,
         )
 
+    @property
+    @override
+    def widths(self) -> Sequence[int]:
+        return range(1, self.max_width + 1)
+
     @override
     def new_call(self, keep_memory: bool) -> None:
         """Forget ratios and the running speedup, so that calls do not depend on their order."""
@@ -156,7 +171,8 @@ class CostAwareTree(TreePolicy):
     @property
     @override
     def num_nodes(self) -> int:
-        return min(self.max_nodes, self.max_depth * self.max_width)
+        children = self.top_k if self.candidates == "all_children" else 1
+        return min(self.max_nodes, min(self.top_k, self.max_width) + self.num_expanded * children)
 
     @property
     @override
@@ -176,88 +192,82 @@ class CostAwareTree(TreePolicy):
         return self._select(layers, choices, self.costs, grower.context)
 
     def _expand(self, grower: Grower, costs: RoundCosts) -> tuple[list[_Layer], list[LayerChoice]]:
-        """Layers of nodes that are worth expanding, until another one is not."""
+        """Layers of nodes that may be verified, until another one is not worth its cost."""
         prefix = grower.context if self.context == "prefix" else 0
         first = grower.start(self.top_k)
-        candidates = _Layer(first.tokens, first.log_probs, torch.full_like(first.tokens, -1))
+        root = torch.full_like(first.tokens, -1)
+        found = _Layer(first.tokens, first.log_probs, root, root)
         layers: list[_Layer] = []
         choices: list[LayerChoice] = []
-        num_drafted = 0
+        num_expanded = num_stored = 0
         while True:
-            layer, utility = _best(candidates, self.max_width)
-            cost = costs.draft(prefix + num_drafted)[: len(utility)]
-            width = self._width(utility, cost)
-            if choices:
-                before = choices[-1]
-                self.gate.observe(float(utility[width - 1] / before.utility[before.num_nodes - 1]))
-            gain = self.gate.gain(float(utility[width - 1]), float(cost[width - 1]))
-            continues = len(layers) + 1 < self.max_depth
-            if self.depth:
-                continues = continues and gain >= self.threshold.depth
-            layers.append(_Layer(*(part[:, :width] for part in layer)))
-            choices.append(
-                LayerChoice(
-                    num_nodes=width,
-                    utility=utility,
-                    cost=cost,
-                    mean_ratio=self.gate.mean,
-                    gain=gain,
-                    continues=continues,
-                )
-            )
-            if not continues:
+            order = found.scores.sort(dim=1, descending=True, stable=True).indices[:, : self.max_width]
+            utility = _utility(found.scores.gather(1, order).exp())
+            choice = self._choose(utility, costs.draft(prefix + num_expanded)[: len(utility)], choices)
+            choices.append(choice)
+            best = order[:, : choice.num_nodes]
+            frontier = found.at(best)
+            if self.candidates == "kept":
+                layers.append(frontier)
+                places = (num_stored + torch.arange(choice.num_nodes, device=best.device)).expand_as(best)
+            else:
+                layers.append(found)
+                places = num_stored + best
+            if not choice.continues:
                 return layers, choices
-            candidates = self._children(grower, layers[-1], num_drafted)
-            num_drafted += width
+            num_stored += layers[-1].tokens.shape[1]
+            found = self._children(grower, frontier, places, num_expanded)
+            num_expanded += choice.num_nodes
+
+    def _choose(self, utility: Floats, cost: Floats, choices: list[LayerChoice]) -> LayerChoice:
+        """How many nodes the next layer keeps, and whether they are expanded."""
+        width = self._width(utility, cost)
+        if choices:
+            before = choices[-1]
+            self.gate.observe(float(utility[width - 1] / before.utility[before.num_nodes - 1]))
+        gain = self.gate.gain(float(utility[width - 1]), float(cost[width - 1]))
+        continues = len(choices) + 1 < self.max_depth and (not self.depth or gain >= self.threshold.depth)
+        return LayerChoice(
+            num_nodes=width,
+            utility=utility,
+            cost=cost,
+            mean_ratio=self.gate.mean,
+            gain=gain,
+            continues=continues,
+        )
 
     def _width(self, utility: Floats, cost: Floats) -> int:
         if not self.breadth:
             return len(utility)
         return num_worthwhile(utility, cost, self.threshold.breadth)
 
-    def _children(self, grower: Grower, layer: _Layer, first: int) -> _Layer:
-        """Candidates [B, k * c] below the nodes of a layer; `first`: the place of its first node among
-        all."""
-        found = grower.expand(layer.tokens, layer.parents, self.top_k)
-        num_rows, width = layer.tokens.shape
-        places = torch.arange(first, first + width, device=layer.tokens.device)
+    def _children(self, grower: Grower, layer: _Layer, places: Tensor, num_expanded: int) -> _Layer:
+        """Candidates [B, k * c] below the nodes of a layer, which have these places [B, k] in the pool."""
+        found = grower.expand(layer.tokens, layer.above, self.top_k)
+        above = torch.arange(num_expanded, num_expanded + layer.tokens.shape[1], device=places.device)
         return _Layer(
             found.tokens.flatten(1),
             (layer.scores[..., None] + found.log_probs).flatten(1),
-            places.repeat_interleave(self.top_k).expand(num_rows, -1),
+            places.repeat_interleave(self.top_k, dim=1),
+            above.repeat_interleave(self.top_k).expand(len(places), -1),
         )
 
     def _select(
         self, layers: list[_Layer], choices: list[LayerChoice], costs: RoundCosts, context: float
     ) -> Draft:
-        """The nodes that are worth verifying, in the order in which they were expanded."""
+        """The nodes that are worth verifying, in the order in which they were proposed."""
         nodes = _Layer(*(torch.cat(parts, dim=1) for parts in zip(*layers, strict=True)))
-        order = nodes.scores.sort(dim=1, descending=True, stable=True).indices
-        confidence = nodes.scores.exp()
-        utility = _utility(confidence.gather(1, order))
-        cost = costs.verify(context)[: len(utility)]
-        most = min(self.max_nodes, len(cost))
+        best = nodes.scores.sort(dim=1, descending=True, stable=True)
+        cost = costs.verify(context)
+        most = min(self.max_nodes, len(cost), best.values.shape[1])
+        utility = _utility(best.values.exp())
         count = num_worthwhile(utility[:most], cost[:most], self.threshold.rerank) if self.rerank else most
-        self.choice = TreeChoice(layers=choices, num_verified=count, utility=utility, cost=cost)
-        chosen = order[:, :count].sort(dim=1).values
-        # A child never outscores its parent and comes later, so the parent of a chosen node is chosen.
-        places = torch.arange(count, device=chosen.device).expand_as(chosen)
-        rank = torch.full_like(nodes.parents, -1).scatter(1, chosen, places)
-        above = nodes.parents.gather(1, chosen)
-        return Draft(
-            tokens=nodes.tokens.gather(1, chosen),
-            parents=torch.where(above < 0, above, rank.gather(1, above.clamp(min=0))),
-            size=torch.full_like(chosen[:, 0], count),
-            confidence=confidence.gather(1, chosen),
-            num_levels=min(len(layers), count),
+        self.choice = TreeChoice(
+            layers=choices, num_verified=count, utility=utility, cost=cost[: len(utility)]
         )
-
-
-def _best(candidates: _Layer, most: int) -> tuple[_Layer, Floats]:
-    """The best candidates of each sequence, best first, and the summed confidence of the first 1, 2, ..."""
-    order = candidates.scores.sort(dim=1, descending=True, stable=True).indices[:, :most]
-    best = _Layer(*(part.gather(1, order) for part in candidates))
-    return best, _utility(best.scores.exp())
+        pool = Pool(tokens=nodes.tokens, scores=nodes.scores, parents=nodes.parents)
+        chosen = best.indices[:, :count].sort(dim=1).values
+        return pool.draft(chosen, num_levels=min(len(layers), count))
 
 
 def _utility(confidence: Tensor) -> Floats:

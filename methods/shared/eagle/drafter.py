@@ -60,10 +60,11 @@ class HeadDrafter(TrainableDrafter):
     @property
     @override
     def weighs_costs(self) -> bool:
-        return self.tree.weighs_costs
+        return super().weighs_costs or self.tree.weighs_costs
 
     @override
     def use_costs(self, costs: StepCosts, num_rows: int) -> None:
+        super().use_costs(costs, num_rows)
         self.tree.use_costs(costs, num_rows, self.rehearse)
 
     @property
@@ -93,7 +94,8 @@ class HeadDrafter(TrainableDrafter):
     @torch.no_grad()
     @override
     def warm_up(self, num_rows: int) -> None:
-        """Grow a tree after every number of pairs that a round may bring."""
+        """Grow a tree after every number of pairs that a round may bring, and expand every number of nodes
+        that a tree may."""
         self.reset(num_rows)
         size, dtype = self.network.shape.feature_size, self.network.fc.weight.dtype
         # Nothing is compiled for an empty cache; the first tree fills it.
@@ -102,6 +104,9 @@ class HeadDrafter(TrainableDrafter):
             self._tokens = torch.zeros(num_rows, count, dtype=torch.int64, device=self._target.device)
             self._features = torch.ones(num_rows, count, size, dtype=dtype, device=self._target.device)
             self.propose([0] * num_rows)
+        expand = self.rehearse(num_rows, 1)
+        for width in self.tree.widths:
+            expand(width)
 
     @override
     def new_call(self, keep_memory: bool) -> None:
@@ -115,7 +120,7 @@ class HeadDrafter(TrainableDrafter):
     @override
     def observe(self, outcome: Outcome) -> None:
         """Keep the pairs of a true feature and the token after it for the next draft."""
-        if outcome.draft is not None:
+        if outcome.draft is not None and not self._waits and outcome.draft.width:
             self.tree.observe(sum(map(len, outcome.committed)) / len(outcome.committed))
         counts = [len(committed) for committed in outcome.committed]
         longest = max(counts)

@@ -92,7 +92,7 @@ class HeadSteps:
             return self._layer(tokens, states, positions, tree_mask(lengths, tree), cache)
         cache.aim(WritePlan.program(lengths, num_new, tokens.device, ahead))
         mask = tree_mask(lengths, tree, cache.num_slots)
-        outputs: Tensor = compiled(tokens, states, positions, mask=mask, cache=cache)
+        outputs: Tensor = compiled(tokens.contiguous(), states, positions, mask=mask, cache=cache)
         return outputs
 
     def best(self, states: Tensor, num_children: int) -> Proposals:

@@ -130,6 +130,30 @@ def test_without_its_three_choices_it_is_the_tree_of_eagle_2() -> None:
         assert paths(draft, row) == paths(usual, row)
 
 
+def test_all_children_of_expanded_nodes_may_be_verified_where_the_paper_keeps_a_few() -> None:
+    dear = costs(node=0.001, drafter_node=0.2)
+    kept, few = grown(tree(dear), seeds=(7, 8))
+    every, many = grown(tree(dear, candidates="all_children"), seeds=(7, 8))
+    assert [layer.num_nodes for layer in few.layers] == [layer.num_nodes for layer in many.layers]
+    assert few.num_verified == sum(layer.num_nodes for layer in few.layers)
+    assert many.num_verified > few.num_verified
+    for row in range(2):
+        assert set(paths(kept, row)) < set(paths(every, row))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_with_all_children_and_no_choice_it_is_exactly_the_tree_of_eagle_2(seed: int) -> None:
+    fixed = tree(
+        candidates="all_children", breadth=False, depth=False, rerank=False, max_depth=4, max_nodes=40
+    )
+    draft, _ = grown(fixed, seeds=(seed, seed + 9))
+    usual = DynamicTree(total_token=41, depth=3, top_k=6).grow(TableGrower((seed, seed + 9)))
+    for row in range(2):
+        assert paths(draft, row) == paths(usual, row)
+    assert torch.equal(draft.tokens, usual.tokens)
+    assert torch.equal(draft.parents, usual.parents)
+
+
 def test_each_choice_can_be_switched_off_alone() -> None:
     dear = costs(node=0.5, drafter_node=0.2, drafter_step=0.4)
     _, chosen = grown(tree(dear))

@@ -1,0 +1,1 @@
+"""Recorded cases of CAST's rules: marginal confidence against marginal time."""
