@@ -17,7 +17,7 @@ import conf
 from harness.benchmark.plan import Plan, make_plan
 
 CONF = Path(conf.__file__).parent
-BUILT_ELSEWHERE = {"target", "task", "method", "hydra", "experiment", "data", "recorded"}
+BUILT_ELSEWHERE = {"target", "task", "method", "hydra", "experiment", "data", "recorded", "tree", "policy"}
 """Groups of their own tests, here or with their classes."""
 GROUPS = sorted(
     path.name
@@ -55,6 +55,19 @@ def plan_of(*overrides: str) -> Plan:
 def test_every_option_composes_and_builds(group: str, option: str) -> None:
     plan = plan_of("~experiment", f"{group}={[option] if group == 'decoding' else option}")
     assert group != "decoding" or list(plan.decodings) == [option]
+
+
+@pytest.mark.parametrize("tree", stems("tree"))
+@pytest.mark.parametrize("policy", stems("policy"))
+def test_every_tree_and_policy_is_chosen_by_its_name_and_recorded_whole(tree: str, policy: str) -> None:
+    plan = plan_of(
+        *("~experiment", "method=[ngram,eagle2]"),
+        *(f"methods.eagle2.tree={tree}", f"methods.ngram.policy={policy}"),
+    )
+    methods = plan.config["methods"]
+    assert methods["eagle2"]["tree"] == OmegaConf.load(CONF / "tree" / f"{tree}.yaml")
+    assert methods["ngram"]["policy"] == OmegaConf.load(CONF / "policy" / f"{policy}.yaml")
+    assert type(plan.arms["ngram"].policy) is get_class(methods["ngram"]["policy"]["_target_"])
 
 
 def test_all_methods_compose_into_one_run() -> None:

@@ -100,7 +100,7 @@ def _tree(data: dict[str, Any]) -> list[Check]:
         drafter={int(place): curve for place, curve in data["S_D"].items()},
         **options,
     )
-    policy.gate.ratios = list(settings["buffer"])
+    policy.rule.gate.ratios = list(settings["buffer"])
     draft = policy.grow(RecordedGrower(data["draft_tables"], settings["n0"]))
     choice = policy.choice
     found = [equal("layers", len(choice.layers), len(data["layers"]))]
@@ -118,7 +118,7 @@ def _tree(data: dict[str, Any]) -> list[Check]:
         equal("m", choice.num_verified, data["m"]),
         _near("rerank: u", choice.utility, data["rerank_u"]),
         _near("rerank: c", choice.cost, data["rerank_c"]),
-        _near("ratios after", policy.gate.ratios, data["buffer_after"]),
+        _near("ratios after", policy.rule.gate.ratios, data["buffer_after"]),
     ]
     for row, kept in enumerate(data["kept_paths"]):
         found.append(equal(f"row {row}: kept paths", _paths(draft, row), sorted(kept)))

@@ -7,7 +7,6 @@ n drafted nodes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -20,48 +19,12 @@ from harness.drafting.draft import Draft
 from harness.drafting.step_costs import StepCosts
 from harness.drafting.trees import Grower, Pool, TreePolicy
 from methods.shared.cost_aware.costs import RoundCosts, measured
-from methods.shared.cost_aware.marginal import DepthGate, Floats, num_worthwhile
+from methods.shared.cost_aware.marginal import Floats, num_worthwhile
+from methods.shared.cost_aware.rules import ByLayer, ByVerified, LayerChoice, LayerFacts, TreeChoice
 from methods.shared.cost_aware.thresholds import SpeedupThreshold, Threshold
 
-
-@dataclass(frozen=True, kw_only=True)
-class LayerChoice:
-    """The decision about a layer, for figures and for the comparison with recorded cases."""
-
-    num_nodes: int
-    """Nodes of the layer that are kept, of each sequence."""
-    utility: Floats
-    """[k] confidence of the best 1, 2, ... candidates, averaged over the batch."""
-    cost: Floats
-    """[k] cost of expanding so many nodes, in one-token forwards of the target."""
-    mean_ratio: float
-    """The mean ratio of a layer's confidence to the one before, when the decision was taken."""
-    gain: float
-    """The expected confidence of the next layer over the cost of expanding this one."""
-    continues: bool
-    """Whether the next layer was drafted."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TreeChoice:
-    """All decisions of one draft."""
-
-    layers: list[LayerChoice]
-    num_verified: int
-    """Nodes of each sequence that are verified."""
-    utility: Floats
-    """[n] confidence of the best 1, 2, ... nodes, averaged over the batch."""
-    cost: Floats
-    """[n] cost of verifying so many nodes."""
-
-    @property
-    def total_cost(self) -> float:
-        """The cost of the whole round, in one-token forwards of the target.
-
-        The last layer is not expanded; in its place stands the drafter's forward over the new true tokens.
-        """
-        drafting = [layer.cost[layer.num_nodes - 1] for layer in self.layers[:-1]]
-        return float(self.layers[0].cost[0] + sum(drafting) + self.cost[self.num_verified - 1])
+_MEMORY = 0.95
+"""The weight of the rounds so far beside the newest one, for what nodes bring over what they promise."""
 
 
 class _Layer(NamedTuple):
@@ -106,6 +69,12 @@ class CostAwareTree(TreePolicy):
     """Which nodes may be verified: those that a layer keeps, as in the paper, or all children that the
     drafter proposed, as in EAGLE-2 and in the authors' serving code. To propose children costs nothing, so
     that the width of a layer need not limit how much of it is verified."""
+    gain: Literal["layer", "verified"] = "layer"
+    """What expanding nodes is worth: the confidence of their layer, as in the paper, or what their children
+    are expected to add to the verified nodes, beyond the cost of verifying them; see `Lookahead`."""
+    calibrate: bool = False
+    """Whether confidences are multiplied by what nodes have brought over what they promised, because heads
+    trust themselves too much or too little; the paper takes them as they are."""
     threshold: Threshold = Field(default_factory=SpeedupThreshold)
     """What a marginal gain must exceed."""
     ratios: int = Field(default=16, ge=1)
@@ -159,14 +128,24 @@ class CostAwareTree(TreePolicy):
     def new_call(self, keep_memory: bool) -> None:
         """Forget ratios and the running speedup, so that calls do not depend on their order."""
         if not keep_memory:
-            self.gate = DepthGate(self.ratios)
+            kind = ByLayer if self.gain == "layer" else ByVerified
+            self.rule = kind(self.threshold, self.breadth, self.depth, self.ratios)
             self.threshold.forget()
+            self._brought = self._expected = 1.0
 
     @override
     def observe(self, num_emitted: float) -> None:
         """Tell the threshold what the last draft brought and cost."""
         if self.choice is not None:
+            expected = self.choice.utility[self.choice.num_verified - 1] / self._trust
+            self._brought = _MEMORY * self._brought + num_emitted - 1
+            self._expected = _MEMORY * self._expected + float(expected)
             self.threshold.observe(num_emitted, self.choice.total_cost)
+
+    @property
+    def _trust(self) -> float:
+        """Nodes that were kept over the confidence in them, in the rounds so far."""
+        return self._brought / self._expected if self.calibrate else 1.0
 
     @property
     @override
@@ -197,13 +176,23 @@ class CostAwareTree(TreePolicy):
         first = grower.start(self.top_k)
         root = torch.full_like(first.tokens, -1)
         found = _Layer(first.tokens, first.log_probs, root, root)
+        self.rule.learn(_means(first.log_probs))
         layers: list[_Layer] = []
         choices: list[LayerChoice] = []
         num_expanded = num_stored = 0
         while True:
             order = found.scores.sort(dim=1, descending=True, stable=True).indices[:, : self.max_width]
-            utility = _utility(found.scores.gather(1, order).exp())
-            choice = self._choose(utility, costs.draft(prefix + num_expanded)[: len(utility)], choices)
+            utility = self._trust * _means(found.scores.gather(1, order)).cumsum()
+            choice = self._choose(
+                LayerFacts(
+                    utility=utility,
+                    cost=costs.draft(prefix + num_expanded)[: len(utility)],
+                    nodes=self._trust * _ranked([*layers, found], self.max_nodes),
+                    verify=costs.verify(grower.context)[: self.max_nodes],
+                    before=choices[-1] if choices else None,
+                    is_last=len(choices) + 1 == self.max_depth,
+                )
+            )
             choices.append(choice)
             best = order[:, : choice.num_nodes]
             frontier = found.at(best)
@@ -219,31 +208,16 @@ class CostAwareTree(TreePolicy):
             found = self._children(grower, frontier, places, num_expanded)
             num_expanded += choice.num_nodes
 
-    def _choose(self, utility: Floats, cost: Floats, choices: list[LayerChoice]) -> LayerChoice:
-        """How many nodes the next layer keeps, and whether they are expanded."""
-        width = self._width(utility, cost)
-        if choices:
-            before = choices[-1]
-            self.gate.observe(float(utility[width - 1] / before.utility[before.num_nodes - 1]))
-        gain = self.gate.gain(float(utility[width - 1]), float(cost[width - 1]))
-        continues = len(choices) + 1 < self.max_depth and (not self.depth or gain >= self.threshold.depth)
-        return LayerChoice(
-            num_nodes=width,
-            utility=utility,
-            cost=cost,
-            mean_ratio=self.gate.mean,
-            gain=gain,
-            continues=continues,
-        )
-
-    def _width(self, utility: Floats, cost: Floats) -> int:
-        if not self.breadth:
-            return len(utility)
-        return num_worthwhile(utility, cost, self.threshold.breadth)
+    def _choose(self, layer: LayerFacts) -> LayerChoice:
+        """How many nodes a layer keeps, and whether they are expanded."""
+        return self.rule.choose(layer)
 
     def _children(self, grower: Grower, layer: _Layer, places: Tensor, num_expanded: int) -> _Layer:
         """Candidates [B, k * c] below the nodes of a layer, which have these places [B, k] in the pool."""
         found = grower.expand(layer.tokens, layer.above, self.top_k)
+        # The children of likely nodes matter more.
+        weights = layer.scores.log_softmax(-1)[..., None]
+        self.rule.learn(_means((found.log_probs + weights).logsumexp(1)))
         above = torch.arange(num_expanded, num_expanded + layer.tokens.shape[1], device=places.device)
         return _Layer(
             found.tokens.flatten(1),
@@ -260,7 +234,7 @@ class CostAwareTree(TreePolicy):
         best = nodes.scores.sort(dim=1, descending=True, stable=True)
         cost = costs.verify(context)
         most = min(self.max_nodes, len(cost), best.values.shape[1])
-        utility = _utility(best.values.exp())
+        utility = self._trust * _means(best.values).cumsum()
         count = num_worthwhile(utility[:most], cost[:most], self.threshold.rerank) if self.rerank else most
         self.choice = TreeChoice(
             layers=choices, num_verified=count, utility=utility, cost=cost[: len(utility)]
@@ -270,7 +244,13 @@ class CostAwareTree(TreePolicy):
         return pool.draft(chosen, num_levels=min(len(layers), count))
 
 
-def _utility(confidence: Tensor) -> Floats:
-    """Running sums [n] of confidences [B, n], averaged over the batch; read by the host."""
-    total: Floats = confidence.double().mean(0).cumsum(0).cpu().numpy()
-    return total
+def _ranked(layers: Sequence[_Layer], most: int) -> Floats:
+    """Confidences [n] of the best nodes of some layers, falling, averaged over the batch by their rank."""
+    scores = torch.cat([layer.scores for layer in layers], dim=1)
+    return _means(scores.sort(dim=1, descending=True).values[:, :most])
+
+
+def _means(scores: Tensor) -> Floats:
+    """Confidences [n] of scores [B, n], averaged over the batch; read by the host."""
+    means: Floats = scores.exp().double().mean(0).cpu().numpy()
+    return means

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from harness.target.model import Target
 from methods.eagle import Eagle
 from methods.hybrid import Hybrid
 from methods.ngram import NGram
-from methods.shared.cost_aware.marginal import Floats
+from methods.shared.cost_aware.rules import LayerChoice, LayerFacts
 from methods.shared.cost_aware.tree import CostAwareTree
 from tests.support.targets import requests, tiny_model
 
@@ -44,9 +45,9 @@ class Cycling(CostAwareTree):
         super().__post_init__()
         self.used: list[int] = []
 
-    def _width(self, utility: Floats, cost: Floats) -> int:
-        self.used.append(1 + len(self.used) % len(utility))
-        return self.used[-1]
+    def _choose(self, layer: LayerFacts) -> LayerChoice:
+        self.used.append(1 + len(self.used) % len(layer.utility))
+        return replace(super()._choose(layer), num_nodes=self.used[-1])
 
 
 def eagle3(tree: CostAwareTree, target: Target) -> Eagle:

@@ -13,8 +13,9 @@ from harness.drafting.draft import Draft
 from harness.drafting.trees import DynamicTree, Proposals
 from methods.shared.cost_aware.costs import BucketedCosts
 from methods.shared.cost_aware.marginal import num_worthwhile
+from methods.shared.cost_aware.rules import TreeChoice
 from methods.shared.cost_aware.thresholds import Constants, SpeedupThreshold
-from methods.shared.cost_aware.tree import CostAwareTree, TreeChoice
+from methods.shared.cost_aware.tree import CostAwareTree
 
 VOCAB = 16
 
