@@ -76,7 +76,7 @@ class Local(Engine):
             self.weights.model, target.attention, target.linear, target.cache, target.compile
         )
         for name, drafter in self._drafters.items():
-            with _naming(name):
+            with _naming(f"methods.{name}"):
                 drafter.bind(self.target)
                 _refuse_nan(drafter)
         # One program serves all arms: it records the hidden states that any of them asks for.
@@ -129,7 +129,7 @@ class Local(Engine):
     @override
     def examine(self, prompts: Sequence[Sequence[int]]) -> None:
         for name, drafter in self._drafters.items():
-            with _naming(name):
+            with _naming(f"methods.{name}"):
                 drafter.check(prompts)
 
     @override
@@ -187,8 +187,11 @@ class Local(Engine):
 
 
 def _refuse_nan(drafter: Drafter) -> None:
-    """Raise ConfigError if a network of the drafter has weights that are NaN or infinite."""
+    """Raise ConfigError if a network of the drafter or its parts has weights that are NaN or infinite."""
     for field, value in vars(drafter).items():
+        if isinstance(value, Drafter):
+            with _naming(field):
+                _refuse_nan(value)
         if not isinstance(value, torch.nn.Module):
             continue
         for name, tensor in (*value.named_parameters(), *value.named_buffers()):
@@ -201,9 +204,9 @@ def _refuse_nan(drafter: Drafter) -> None:
 
 
 @contextmanager
-def _naming(arm: str) -> Iterator[None]:
-    """Put the arm's name before a drafter's error text, which begins with the name of a field."""
+def _naming(place: str) -> Iterator[None]:
+    """Put where a drafter stands before its error text, which begins with the name of a field."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"methods.{arm}.{error}") from error
+        raise ConfigError(f"{place}.{error}") from error

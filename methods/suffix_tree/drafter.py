@@ -1,11 +1,11 @@
 """Suffix tree: draft what followed the last tokens most often, as far as the counts make it likely.
 
 SuffixDecoding, Oliaro et al. 2024 (arXiv 2411.04975), by the rules of ArcticInference (`9d46438`): one tree
-of the request's own prompt and output and one of the outputs of earlier requests (with `memory=process` of all
-earlier ones, as there). For every length m of a
-match, at most `factor` * m + `offset` tokens are drafted, as long as the product of count(child) /
-count(node) is at least `min_prob`; of all lengths and both trees the draft with the largest sum of these
-estimates is taken, the longer match and the request's own tree first among equals.
+of the request's own prompt and output and one of the outputs of earlier requests (with `memory=process` of
+all earlier ones, as there). For every length m of a match, at most `factor` * m + `offset` tokens are
+drafted, as long as the product of count(child) / count(node) is at least `min_prob`; of all lengths and
+both trees the draft with the largest sum of these estimates is taken, the longer match and the request's
+own tree first among equals.
 
 Departures: counts come from a suffix automaton, which gives the same numbers; children with equal counts are
 tried in the order in which they were first seen; and an output enters the common tree when its request ends.

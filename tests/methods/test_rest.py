@@ -92,3 +92,5 @@ def test_a_datastore_is_made_of_stored_outputs_and_must_fit(
         rest_of(tmp_path / "nowhere", 16)
     assert main([str(records), "--vocab-size", "4", "--out", str(store)]) == 2
     assert "records.jsonl:1: needs `output_ids`" in capsys.readouterr().err
+    assert main([str(tmp_path / "none"), "--vocab-size", "4", "--out", str(store)]) == 2
+    assert "none: no such file" in capsys.readouterr().err
