@@ -86,14 +86,10 @@ class Rest(SequenceTreeDrafter):
 
     @override
     def propose_tree(self, context: Sequence[int], state: Any, room: int) -> tuple[list[int], list[int]]:
-        depth = min(self.continuation, room)
-        for size in range(min(self.max_suffix, len(context)), self.min_suffix - 1, -1):
-            hits = self._store.hits(context[-size:])
-            if len(hits):
-                found = (self._store.continuation(int(hit), depth) for hit in hits[: self.max_hits])
-                choose = frequent_prefixes if self.cut == "paper" else released_cut
-                return _tree(choose(found, self.num_nodes))
-        return [], []
+        hits = self._store.longest_hits(context, self.max_suffix, self.min_suffix)[: self.max_hits]
+        found = self._store.continuations(hits, min(self.continuation, room))
+        choose = frequent_prefixes if self.cut == "paper" else released_cut
+        return _tree(choose(found, self.num_nodes))
 
 
 def _tree(paths: Sequence[tuple[int, ...]]) -> tuple[list[int], list[int]]:
