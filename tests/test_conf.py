@@ -113,6 +113,10 @@ def test_the_panels_of_spectts_are_the_papers(name: str) -> None:
             assert plan.config["scenario"]["num_samples"] == 4
             assert plan.config["scenario"]["bon_prompt"] == "accumulate"
         assert plan.rungs == {}
+        if name == "spectts":
+            trees = [plan.arms["eagle3"].tree, plan.arms["hybrid"].second.tree]  # type: ignore[union-attr]
+            assert trees[0] == trees[1]
+            assert (trees[0].total_token, trees[0].depth, trees[0].top_k) == (60, 5, 10)
 
 
 def test_spectts_quick_is_small_enough_for_twenty_minutes_of_two_cores() -> None:

@@ -141,6 +141,21 @@ def test_batch_of_three_equals_three_singles(method: Path, family: str, decoding
         assert [one.accepted for one in together] == [one.accepted for one in alone]
 
 
+@pytest.mark.parametrize("batch_size", [3, 2])
+def test_a_batch_about_different_questions_equals_singles_with_the_methods_own_memory(
+    method: Path, family: str, batch_size: int
+) -> None:
+    if not reaching(composed(method), "question"):
+        pytest.skip("has no memory")
+    drafter, loop = drafter_of(method), engine(family, batch_size=batch_size)
+    bound(drafter, loop.target)
+    together = loop.generate(requests(), drafter, DECODINGS["greedy"], Coupled())
+    # A drafter by itself finds its memory empty at every question, so it drafts as one that has none.
+    alone = fresh(method, family, "greedy")
+    for name in ("output_ids", "accepted", "emitted"):
+        assert [getattr(one, name) for one in together] == [getattr(one, name) for one in alone]
+
+
 @pytest.mark.parametrize("decoding", DECODINGS)
 def test_a_sequence_that_takes_the_place_of_another_is_the_same_as_alone(
     method: Path, family: str, decoding: str

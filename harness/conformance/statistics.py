@@ -19,7 +19,7 @@ LEAST_P = 1e-3
 SEEDS = (0, 1)
 _FEWEST = 5.0
 """Smallest expected count of a cell; rarer cells are merged."""
-_NUM_SAMPLES = 5000
+NUM_SAMPLES = 5000
 """4,000 suffice to find a verifier that draws from the whole distribution after a rejection (p < 1e-80)."""
 NUM_TOKENS = 3
 _BATCH = 1000
@@ -43,12 +43,14 @@ def sample(
     prompt: list[int],
     params: DecodingParams,
     seed: int,
+    num_samples: int = NUM_SAMPLES,
 ) -> Tensor:
-    """Counts [V, V, V] of the three tokens that our loop emitted, over many samples."""
+    """Counts [V, V, V] of the three tokens that our loop emitted, over `num_samples` samples."""
     engine = DecodingLoop(target, (), 1 << 30, timed=False)
     counts = torch.zeros((target.vocab_size,) * NUM_TOKENS, dtype=torch.float64)
-    for begin in range(0, _NUM_SAMPLES, _BATCH):
-        keys = [stream_key(seed, str(number), 0, 0) for number in range(begin, begin + _BATCH)]
+    for begin in range(0, num_samples, _BATCH):
+        end = min(begin + _BATCH, num_samples)
+        keys = [stream_key(seed, str(number), 0, 0) for number in range(begin, end)]
         requests = [Request(prompt=prompt, key=key) for key in keys]
         for made in engine.generate(requests, drafter, params, acceptor):
             counts[tuple(made.output_ids)] += 1

@@ -55,7 +55,7 @@ class Hybrid(Drafter):
     @override
     def scope(self) -> Scope:
         """The narrowest scope of the parts that remember, so that none remembers for longer than it says."""
-        scopes = {part.scope for part in (self.first, self.second) if part is not None}
+        scopes = {part.effective_scope for part in (self.first, self.second) if part is not None}
         return min(scopes - {"round"} - {"call"} or {"call"}, key=SCOPES.index)
 
     @property
@@ -124,7 +124,7 @@ class Hybrid(Drafter):
     @override
     def new_call(self, keep_memory: bool) -> None:
         for part in self._parts.values():
-            part.new_call(keep_memory and part.scope in ("question", "process"))
+            part.new_call(keep_memory and part.effective_scope in ("question", "process"))
 
     @override
     def reset(self, num_rows: int) -> None:
@@ -135,12 +135,14 @@ class Hybrid(Drafter):
     def propose(self, room: Sequence[int]) -> Draft:
         first, second = self._parts.values()
         draft = first.propose(room)
-        empty = draft.size == 0
+        has_room = torch.tensor([limit > 0 for limit in room], device=draft.size.device)
+        # No drafter has anything to say where there is no room.
+        empty = (draft.size == 0) & has_room
         self._drafted = first
         if not bool(empty.any()):
             return draft
         other = second.propose(room)
-        if bool(empty.all()):
+        if bool((empty == has_room).all()):
             self._drafted = second
             return other
         # Nobody's riders: they would have to be the same for all sequences.

@@ -17,9 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
+from itertools import chain
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from harness.config import configurable
 from harness.drafting.draft import Draft, Riders
@@ -73,48 +76,46 @@ class Lookahead(SequenceTreeDrafter):
         """The windows of all sequences in one rectangle, behind `width` nodes that no rider sees."""
         windows = [state[0] for state in self._states]
         most = max(sum(map(len, window.levels)) for window in windows)
-        rows = [_row(window, most) for window in windows]
+        layouts = [_layout(tuple(map(len, window.levels)), most) for window in windows]
+        tokens = [list(chain.from_iterable(window.levels)) for window in windows]
         device = self._target.device
-        seen = torch.tensor([row[2] for row in rows], device=device)
+        seen = torch.stack([seen for _, seen in layouts]).to(device)
         nodes = seen.new_zeros(*seen.shape[:2], width)
         return Riders(
-            tokens=torch.tensor([row[0] for row in rows], device=device),
-            offsets=torch.tensor([row[1] for row in rows], device=device),
+            tokens=torch.tensor([own + [0] * (most - len(own)) for own in tokens], device=device),
+            offsets=torch.stack([offsets for offsets, _ in layouts]).to(device),
             visible=torch.cat([seen[..., :1], nodes, seen[..., 1:]], dim=-1),
         )
 
     def observe(self, outcome: Outcome) -> None:
         """Give the windows their next level, then extend the texts."""
         if outcome.rider_logits is not None:
-            best = likeliest(outcome.rider_logits, 1)[..., 0].tolist()
-            for state, context, row in zip(self._states, self._contexts, best, strict=True):
-                before = sum(map(len, state[0].levels[:-1]))
-                state[0].advance(context[-1], row[before : before + len(state[0].levels[-1])])
+            width = outcome.rider_logits.shape[1]
+            places: list[int] = []
+            for row, state in enumerate(self._states):
+                begin = row * width + sum(map(len, state[0].levels[:-1]))
+                places += range(begin, begin + len(state[0].levels[-1]))
+            best = iter(likeliest(outcome.rider_logits, 1, places)[:, 0].tolist())
+            for state, context in zip(self._states, self._contexts, strict=True):
+                state[0].advance(context[-1], [next(best) for _ in state[0].levels[-1]])
         super().observe(outcome)
 
 
-def _row(window: JacobiWindow, width: int) -> tuple[list[int], list[int], list[list[bool]]]:
-    """Tokens, offsets and what is seen of one window, filled up to `width` riders.
+@lru_cache(maxsize=64)
+def _layout(sizes: tuple[int, ...], width: int) -> tuple[Tensor, Tensor]:
+    """Offsets [r] and what is seen [r, 1+r] of a window with levels of these sizes, filled up to r riders.
 
     With the pending token as the head of level 0, element i of level 0 sees the elements before it and
     itself. Element i of a later level sees elements 0 to i of level 0, element i of the levels between, and
     itself.
     """
-    tokens: list[int] = []
-    offsets: list[int] = []
-    places: list[tuple[int, int]] = []
-    for number, level in enumerate(window.levels):
-        for index, token in enumerate(level):
-            # Level 0 lacks its head, which is the pending token.
-            place = index + 1 if number == 0 else index
-            tokens.append(token)
-            offsets.append(place + number)
-            places.append((number, place))
-    spare = width - len(tokens)
+    # Level 0 lacks its head, which is the pending token.
+    places = [(number, index + (number == 0)) for number, size in enumerate(sizes) for index in range(size)]
+    spare = width - len(places)
     seen = [[True, *(_sees(one, other) for other in places), *[False] * spare] for one in places] + [
-        [True, *(other == place for other in range(width))] for place in range(len(tokens), width)
+        [True, *(other == place for other in range(width))] for place in range(len(places), width)
     ]
-    return tokens + [0] * spare, offsets + [0] * spare, seen
+    return torch.tensor([sum(place) for place in places] + [0] * spare), torch.tensor(seen)
 
 
 def _sees(one: tuple[int, int], other: tuple[int, int]) -> bool:

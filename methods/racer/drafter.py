@@ -170,13 +170,15 @@ class Racer(RememberingDrafter, SequenceTreeDrafter):
                 dict(zip(ids, rows, strict=False)) for ids, rows in zip(outcome.committed, best, strict=True)
             ]
         assert outcome.logits is not None
-        best = likeliest(outcome.logits, self.top_k).tolist()
-        drafted = outcome.draft.tokens.tolist()
-        sizes = outcome.draft.size.tolist()
-        return [
-            dict(zip([ids[0], *tokens[:size]], rows, strict=False))
-            for ids, tokens, size, rows in zip(outcome.committed, drafted, sizes, best, strict=True)
+        drafted, sizes = outcome.draft.tokens.tolist(), outcome.draft.size.tolist()
+        width = 1 + outcome.draft.width
+        latest = [
+            {token: row * width + node for node, token in enumerate([ids[0], *tokens[:size]])}
+            for row, (ids, tokens, size) in enumerate(zip(outcome.committed, drafted, sizes, strict=True))
         ]
+        places = [place for one in latest for place in one.values()]
+        rows = iter(likeliest(outcome.logits, self.top_k, places).tolist())
+        return [{token: next(rows) for token in one} for one in latest]
 
 
 class _Tree:

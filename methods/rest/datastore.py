@@ -68,9 +68,28 @@ class Datastore:
         high = self._bound(tuple(query), after=True)
         return np.asarray(self._order[low:high]) + len(query)
 
-    def continuation(self, place: int, count: int) -> tuple[int, ...]:
-        """Up to `count` tokens from `place` on."""
-        return tuple(self.ids[place : place + count].tolist())
+    def longest_hits(self, context: Sequence[int], most: int, least: int) -> NDArray[np.int64]:
+        """The hits of the longest suffix, of `most` down to `least` tokens, that stands in the text; or none.
+
+        Where a suffix stands, shorter ones stand, too, so the longest one is found by bisection.
+        """
+        low, high = least, min(most, len(context))
+        found = np.empty(0, np.int64)
+        while low <= high:
+            middle = (low + high) // 2
+            hits = self.hits(context[-middle:])
+            if len(hits):
+                found, low = hits, middle + 1
+            else:
+                high = middle - 1
+        return found
+
+    def continuations(self, places: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """What stands from these places [n] on: tokens [n, count], -1 behind the end of the text."""
+        where = places[:, None] + np.arange(count)
+        found: NDArray[np.int64] = self.ids[np.minimum(where, len(self.ids) - 1)].astype(np.int64)
+        found[where >= len(self.ids)] = -1
+        return found
 
     def _bound(self, query: tuple[int, ...], after: bool) -> int:
         """The first suffix that does not come before the query; `after`: nor begins with it."""
@@ -78,7 +97,7 @@ class Datastore:
         while low < high:
             middle = (low + high) // 2
             begin = int(self._order[middle])
-            found = self.continuation(begin, len(query))
+            found = tuple(self.ids[begin : begin + len(query)].tolist())
             if found < query or (after and found == query):
                 low = middle + 1
             else:
@@ -102,22 +121,44 @@ def suffix_order(ids: NDArray[np.uint32]) -> NDArray[np.int64]:
     return order
 
 
-def frequent_prefixes(continuations: Iterable[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
+def frequent_prefixes(continuations: NDArray[np.int64], count: int) -> list[tuple[int, ...]]:
     """The `count` most frequent beginnings of the continuations: among equals the shorter, then the smaller.
+
+    continuations [n, d]: as `Datastore.continuations` gives them, in ascending order.
 
     A beginning is at least as frequent as what continues it, so the result is closed under prefixes.
     """
-    counts = Counter(prefix for one in continuations for prefix in _prefixes(one))
-    return sorted(counts, key=lambda path: (-counts[path], len(path), path))[:count]
+    num_rows, depth = continuations.shape
+    if not num_rows or not depth:
+        return []
+    # Equal beginnings stand side by side: each has a run of rows at its depth.
+    begins = np.ones(continuations.shape, bool)
+    begins[1:] = np.logical_or.accumulate(continuations[1:] != continuations[:-1], axis=1)
+    depths, rows = np.nonzero(begins.T)
+    following = np.append(rows[1:], num_rows)
+    counts = np.where(following > rows, following, num_rows) - rows
+    real = continuations[rows, depths] >= 0
+    depths, rows, counts = depths[real], rows[real], counts[real]
+    # One number to sort by: more hits, then fewer tokens, then the order of the rows.
+    rank = (depths - counts * depth) * num_rows + rows
+    best = np.argpartition(rank, count)[:count] if len(rank) > count else np.arange(len(rank))
+    best = best[np.argsort(rank[best])]
+    return [
+        tuple(continuations[row, : last + 1].tolist())
+        for row, last in zip(rows[best], depths[best], strict=True)
+    ]
 
 
-def released_cut(continuations: Iterable[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
+def released_cut(continuations: NDArray[np.int64], count: int) -> list[tuple[int, ...]]:
     """The beginnings that the released code keeps, closed under prefixes.
+
+    continuations [n, d]: as `Datastore.continuations` gives them.
 
     Of the `count` most frequent ones, those with the most distinct tokens are dropped until these numbers add
     up to `count`. The code decides ties by a hash with a random seed; here it is the same in every process.
     """
-    counts = Counter(prefix for one in continuations for prefix in _prefixes(one))
+    whole = (tuple(token for token in row if token >= 0) for row in continuations.tolist())
+    counts = Counter(prefix for one in whole for prefix in _prefixes(one))
     frequent = sorted(counts, key=lambda path: (-counts[path], hash(path)))[:count]
     kept = sorted(frequent, key=lambda path: (len(set(path)), hash(path)))
     spent = sum(len(set(path)) for path in kept)

@@ -16,7 +16,6 @@ A datastore is made of JSONL files with `output_ids`, as a run's records.jsonl i
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from harness.config import ConfigError, configurable
 from harness.drafting.drafter import TargetView
 from harness.drafting.sequence_drafter import SequenceTreeDrafter
 from methods.rest.datastore import Datastore, frequent_prefixes, released_cut
+from methods.shared.stored_outputs import read_outputs
 
 
 @configurable
@@ -86,14 +86,10 @@ class Rest(SequenceTreeDrafter):
 
     @override
     def propose_tree(self, context: Sequence[int], state: Any, room: int) -> tuple[list[int], list[int]]:
-        depth = min(self.continuation, room)
-        for size in range(min(self.max_suffix, len(context)), self.min_suffix - 1, -1):
-            hits = self._store.hits(context[-size:])
-            if len(hits):
-                found = (self._store.continuation(int(hit), depth) for hit in hits[: self.max_hits])
-                choose = frequent_prefixes if self.cut == "paper" else released_cut
-                return _tree(choose(found, self.num_nodes))
-        return [], []
+        hits = self._store.longest_hits(context, self.max_suffix, self.min_suffix)[: self.max_hits]
+        found = self._store.continuations(hits, min(self.continuation, room))
+        choose = frequent_prefixes if self.cut == "paper" else released_cut
+        return _tree(choose(found, self.num_nodes))
 
 
 def _tree(paths: Sequence[tuple[int, ...]]) -> tuple[list[int], list[int]]:
@@ -105,25 +101,15 @@ def _tree(paths: Sequence[tuple[int, ...]]) -> tuple[list[int], list[int]]:
     return [path[-1] for path in places], [places.get(path[:-1], -1) for path in places]
 
 
-def read_outputs(files: Sequence[str], vocab_size: int) -> Iterator[list[int]]:
+def different_outputs(files: Sequence[str], vocab_size: int) -> Iterator[list[int]]:
     """The different `output_ids` of JSONL files, in their order.
 
     Raises:
-        ConfigError: a file is missing, or a line has no such ids or ids outside the vocabulary; by line.
+        ConfigError: a file is missing, or a line has no ids of the vocabulary; by line.
     """
     seen: set[tuple[int, ...]] = set()
     for name in files:
-        if not Path(name).is_file():
-            raise ConfigError(f"{name}: no such file; a run's records.jsonl is one")
-        for number, line in enumerate(Path(name).read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                ids = json.loads(line)["output_ids"]
-                if any(type(token) is not int or not 0 <= token < vocab_size for token in ids):
-                    raise ValueError(f"token ids must lie in 0..{vocab_size - 1}")
-            except (ValueError, KeyError, TypeError) as error:
-                raise ConfigError(
-                    f"{name}:{number}: needs `output_ids`, a list of token ids ({error})"
-                ) from error
+        for ids in read_outputs(name, vocab_size=vocab_size):
             if tuple(ids) not in seen:
                 seen.add(tuple(ids))
                 yield ids
@@ -139,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     given = parser.parse_args(arguments)
     try:
-        outputs = read_outputs(given.files, given.vocab_size)
+        outputs = different_outputs(given.files, given.vocab_size)
         made = Datastore.build(
             outputs, vocab_size=given.vocab_size, sources=[Path(file).name for file in given.files]
         )

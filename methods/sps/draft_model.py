@@ -46,7 +46,7 @@ def load_model(
     elif name == FIRST_LAYERS:
         model = _first_layers(target, num_layers, dtype)
     else:
-        folder = _folder(name, revision)
+        folder = _folder(name, revision, _REMEDY)
         _refuse_other_vocabulary(AutoConfig.from_pretrained(folder).vocab_size, name, target)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     _refuse_other_vocabulary(model.config.vocab_size, name, target)
@@ -72,22 +72,27 @@ def _random(target: TargetView, num_layers: int, seed: int, dtype: torch.dtype) 
 
 
 def _first_layers(target: TargetView, num_layers: int, dtype: torch.dtype) -> Any:
-    folder = str(getattr(target.config, "_name_or_path", ""))
-    if not folder or not Path(folder).is_dir():
+    name = str(getattr(target.config, "_name_or_path", ""))
+    try:
+        if not name:
+            raise ConfigError("it has random weights")
+        folder = _folder(name, getattr(target.config, "_commit_hash", None), "")
+    except ConfigError as error:
         raise ConfigError(
-            f"model={FIRST_LAYERS}: the target's weights are not in a folder of this machine"
-            f" ({folder or 'it has random weights'}), so its first blocks cannot be read again."
+            f"model={FIRST_LAYERS}: the target's weights are neither in a folder of this machine nor on the"
+            f" hub ({error}), so its first blocks cannot be read again."
             " Give a draft model by methods.sps.model=FOLDER (or a hub id ORG/NAME)."
-        )
+        ) from error
     # The blocks that are left out are weights that nobody asked for.
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, num_hidden_layers=num_layers)
 
 
-def _folder(name: str, revision: str | None) -> str:
+def _folder(name: str, revision: str | None, remedy: str) -> str:
+    """The folder of a model that is one, or a hub id. remedy: ends the messages."""
     if Path(name).is_dir():
         return name
     try:
-        with hub.asking(f"model={name}", f"revision={revision} of the draft model {name}", _REMEDY):
+        with hub.asking(f"model={name}", f"revision={revision} of the draft model {name}", remedy):
             info = huggingface_hub.HfApi().model_info(name, revision=revision, timeout=hub.TIMEOUT_S)
             return huggingface_hub.snapshot_download(
                 name, revision=info.sha, allow_patterns=["*.json", "*.safetensors"]
@@ -97,7 +102,7 @@ def _folder(name: str, revision: str | None) -> str:
             return huggingface_hub.snapshot_download(name, revision=revision, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"model={name}: no such folder, and the hub cannot be reached ({why}). {_REMEDY}"
+                f"model={name}: no such folder, and the hub cannot be reached ({why}). {remedy}".rstrip()
             ) from error
 
 

@@ -19,7 +19,6 @@ Where the code departs from SAM Decoding:
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,11 @@ from typing import Any
 from pydantic import Field, model_validator
 from typing_extensions import override
 
-from harness.config import ConfigError, configurable
+from harness.config import configurable
 from harness.drafting.drafter import TargetView
 from harness.drafting.sequence_drafter import SequenceDrafter
 from methods.shared.memory import RememberingDrafter
+from methods.shared.stored_outputs import read_outputs
 from methods.shared.suffix_automaton import ROOT, Match, SuffixAutomaton
 from methods.shared.text_memory import RememberedText, TextMemory
 
@@ -81,10 +81,10 @@ class Suffix(RememberingDrafter, SequenceDrafter):
         """Read the corpus.
 
         Raises:
-            ConfigError: the corpus is missing or malformed; the text names the line.
+            ConfigError: the corpus is missing, malformed or of another vocabulary; the text names the line.
         """
         super().bind(target)
-        self._corpus = read_corpus(self.corpus_path) if self.corpus_path else None
+        self._corpus = read_corpus(self.corpus_path, target.vocab_size) if self.corpus_path else None
 
     @override
     def card(self) -> dict[str, Any]:
@@ -131,24 +131,13 @@ class Suffix(RememberingDrafter, SequenceDrafter):
         return min(self.draft_length, max(1, int(self.length_factor * match.length)))
 
 
-def read_corpus(path: str) -> SuffixAutomaton:
+def read_corpus(path: str, vocab_size: int | None = None) -> SuffixAutomaton:
     """Build an automaton over the distinct `output_ids` of a JSONL file.
+
+    vocab_size: of the target; None: any number from 0 is a token id.
 
     Raises:
         ConfigError: the file is missing or malformed; the text names the line.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"corpus_path={path}: no such file; the records.jsonl of a run would do")
-    outputs: dict[tuple[int, ...], None] = {}
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
-        try:
-            ids = json.loads(line)["output_ids"]
-            if any(type(token) is not int or token < 0 for token in ids):
-                raise ValueError("output_ids must be token ids")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"corpus_path={path}:{number}: needs `output_ids`, a list of integers ({error})"
-            ) from error
-        outputs[tuple(ids)] = None
+    outputs = dict.fromkeys(map(tuple, read_outputs(path, "corpus_path=", vocab_size)))
     return SuffixAutomaton(token for output in outputs for token in (*output, _SEPARATOR))

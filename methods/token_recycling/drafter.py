@@ -25,7 +25,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from harness.config import ConfigError, configurable
-from harness.drafting.draft import Draft
+from harness.drafting.draft import Draft, TreeShape
 from harness.drafting.drafter import Drafter, HiddenTap, Outcome, Scope, TargetView
 from methods.shared.likeliest import HEAD_INPUT, likeliest, likeliest_after
 from methods.shared.memory import MemoryScope, is_shared
@@ -77,7 +77,7 @@ class TokenRecycling(Drafter):
             raise ConfigError(
                 f"top_k={self.top_k}: the tree gives a node {most} children; type a larger top_k"
             )
-        self._levels: list[tuple[slice, Tensor, Tensor]] = []
+        self._levels: list[tuple[Tensor, Tensor]] = []
         self._shared: Tensor | None = None
         self._same_question = False
 
@@ -101,17 +101,19 @@ class TokenRecycling(Drafter):
         super().bind(target)
         refuse_small_vocabulary(target, self.top_k)
         self._levels = []
-        first_parent, begin = 0, 1
+        parents, first, begin = [-1], 0, 1
         for counts in self.children:
-            parents = [first_parent + number for number, count in enumerate(counts) for _ in range(count)]
+            above = [number for number, count in enumerate(counts) for _ in range(count)]
             ranks = [rank for count in counts for rank in range(count)]
-            nodes = slice(begin, begin + len(parents))
             self._levels.append(
-                (nodes, torch.tensor(parents).to(target.device), torch.tensor(ranks).to(target.device))
+                (torch.tensor(above).to(target.device), torch.tensor(ranks).to(target.device))
             )
-            first_parent, begin = begin, nodes.stop
-        self._parents = torch.cat([parents for _, parents, _ in self._levels]) - 1
-        self._ranks = torch.cat([ranks for *_, ranks in self._levels])
+            parents += [first + number for number in above]
+            first, begin = begin, begin + len(above)
+        self._parents = torch.tensor(parents[1:]).to(target.device) - 1
+        self._ranks = torch.cat([ranks for _, ranks in self._levels])
+        shape = TreeShape(parents=self._parents[None], size=self._parents.new_tensor([len(self._parents)]))
+        self._ancestors = shape.ancestors[0].float()
 
     @property
     def num_drafted(self) -> int | None:
@@ -150,23 +152,21 @@ class TokenRecycling(Drafter):
     @override
     def propose(self, room: Sequence[int]) -> Draft:
         """Fill the tree by level: a child of rank r is the successor of rank r of its parent's token."""
-        num_rows, n = len(self._pending), len(self._ranks)
-        ids = self._pending.new_zeros(num_rows, 1 + n)
-        again = torch.zeros_like(ids, dtype=torch.bool)
-        ids[:, 0] = self._pending
-        for nodes, parents, ranks in self._levels:
-            above = ids[:, parents]
-            ids[:, nodes] = self._table[self._rows, above, ranks]
-            # All entries of an unseen token's row are 0: its children of rank 1 and more repeat the first.
-            unseen = self._table[self._rows, above, 0] == self._table[self._rows, above, 1]
-            again[:, nodes] = again[:, parents] | (unseen & (ranks > 0))
-        return self._merged(ids[:, 1:], again[:, 1:])
+        table, rows = self._table.flatten(), self._rows * self._table.shape[1]
+        path = [self._pending[:, None]]
+        for parents, ranks in self._levels:
+            path.append(table.take((rows + path[-1][:, parents]) * self.top_k + ranks))
+        ids = torch.cat(path, dim=1)
+        # All entries of an unseen token's row are 0: its children of rank 1 and more repeat the first.
+        first = (rows + ids[:, self._parents + 1]) * self.top_k
+        repeats = (table.take(first) == table.take(first + 1)) & (self._ranks > 0)
+        return self._merged(ids[:, 1:], repeats.float() @ self._ancestors.T > 0)
 
     def _merged(self, tokens: Tensor, again: Tensor) -> Draft:
         """The tree without nodes whose path another one has; `again` [B, n] says which these are."""
         n = tokens.shape[1]
         order = again.to(torch.int8).argsort(dim=-1, stable=True)
-        place = order.argsort(dim=-1)
+        place = (~again).cumsum(-1) - 1
         above = self._parents[order]
         parents = torch.where(above < 0, -1, place.gather(1, above.clamp(min=0)))
         size = n - again.sum(-1)
@@ -194,12 +194,23 @@ class TokenRecycling(Drafter):
             self._pending[list(outcome.rows)] = fresh
         else:
             if outcome.draft is not None and outcome.logits is not None:
-                ids = torch.cat([self._pending[:, None], outcome.draft.tokens], dim=1)
-                counts = torch.nn.functional.pad(outcome.draft.real, (1, 0), value=True)
-                self._learn(self._rows, ids, counts, likeliest(outcome.logits, self.top_k))
+                self._learn_round(outcome.draft, outcome.logits)
             self._pending = fresh
         if outcome.draft is None and self.learns_prompt:
             self._learn_prompts(outcome)
+
+    def _learn_round(self, draft: Draft, logits: Tensor) -> None:
+        ids = torch.cat([self._pending[:, None], draft.tokens], dim=1)
+        counts = torch.nn.functional.pad(draft.real, (1, 0), value=True)
+        if ids.device.type == "cuda":
+            self._learn(self._rows, ids, counts, likeliest(logits, self.top_k))
+            return
+        # Only the rows that stay are searched: reading logits takes most of the time.
+        keys = (self._rows * self._table.shape[1] + ids).flatten().tolist()
+        known = zip(keys, counts.flatten().tolist(), strict=True)
+        latest = {key: place for place, (key, is_real) in enumerate(known) if is_real}
+        best = likeliest(logits, self.top_k, list(latest.values()))
+        self._table.flatten(0, 1)[list(latest)] = best
 
     def _learn_prompts(self, outcome: Outcome) -> None:
         best = likeliest_after(outcome.taps[0], self._target, self.top_k)

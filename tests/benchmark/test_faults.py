@@ -143,8 +143,15 @@ def test_a_target_that_stops_being_finite_strikes_every_row(
         assert re.search(r"~~1~~ \| .*NaN or infinite", line_of(run, method))
 
 
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        (["method=[eagle2]", "methods.eagle2.head=random"], r"eagle2"),
+        (["method=[hybrid]", "methods.hybrid.second.head=random"], r"hybrid\.second"),
+    ],
+)
 def test_a_head_that_is_not_finite_is_refused_at_load(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], place: str
 ) -> None:
     import methods.eagle.drafter as eagle
 
@@ -158,8 +165,8 @@ def test_a_head_that_is_not_finite_is_refused_at_load(
         return loaded
 
     monkeypatch.setattr(eagle, "random_head", spoiled)
-    plan = plan_of(tmp_path, *ACCEPTANCE, "method=[eagle2]", "methods.eagle2.head=random")
-    with pytest.raises(ConfigError, match=r"methods\.eagle2\.head: \d+ of \d+ weights in .* are NaN"):
+    plan = plan_of(tmp_path, *ACCEPTANCE, *given)
+    with pytest.raises(ConfigError, match=rf"methods\.{place}\.head: \d+ of \d+ weights in .* are NaN"):
         Session(plan, Console())
 
 

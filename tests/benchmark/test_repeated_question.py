@@ -13,8 +13,10 @@ from tokenizers import AddedToken
 from harness.benchmark.scenarios.best_of_n import BestOfN
 from harness.benchmark.scenarios.multi_round import MultiRound, round_prompt
 from harness.benchmark.scenarios.thinking import Tags, Thinking
-from harness.benchmark.scenarios.turn_runner import Call, Pass, Player
+from harness.benchmark.scenarios.turn_runner import Call, Pass, Player, TurnRunner
 from harness.config import ConfigError
+from harness.decoding.acceptance import Coupled
+from harness.decoding.batch import Generation, Request
 from harness.decoding.forced_tokens import ForcedTokens
 from harness.decoding.sampling import DecodingParams, stream_key
 from harness.store.records import Run
@@ -192,8 +194,32 @@ def test_samples_of_all_seeds_have_streams_of_their_own() -> None:
         BestOfN().play(runner, one_pass(seed), BLOCK)
     assert [call.sample for call in runner.calls] == list(range(8))
     assert runner.kept == [False, True, True, True] * 2
-    keys = {stream_key(5 + call.sample // 4, "a", call.turn, call.sample) for call in runner.calls}
-    assert len(keys) == 8
+
+
+def test_every_sample_is_drawn_with_its_own_key() -> None:
+    """The keys that the engine is given, for the calls of both seeds of a decoding."""
+    keys: list[int] = []
+
+    def generate(requests: Sequence[Request], *_: Any) -> list[Generation]:
+        keys.extend(request.key for request in requests)
+        return [Generation(output_ids=[1]) for _ in requests]
+
+    engine: Any = SimpleNamespace(
+        generate=generate, reset_peak=lambda: None, energy_mj=lambda: None, peak_memory_bytes=lambda: None
+    )
+    model: Any = SimpleNamespace(tokenizer=tokenizer(True), max_context=100, vocab_size=300)
+    runner = TurnRunner(
+        engine=engine,
+        model=model,
+        params=DecodingParams(name="sampled", temperature=1.0, max_new_tokens=100, seeds=(5, 6)),
+        acceptor=Coupled(),
+        render=lambda _: [1],
+        decode=lambda _: "2",
+    )
+    for seed in (0, 1):
+        BestOfN(num_samples=4).play(runner, one_pass(seed), BLOCK)
+    assert keys == [stream_key(5 + sample // 4, "a", 0, sample) for sample in range(8)]
+    assert len(set(keys)) == 8
 
 
 def test_a_prompt_of_token_ids_is_refused_by_name() -> None:

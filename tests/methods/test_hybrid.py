@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from methods.hybrid import Hybrid
 from methods.hybrid.drafter import merged
 from methods.ngram import NGram
 from methods.sam import SAM
+from methods.shared.cost_aware.tree import CostAwareTree
 from methods.shared.eagle.waiting import Pairs
 from methods.token_recycling import TokenRecycling
 from methods.vanilla import Vanilla
@@ -74,6 +77,61 @@ def test_scopes_are_the_narrowest_of_those_that_remember() -> None:
     assert Hybrid(first=SAM(), second=TokenRecycling()).scope == "question"
     assert Hybrid(first=NGram(), second=TokenRecycling(memory="process")).scope == "process"
     assert Hybrid(first=NGram(), second=Vanilla()).scope == "call"
+
+
+class Watched(Vanilla):
+    """A second drafter that counts how often it is asked."""
+
+    num_asked = 0
+
+    def propose(self, room: Sequence[int]) -> Draft:
+        self.num_asked += 1
+        return super().propose(room)
+
+
+def test_the_second_drafter_is_asked_only_where_there_is_room() -> None:
+    second = Watched()
+    drafter = bound(2, first=NGram(min_ngram=2, draft_length=2), second=second)
+    # The first row repeats two tokens, the second none.
+    drafter.observe(Outcome(committed=[[1, 2, 9, 1], [5, 7]], pending=[2, 6]))
+    assert drafter.propose([9, 0]).size.tolist() == [2, 0]
+    assert drafter.propose([0, 0]).width == 0
+    assert second.num_asked == 0
+    assert drafter.propose([9, 1]).size.tolist() == [2, 0]
+    assert second.num_asked == 1
+
+
+def test_a_part_remembers_as_long_as_it_is_told() -> None:
+    forgets = TokenRecycling(remember="call")
+    assert Hybrid(first=NGram(), second=forgets).scope == "call"
+    assert Hybrid(first=SAM(memory="process"), second=forgets).scope == "process"
+    told: list[bool] = []
+    forgets.new_call = told.append  # type: ignore[method-assign,assignment]
+    Hybrid(first=SAM(), second=forgets).new_call(keep_memory=True)
+    assert told == [False]
+
+
+def test_a_router_whose_second_drafter_grows_trees_by_cost_emits_the_same() -> None:
+    router = composed("method@methods.hybrid.second=cast")
+    assert isinstance(router.second.tree, CostAwareTree)
+    settings = {"head": "random", "tree": CostAwareTree(max_nodes=8, max_depth=2, top_k=3, max_width=3)}
+    loop, params = engine(), DecodingParams(name="greedy", max_new_tokens=20)
+    drafter = Hybrid(first=SAM(min_match=5, length="fixed"), second=replace(router.second, **settings))
+    drafter.bind(loop.target)
+    assert drafter.weighs_costs
+    drafter.use_costs(Flat(), 3)
+    made = loop.generate(requests(), drafter, params, Coupled())
+    plain = loop.generate(requests(), bound(3, first=NGram(), second=Vanilla()), params, Coupled())
+    assert [one.output_ids for one in made] == [one.output_ids for one in plain]
+    # A chain of the first one has 39 nodes; smaller drafts are the second one's.
+    assert {1, 2} & {depth for one in made for depth in one.depth}
+
+
+class Flat:
+    """A forward of any number of tokens costs one second."""
+
+    def curve(self, batch: float, context: float) -> list[float]:
+        return [1.0] * 64
 
 
 def composed(*overrides: str) -> Any:

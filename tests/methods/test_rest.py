@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -43,8 +44,30 @@ def test_hits_are_those_of_a_naive_search() -> None:
         assert set(store.hits(query).tolist()) == found
 
 
+def test_the_longest_suffix_that_stands_in_the_text_is_found() -> None:
+    draw = random.Random(2)
+    ids = [draw.randrange(4) for _ in range(150)]
+    store = Datastore.build([ids])
+    for _ in range(40):
+        context = [draw.randrange(4) for _ in range(draw.randrange(1, 9))]
+        found = store.longest_hits(context, 6, 2).tolist()
+        sizes = [size for size in range(2, min(6, len(context)) + 1) if len(store.hits(context[-size:]))]
+        assert found == (store.hits(context[-sizes[-1] :]).tolist() if sizes else [])
+
+
+def test_frequent_prefixes_are_those_of_a_count() -> None:
+    draw = random.Random(4)
+    store = Datastore.build([[draw.randrange(3) for _ in range(300)]])
+    rows = store.continuations(store.hits([1, 2]), 5)
+    whole = [tuple(token for token in row if token >= 0) for row in rows.tolist()]
+    counts = Counter(one[:end] for one in whole for end in range(1, len(one) + 1))
+    expected = sorted(counts, key=lambda path: (-counts[path], len(path), path))
+    for count in (1, 7, 64, 10_000):
+        assert frequent_prefixes(rows, count) == expected[:count]
+
+
 def test_the_released_cut_drops_paths_of_many_tokens_and_closes_the_rest() -> None:
-    paths = [(1, 2, 3, 4), (5, 5, 5)]
+    paths = np.array([(1, 2, 3, 4), (5, 5, 5, -1)])
     assert set(released_cut(paths, 64)) == {(1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), (5,), (5, 5), (5, 5, 5)}
     # Seven beginnings of one, one, one, one, two, three and four distinct tokens.
     assert set(released_cut(paths, 12)) == {(1,), (1, 2), (1, 2, 3), (5,), (5, 5), (5, 5, 5)}
@@ -70,7 +93,7 @@ def test_the_suffix_array_sorts_the_suffixes() -> None:
 
 
 def test_prefixes_are_kept_by_count_then_length_then_tokens() -> None:
-    found = frequent_prefixes([(1, 2), (1, 3), (4, 5), (4, 5)], 4)
+    found = frequent_prefixes(np.array([(1, 2), (1, 3), (4, 5), (4, 5)]), 4)
     assert found == [(1,), (4,), (4, 5), (1, 2)]
 
 
@@ -92,3 +115,5 @@ def test_a_datastore_is_made_of_stored_outputs_and_must_fit(
         rest_of(tmp_path / "nowhere", 16)
     assert main([str(records), "--vocab-size", "4", "--out", str(store)]) == 2
     assert "records.jsonl:1: needs `output_ids`" in capsys.readouterr().err
+    assert main([str(tmp_path / "none"), "--vocab-size", "4", "--out", str(store)]) == 2
+    assert "none: no such file" in capsys.readouterr().err

@@ -24,7 +24,7 @@ def test_a_match_that_is_too_short_drafts_nothing() -> None:
 
 
 def test_a_chain_of_fixed_length_takes_the_longest_match_that_enough_tokens_follow() -> None:
-    """Of (8, 9), two tokens follow the first occurrence; of (9), five."""
+    """Two tokens follow the first occurrence of (8, 9), and five that of (9)."""
     text = [9, 1, 2, 8, 9, 3, 8, 9]
     assert drafted(SAM(num_predicts=2, length="fixed"), text) == [3]
     assert drafted(SAM(num_predicts=4, length="fixed"), text) == [1, 2, 8]
