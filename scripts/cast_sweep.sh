@@ -9,4 +9,4 @@ for batch in 1 4 8; do
   "${PYTHON:-python}" -m harness.bench experiment=cast_sweep measure.batch_size=$batch task.limit=$limit \
     tracker=none results="$results" "${@:2}"
 done
-"${PYTHON:-python}" -m harness.report build results="$results" || true
+"${PYTHON:-python}" -m harness.report build --results "$results"

@@ -13,7 +13,7 @@ import argparse
 import re
 import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -37,15 +37,16 @@ VOCAB, MOST_NODES, NUM_LIKELY, PROMPT, LENGTH = 49152, 256, 8, 100, 1000
 def speaker(texts: Sequence[Sequence[int]]) -> Callable[[Sequence[int]], torch.Tensor]:
     """A target: its logits [1, n, V] after n tokens are noise behind the usual successors of each."""
     noise = torch.randn(MOST_NODES, VOCAB, generator=torch.Generator().manual_seed(0))
-    followers: defaultdict[int, Counter[int]] = defaultdict(Counter)
-    for one, after in (pair for text in texts for pair in pairwise(text)):
-        followers[one][after] += 1
+    followers = Counter(pair for text in texts for pair in pairwise(text))
+    likely: dict[int, list[int]] = {}
+    for (one, after), _ in followers.most_common():
+        likely.setdefault(one, []).append(after)
 
     def logits(tokens: Sequence[int]) -> torch.Tensor:
         made = noise[: len(tokens)].clone()
         for row, token in enumerate(tokens):
-            for rank, (likely, _) in enumerate(followers[token].most_common(NUM_LIKELY)):
-                made[row, likely] = 20.0 - rank
+            best = likely.get(token, [])[:NUM_LIKELY]
+            made[row, best] = torch.arange(20.0, 20.0 - len(best), -1.0)
         return made[None]
 
     return logits
@@ -78,14 +79,8 @@ def replay(drafter: Drafter, text: Sequence[int], logits: Any) -> list[tuple[int
         taps = [torch.zeros(1, len(committed), 1) for _ in drafter.taps]
         said = logits([committed[0], *draft.tokens[0].tolist()])
         riders = logits(draft.riders.tokens[0].tolist()) if draft.riders else None
-        outcome = Outcome(
-            committed=[committed],
-            pending=[text[place]],
-            taps=taps,
-            draft=draft,
-            logits=said,
-            rider_logits=riders,
-        )
+        seen: Any = {"taps": taps, "draft": draft, "logits": said, "rider_logits": riders}
+        outcome = Outcome(committed=[committed], pending=[text[place]], **seen)
         verified = time.thread_time_ns()
         drafter.observe(outcome)
         spent.append((proposed - begin, time.thread_time_ns() - verified))

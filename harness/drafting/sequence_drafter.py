@@ -94,14 +94,19 @@ class SequenceTreeDrafter(PerSequenceDrafter):
             self.propose_tree(context, state, limit) if limit else ([], [])
             for context, state, limit in zip(self._contexts, self._states, room, strict=True)
         ]
-        device, width = self._target.device, max(len(tokens) for tokens, _ in trees)
-        if width == 0:
-            return Draft.empty(len(trees), device)
-        tokens = [own + [0] * (width - len(own)) for own, _ in trees]
-        # A padding node hangs from the node before it.
-        parents = [own + list(range(len(own) - 1, width - 1)) for _, own in trees]
-        return Draft(
-            tokens=torch.tensor(tokens, device=device),
-            parents=torch.tensor(parents, device=device),
-            size=torch.tensor([len(own) for own, _ in trees], device=device),
-        )
+        return batched(trees, self._target.device)
+
+
+def batched(trees: Sequence[tuple[list[int], list[int]]], device: torch.device) -> Draft:
+    """One draft of the tokens and parents of each sequence's tree."""
+    width = max(len(tokens) for tokens, _ in trees)
+    if width == 0:
+        return Draft.empty(len(trees), device)
+    tokens = [own + [0] * (width - len(own)) for own, _ in trees]
+    # A padding node hangs from the node before it.
+    parents = [own + list(range(len(own) - 1, width - 1)) for _, own in trees]
+    return Draft(
+        tokens=torch.tensor(tokens, device=device),
+        parents=torch.tensor(parents, device=device),
+        size=torch.tensor([len(own) for own, _ in trees], device=device),
+    )

@@ -18,8 +18,11 @@ Shapes: B sequences, n drafted nodes, k successors, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from torch import Tensor
 from typing_extensions import override
@@ -27,6 +30,7 @@ from typing_extensions import override
 from harness.config import ConfigError, configurable
 from harness.drafting.draft import Draft, TreeShape
 from harness.drafting.drafter import Drafter, HiddenTap, Outcome, Scope, TargetView
+from harness.drafting.sequence_drafter import batched
 from methods.shared.likeliest import HEAD_INPUT, likeliest, likeliest_after
 from methods.shared.memory import MemoryScope, is_shared
 from methods.shared.vocabulary import refuse_small_vocabulary
@@ -152,6 +156,15 @@ class TokenRecycling(Drafter):
     @override
     def propose(self, room: Sequence[int]) -> Draft:
         """Fill the tree by level: a child of rank r is the successor of rank r of its parent's token."""
+        if self._pending.device.type != "cpu":
+            return self._propose_on_device()
+        # On so few numbers, Python is done before torch has begun.
+        tables, rows = self._table.numpy(), self._rows[:, 0].tolist()
+        pairs = zip(rows, self._pending.tolist(), strict=True)
+        trees = [_tree(tables[row], pending, self.children) for row, pending in pairs]
+        return replace(batched(trees, self._pending.device), num_levels=len(self._levels))
+
+    def _propose_on_device(self) -> Draft:
         table, rows = self._table.flatten(), self._rows * self._table.shape[1]
         path = [self._pending[:, None]]
         for parents, ranks in self._levels:
@@ -173,13 +186,7 @@ class TokenRecycling(Drafter):
         # A padding node hangs from the node before it.
         index = torch.arange(n, device=tokens.device)
         parents = torch.where(index < size[:, None], parents, index - 1)
-        width = n if tokens.device.type == "cuda" else int(size.max())
-        return Draft(
-            tokens=tokens.gather(1, order)[:, :width],
-            parents=parents[:, :width],
-            size=size,
-            num_levels=len(self._levels),
-        )
+        return Draft(tokens=tokens.gather(1, order), parents=parents, size=size, num_levels=len(self._levels))
 
     @override
     def observe(self, outcome: Outcome) -> None:
@@ -201,16 +208,17 @@ class TokenRecycling(Drafter):
 
     def _learn_round(self, draft: Draft, logits: Tensor) -> None:
         ids = torch.cat([self._pending[:, None], draft.tokens], dim=1)
-        counts = torch.nn.functional.pad(draft.real, (1, 0), value=True)
-        if ids.device.type == "cuda":
+        if ids.device.type != "cpu":
+            counts = torch.nn.functional.pad(draft.real, (1, 0), value=True)
             self._learn(self._rows, ids, counts, likeliest(logits, self.top_k))
             return
         # Only the rows that stay are searched: reading logits takes most of the time.
-        keys = (self._rows * self._table.shape[1] + ids).flatten().tolist()
-        known = zip(keys, counts.flatten().tolist(), strict=True)
-        latest = {key: place for place, (key, is_real) in enumerate(known) if is_real}
+        latest: dict[int, int] = {}
+        rows = zip((self._rows * self._table.shape[1] + ids).tolist(), draft.size.tolist(), strict=True)
+        for row, (keys, size) in enumerate(rows):
+            latest.update(zip(keys[: 1 + size], range(row * len(keys), (row + 1) * len(keys)), strict=False))
         best = likeliest(logits, self.top_k, list(latest.values()))
-        self._table.flatten(0, 1)[list(latest)] = best
+        self._table.flatten(0, 1).index_copy_(0, torch.tensor(list(latest)), best)
 
     def _learn_prompts(self, outcome: Outcome) -> None:
         best = likeliest_after(outcome.taps[0], self._target, self.top_k)
@@ -238,3 +246,26 @@ class TokenRecycling(Drafter):
         if not self._is_shared:
             self._table = self._table[list(rows)]
         self._rows = self._table_rows(len(rows))
+
+
+def _tree(table: NDArray[np.int64], pending: int, children: Levels) -> tuple[list[int], list[int]]:
+    """Tokens and parents of the tree that `table` [V+1, k] gives below a token, equal paths merged."""
+    tokens: list[int] = []
+    parents: list[int] = []
+    # Token and place of every node of a level; None stands for a node whose path another one has.
+    level: list[tuple[int, int] | None] = [(pending, -1)]
+    for counts in children:
+        above, level = level, []
+        for node, count in zip(above, counts, strict=True):
+            if node is None or not count:
+                level += [None] * count
+                continue
+            token, place = node
+            successors: list[int] = table[token, : max(2, count)].tolist()
+            # All entries of an unseen token's row are 0.
+            num_distinct = 1 if successors[0] == successors[1] else count
+            level += [(one, len(tokens) + rank) for rank, one in enumerate(successors[:num_distinct])]
+            level += [None] * (count - num_distinct)
+            tokens += successors[:num_distinct]
+            parents += [place] * num_distinct
+    return tokens, parents

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -132,6 +132,9 @@ class Flat:
 
     def curve(self, batch: float, context: float) -> list[float]:
         return [1.0] * 64
+
+    def seconds(self, call: Callable[[int], None], most: int) -> list[float]:
+        return [0.1] * most
 
 
 def composed(*overrides: str) -> Any:

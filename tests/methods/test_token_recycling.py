@@ -93,3 +93,20 @@ def test_sequences_of_a_wider_scope_share_one_table_and_the_later_row_wins() -> 
     drafter.reset(1)
     drafter.observe(Outcome(committed=[[1]], pending=[5]))
     assert drafter.propose([4]).tokens.tolist() == [[0]]
+
+
+def test_a_tree_on_a_device_is_that_of_the_host_behind_no_more_than_padding() -> None:
+    draw = torch.Generator().manual_seed(0)
+    drafter = bound(24)
+    drafter.reset(3)
+    for seen in (0.2, 0.6, 1.0):
+        known = torch.rand(3, 25, 1, generator=draw) < seen
+        drafter._table = torch.rand(3, 25, 24, generator=draw).argsort(-1)[..., :8] * known
+        drafter._pending = torch.randint(0, 24, (3,), generator=draw)
+        host, device = drafter.propose([9] * 3), drafter._propose_on_device()
+        assert torch.equal(host.padded(device.width).size, device.size)
+        assert device.width == 80
+        device.check(24)
+        for row, size in enumerate(host.size.tolist()):
+            assert torch.equal(host.tokens[row, :size], device.tokens[row, :size])
+            assert torch.equal(host.parents[row, :size], device.parents[row, :size])
