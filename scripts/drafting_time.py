@@ -53,7 +53,7 @@ def speaker(texts: Sequence[Sequence[int]]) -> Callable[[Sequence[int]], torch.T
 
 
 def kept(draft: Draft, following: Sequence[int]) -> Iterator[int]:
-    """The path of the draft that the text goes on with."""
+    """The path of the draft that the text continues with."""
     size, node = int(draft.size[0]), -1
     nodes = list(zip(draft.parents[0, :size].tolist(), draft.tokens[0, :size].tolist(), strict=True))
     for token in following:

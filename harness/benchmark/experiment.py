@@ -102,9 +102,8 @@ class Experiment:
                 is recorded in the run before it is raised again.
             ProcessStopped: the process was stopped whenever one of the blocks was measured.
         """
-        manifest = self.manifest(store)
+        folder = store.root / (manifest := self.manifest(store)).run_id
         if store.is_finished(manifest.run_id):
-            folder = store.root / manifest.run_id
             self.console.note(f"done already: {folder} (measure again: replicate=next)")
             return folder
         with store.open_run(manifest) as run, counting_stops():
@@ -137,11 +136,9 @@ class Experiment:
     def _measure_again(self, run: RunWriter) -> None:
         blocks = {block_name(one): one for one in self.schedule.blocks()}
         # An arm with a memory of the whole run would find the answers of the first measurement in it.
-        remember = any(player.method.remembers_run for player in self.players)
-        quiet = "off" if remember else self.plan.measure.quiet
+        quiet = "off" if any(one.remembers_run for one in self.players) else self.plan.measure.quiet
         for name in again.to_measure(list(blocks), run.loads, quiet, self.console):
-            if remember:
-                self.session.engine.begin_run()
+            self.session.engine.begin_run()
             self._measure(run, blocks[name])
 
     def _warm_up(self) -> dict[str, float]:

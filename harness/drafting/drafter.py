@@ -177,11 +177,6 @@ class Drafter(ABC):
         return f"{wider}corpus {self.corpus}"
 
     @property
-    def remembers_run(self) -> bool:
-        """Whether what it drafts for a prompt depends on the prompts before it."""
-        return self.effective_scope == "process"
-
-    @property
     def taps(self) -> tuple[Tap, ...]:
         """The target's hidden states that `observe` receives."""
         return ()

@@ -30,10 +30,6 @@ class Method(Protocol):
     def knowledge(self) -> str:
         """The source of its drafts, for the tables: how long it remembers, or a corpus; see `Drafter`."""
 
-    @property
-    def remembers_run(self) -> bool:
-        """Whether what it drafts for a prompt depends on the prompts before it."""
-
     def card(self) -> dict[str, Any]:
         """What was loaded, after `Engine.load`; JSON types, for the manifest."""
 

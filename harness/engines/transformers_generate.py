@@ -84,11 +84,6 @@ class Rung(ABC):
         """A rung remembers nothing from one call to the next."""
         return "call"
 
-    @property
-    def remembers_run(self) -> bool:
-        """A rung remembers nothing from one call to the next."""
-        return False
-
     def card(self) -> dict[str, Any]:
         """A rung loads nothing of its own."""
         return {}

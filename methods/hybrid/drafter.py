@@ -142,7 +142,7 @@ class Hybrid(Drafter):
         if not bool(empty.any()):
             return draft
         other = second.propose(room)
-        if bool((empty == has_room).all()):
+        if bool(empty.all()):
             self._drafted = second
             return other
         # Nobody's riders: they would have to be the same for all sequences.

@@ -91,7 +91,6 @@ class Speculation:
     num_tokens: int = 0
     samples: ClassVar[bool] = True
     knowledge: ClassVar[str] = "call"
-    remembers_run: ClassVar[bool] = False
 
     def card(self) -> dict[str, Any]:
         return {}

@@ -38,6 +38,11 @@ class Player:
     width: int = 1
     """Most tokens of one target forward, for a player that does not tell its rounds."""
 
+    @property
+    def remembers_run(self) -> bool:
+        """Whether what it drafts for a prompt depends on the prompts before it."""
+        return self.method.knowledge.startswith("process")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
