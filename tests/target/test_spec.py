@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import gguf
 import huggingface_hub
 import pytest
 import torch
@@ -745,3 +746,17 @@ def test_every_error_in_a_template_names_the_template(text: str, words: str, tmp
     file.write_text(text)
     with pytest.raises(ConfigError, match=rf"target\.template=\S*wrong\.jinja: .*({words})"):
         text_of(QUESTION, template=str(file))
+
+
+def test_a_file_is_parsed_once_per_conversion_and_never_remembered_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parsed = list[str]()
+    monkeypatch.setattr(gguf, "GGUFReader", parsed.append)
+    reader = gguf.GGUFReader
+    for _ in range(2):
+        with smollm2._read_once():
+            for name in ("one", "one", "two"):
+                gguf.GGUFReader(name)
+        assert gguf.GGUFReader == reader
+    assert parsed == ["one", "two"] * 2
