@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from harness.config import ConfigError, near
+from harness.config import ConfigError, near, with_parts
 from harness.costs.grid import Grid, repaired
 from harness.costs.table import COSTS, CostTable, DraftingCost, identity
 from harness.profiling.kernels import kernels
@@ -63,6 +63,7 @@ def run_costs(config: DictConfig) -> None:
 def _write_table(config: DictConfig, console: Console) -> dict[str, Any]:
     """Profile the target and the drafters into a cost table; returns the facts of the JSON line."""
     settings: Any = OmegaConf.to_container(config, resolve=True)
+    settings["methods"] = with_parts(settings["methods"], "methods")
     with prepared(config, console.note) as setup:
         profile, target, weights = setup.profile, setup.target, setup.weights
         num_points = len(profile.batches) * len(profile.contexts)

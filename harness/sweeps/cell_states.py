@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from harness.config import with_parts
 from harness.store.identity import identity, run_config, stored_identity
 from harness.store.journal import JOURNAL, read_journal, seconds_of
 from harness.store.locations import run_folders
@@ -54,8 +55,13 @@ class RunState(NamedTuple):
 
 
 def requested_cells(config: DictConfig, overrides: Sequence[str]) -> list[RequestedCell]:
-    """The cells that one composed configuration requests."""
+    """The cells that one composed configuration requests.
+
+    Raises:
+        ConfigError: a method has a tree or a policy that does not exist.
+    """
     whole: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=False)
+    whole["methods"] = with_parts(whole["methods"], "methods")
     return [
         RequestedCell(
             target=str(whole["target"]["name"]),

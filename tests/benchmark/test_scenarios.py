@@ -90,7 +90,7 @@ def test_a_scenario_of_one_file_and_one_yaml_counts_samples_looks_and_memory(
     assert places(list(run.records)) == expected
     assert cell["num_generations"] == len(run.records) == 2 * len(expected)
     assert {record.verdict.kind for record in run.records if record.verdict} == {"identical"}
-    assert kept == [False, True] * 3 * seeds
+    assert kept == [False, *[False, True] * 3 * seeds], "a run begins with nothing remembered"
     by_place = {(one.conversation, one.turn, one.sample): one for one in run.records if one.arm == "ngram"}
     for (name, turn, sample), one in by_place.items():
         if turn == 0:
