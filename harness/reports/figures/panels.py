@@ -19,7 +19,10 @@ Paint = Callable[["Axes", Sequence[Row], dict[str, str]], None]
 """Paints the rows into a panel. Third argument: colour by method."""
 INK = "#222222"
 # The colour-blind safe palette of Okabe and Ito (2008), without its black and its pale yellow.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#44AA99")
+_COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#882255", "#44AA99"),
+    *("#332288", "#999933", "#AA4499", "#DDCC77"),
+)
 _STAGE_COLOURS = dict(zip(STAGES, ("#E69F00", "#0072B2", "#CC79A7", "#009E73", "#BBBBBB"), strict=True))
 _BASELINE_COLOUR, _RUNG_COLOUR, FAINT = "#444444", "#A0A0A0", "#D9D9D9"
 MARKERS = "osD^vP*X"
