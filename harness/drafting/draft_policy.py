@@ -7,17 +7,17 @@ in the time that is charged to drafting. A method chooses one with `methods.NAME
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from harness.config import ConfigError, configurable
 from harness.drafting.draft import Draft, TreeShape
-from harness.drafting.step_costs import StepCosts
+from harness.drafting.step_costs import CostWeigher
 
 
 @configurable
-class DraftPolicy(ABC):
+class DraftPolicy(CostWeigher, ABC):
     """Base of all policies.
 
     A subclass may read whatever does not depend on the drafted tokens: its own fields, measured costs, what
@@ -29,17 +29,7 @@ class DraftPolicy(ABC):
         """Whether a draft may become shorter than the drafter proposed it."""
         return True
 
-    @property
-    def weighs_costs(self) -> bool:
-        """Whether `select` decides by costs, which `use_costs` has to bring before."""
-        return False
-
-    def use_costs(  # noqa: B027 - a hook
-        self, costs: StepCosts, num_rows: int, rehearse: Callable[[int, int], Callable[[int], None] | None]
-    ) -> None:
-        """Receive what forwards cost for `num_rows` sequences; see `TreePolicy.use_costs`."""
-
-    def new_call(self, keep_memory: bool) -> None:  # noqa: B027 - a hook
+    def new_call(self, keep_memory: bool) -> None:
         """A call of the loop begins; see `Drafter.new_call`."""
 
     @property
@@ -48,7 +38,7 @@ class DraftPolicy(ABC):
         decoding."""
         return True
 
-    def observe(self, sizes: Sequence[int], kept: Sequence[int]) -> None:  # noqa: B027 - a hook
+    def observe(self, sizes: Sequence[int], kept: Sequence[int]) -> None:
         """A round was decided: how many nodes of each sequence were verified, and how many of them kept."""
 
     @abstractmethod

@@ -21,3 +21,18 @@ class StepCosts(TargetCosts, Protocol):
 
     def seconds(self, call: Callable[[int], None], most: int) -> Sequence[float]:
         """Seconds of `call(1)`, `call(2)`, ... `call(most)`, as every process of the run measures them."""
+
+
+class CostWeigher:
+    """Base of policies, which may decide by what forwards cost."""
+
+    @property
+    def weighs_costs(self) -> bool:
+        """Whether the policy decides by costs, which `use_costs` has to bring before."""
+        return False
+
+    def use_costs(
+        self, costs: StepCosts, num_rows: int, rehearse: Callable[[int, int], Callable[[int], None] | None]
+    ) -> None:
+        """Receive what forwards cost for `num_rows` sequences: of the target from `costs`, of the drafter by
+        timing what `rehearse` gives; see `Drafter.rehearse`."""

@@ -7,7 +7,7 @@ V vocabulary.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, NamedTuple, Protocol
@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from harness.config import configurable
 from harness.drafting.draft import Draft
-from harness.drafting.step_costs import StepCosts
+from harness.drafting.step_costs import CostWeigher
 from harness.runtime.torch_internals import assert_on_device
 
 
@@ -52,7 +52,7 @@ class Grower(Protocol):
 
 
 @configurable
-class TreePolicy(ABC):
+class TreePolicy(CostWeigher, ABC):
     """Base of all policies."""
 
     device_only: ClassVar[bool] = False
@@ -65,26 +65,15 @@ class TreePolicy(ABC):
         return self.num_nodes
 
     @property
-    def weighs_costs(self) -> bool:
-        """Whether `grow` decides by costs, which `use_costs` has to bring before."""
-        return False
-
-    def use_costs(  # noqa: B027 - a hook
-        self, costs: StepCosts, num_rows: int, rehearse: Callable[[int, int], Callable[[int], None] | None]
-    ) -> None:
-        """Receive what forwards cost for `num_rows` sequences: of the target from `costs`, of the drafter by
-        timing what `rehearse` gives; see `Drafter.rehearse`."""
-
-    @property
     def widths(self) -> Sequence[int]:
         """The numbers of nodes that `grow` may expand at once, where they vary from draft to draft: all of
         them are compiled before the clock counts."""
         return ()
 
-    def new_call(self, keep_memory: bool) -> None:  # noqa: B027 - a hook
+    def new_call(self, keep_memory: bool) -> None:
         """A call of the loop begins; forget what earlier ones taught, unless `keep_memory`."""
 
-    def observe(self, num_emitted: float) -> None:  # noqa: B027 - a hook
+    def observe(self, num_emitted: float) -> None:
         """The draft that was grown last emitted so many tokens per sequence, the target's own included."""
 
     @property
