@@ -15,7 +15,7 @@ const GAINS = [
 /** One colour a method, the same in every chart. */
 function colour(row) {
   if (row.method === DATA.baseline) return "var(--base)";
-  return row.kind === "rung" ? "var(--rung)" : `var(--c${(ARMS.indexOf(row.method) % 8) + 1})`;
+  return row.kind === "rung" ? "var(--rung)" : `var(--c${(ARMS.indexOf(row.method) % 12) + 1})`;
 }
 
 const symbol = (label) => SYMBOLS[LABELS.indexOf(label) % SYMBOLS.length];
