@@ -29,7 +29,9 @@ class CacheMemory:
         self.number = 0
         """Names the memory: a graph that was captured over another number does not hold."""
         self.reserved = 0
-        """Slots that every sequence gets at least, so that they need not grow."""
+        """Tokens that every sequence gets slots for at least, so that they need not grow."""
+        self.slots_per_token = 1
+        """Slots of a token; more for a drafter that keeps several guesses of each."""
 
     @property
     def is_narrowed(self) -> bool:
@@ -95,7 +97,7 @@ class CacheMemory:
                 buffer[: len(rows)] = buffer[rows]
 
     def _allocate(self, like: Tensor, num_rows: int, num_slots: int) -> Tensor:
-        slots = -(-max(num_slots, self.reserved) // _STEP) * _STEP
+        slots = -(-max(num_slots, self.reserved * self.slots_per_token) // _STEP) * _STEP
         self.number = next(_NUMBERS)
         # Zeros, not garbage: masked slots are multiplied by zero weights, and 0 * NaN is NaN.
         return like.new_zeros((num_rows, like.shape[1], slots, like.shape[3]))

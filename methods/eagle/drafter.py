@@ -97,7 +97,7 @@ class Eagle(HeadDrafter):
             raise ConfigError(
                 f"tree: {self.tree.num_children} children of a node, but the head's vocabulary has {width}"
             )
-        self.use(network, taps)
+        self.draft_with(network, taps)
 
     @override
     def card(self) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class Eagle(HeadDrafter):
     @override
     def deploy(self) -> None:
         head = folded(self._student, self._scale).place(self._target.device, self._dtype(self._target))
-        self.use(head, self._taps)
+        self.draft_with(head, self._taps)
 
     @override
     def export(self, folder: Path, card: dict[str, Any]) -> None:

@@ -19,10 +19,10 @@ from harness.config import ConfigError
 from harness.system.files import write_json
 from methods.shared.eagle.config import HeadConfig, parse_config
 from methods.shared.eagle.files import official_name, read_files
+from methods.shared.eagle.filling import MAPS, filled, refuse_differences, vocabulary_map
 from methods.shared.eagle.heads.architectures import HEADS, head_shape, new_head
 from methods.shared.eagle.heads.base import Architecture, DraftHead, HeadShape
 
-_MAPS = ("d2t", "t2d", "hot_token_id")
 _SWITCHES = ("qkv_bias", "mlp_bias", "norm_before_residual", "norm_output", "fc_norm", "norm_before_fc")
 """Fields of `HeadShape` that have the same name in a config.json."""
 
@@ -90,11 +90,11 @@ def load_head(
     head = _blank(shape, where)
     _refuse_misfit(head, config, target, where)
     if head.has_vocabulary_map:
-        maps = {name: tensors.pop(name) for name in _MAPS if name in tensors}
+        maps = {name: tensors.pop(name) for name in MAPS if name in tensors}
         _sort_ranked_map(maps, tensors)
-        tensors["d2t"] = _vocabulary_map(maps, shape, where)
-    _refuse_differences(head, tensors, where)
-    head = _filled(head, tensors, dtype, device)
+        tensors["d2t"] = vocabulary_map(maps, shape.draft_vocab_size, shape.vocab_size, where)
+    refuse_differences(head, tensors, where, lambda name: official_name(name, head.official_layer))
+    head = filled(head, tensors, dtype, device)
     return LoadedHead(head=head, aux_layers=config.aux_layers, card={**files.card, **_describe(head)})
 
 
@@ -141,7 +141,7 @@ def random_head(
         tensors = sharp.state_dict()
         if size < target.vocab_size:
             tensors["d2t"] = torch.randperm(target.vocab_size)[:size].sort().values - torch.arange(size)
-    head = _filled(_blank(shape, "head=random"), tensors, dtype, device)
+    head = filled(_blank(shape, "head=random"), tensors, dtype, device)
     card = {"path": None, "format": "random", "seed": seed, **_describe(head)}
     return LoadedHead(head=head, aux_layers=None, card=card)
 
@@ -235,39 +235,6 @@ def _blank(shape: HeadShape, where: str) -> DraftHead:
         ) from error
 
 
-def _filled(
-    head: DraftHead, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
-) -> DraftHead:
-    """`head` with these tensors, ready to run."""
-    # Copied, because a mapped file would have to stay unchanged as long as the head lives.
-    state = {
-        name: tensor.to(device, tensor.dtype if name == "d2t" else dtype, copy=True)
-        for name, tensor in tensors.items()
-    }
-    head.load_state_dict(state, assign=True)
-    # The frequencies are computed, not loaded, and stay float32 whatever the dtype of the weights.
-    head.rotary = type(head.rotary)(head.rotary.config).to(device)
-    return head.eval().requires_grad_(False)
-
-
-def _refuse_differences(head: DraftHead, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Raise unless `tensors` are exactly those that `head` has."""
-    expected = {name: list(tensor.shape) for name, tensor in head.state_dict().items()}
-    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    problems = []
-    for name in sorted(expected.keys() | found.keys()):
-        wanted, there = expected.get(name), found.get(name)
-        shown = official_name(name, head.official_layer)
-        if there is None:
-            problems.append(f"missing {shown} {wanted}")
-        elif wanted is None:
-            problems.append(f"unexpected {shown} {there}")
-        elif wanted != there:
-            problems.append(f"{shown} {there} in place of {wanted}")
-    if problems:
-        raise ConfigError(f"{where}: its tensors are not those of such a head: {'; '.join(problems)}.")
-
-
 def _sort_ranked_map(maps: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
     """Bring a `hot_token_id` that ranks tokens by frequency into rising order, with the LM head's rows.
 
@@ -279,45 +246,6 @@ def _sort_ranked_map(maps: dict[str, Tensor], tensors: dict[str, Tensor]) -> Non
     order = ids.argsort()
     if not torch.equal(order, torch.arange(len(order))):
         maps["hot_token_id"], tensors["lm_head.weight"] = ids[order], rows[order]
-
-
-def _vocabulary_map(maps: Mapping[str, Tensor], shape: HeadShape, where: str) -> Tensor:
-    """`d2t` [V] int64, checked: target ids rise with draft ids, and are the ones that `t2d` marks."""
-    size, vocab_size = shape.draft_vocab_size, shape.vocab_size
-    if size == vocab_size:
-        return torch.zeros(size, dtype=torch.int64)  # as the official code, which then ignores a map
-    for name, tensor in maps.items():
-        wanted = [vocab_size if name == "t2d" else size]
-        if list(tensor.shape) != wanted:
-            raise ConfigError(f"{where}: {name} has shape {list(tensor.shape)} in place of {wanted}.")
-    draft_ids = torch.arange(size)
-    if "d2t" in maps:
-        target_ids = draft_ids + maps["d2t"].long()
-    elif "hot_token_id" in maps:
-        target_ids = maps["hot_token_id"].long()
-    else:
-        raise ConfigError(
-            f"{where}: missing d2t [{size}]; the target's vocabulary has {vocab_size} tokens, without d2t "
-            "nothing tells which of them the draft ids are."
-        )
-    wrong = (target_ids < 0) | (target_ids >= vocab_size)
-    wrong[1:] |= target_ids[1:] <= target_ids[:-1]
-    if "t2d" in maps:
-        marked = maps["t2d"].bool().nonzero()[:, 0]
-        if len(marked) != size:
-            raise ConfigError(
-                f"{where}: the vocabulary map is corrupted: t2d marks {len(marked)} target ids, the draft "
-                f"vocabulary has {size}."
-            )
-        wrong |= marked != target_ids
-    if wrong.any():
-        first = int(wrong.nonzero()[0])
-        name = "d2t" if "d2t" in maps else "hot_token_id"
-        raise ConfigError(
-            f"{where}: the vocabulary map is corrupted: {name}[{first}] makes draft id {first} the target id "
-            f"{int(target_ids[first])}; target ids must rise within 0..{vocab_size - 1}, as t2d marks them."
-        )
-    return target_ids - draft_ids
 
 
 def _describe(head: DraftHead) -> dict[str, Any]:

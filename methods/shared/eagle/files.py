@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class HeadFiles:
     config: dict[str, Any]
     """config.json as it is."""
     tensors: dict[str, Tensor]
-    """By their names in `DraftHead`, with the vocabulary maps `d2t`, `t2d` and `hot_token_id`; they may be
+    """By their names in `DraftHead` (or as they are, see `read_raw`), with the vocabulary maps `d2t`, `t2d` and `hot_token_id`; they may be
     mapped from the file."""
     card: dict[str, Any]
     """JSON types: path, revision (commit on the hub), format (whose), sha256 (of the weight files, its first
@@ -58,6 +58,16 @@ def read_files(path: str, revision: str | None, where: str) -> HeadFiles:
 
     Raises:
         ConfigError: there is none, a file cannot be read, or it has more than one layer.
+    """
+    found = read_raw(path, revision, where)
+    return replace(found, tensors=_canonical(found.tensors, where))
+
+
+def read_raw(path: str, revision: str | None, where: str) -> HeadFiles:
+    """The same with the names that the tensors have in the files, and with any number of layers.
+
+    Raises:
+        ConfigError: there is no such head, or a file cannot be read.
     """
     folder, commit = _find(path, revision, where)
     config = _read_json(folder / "config.json", where)
@@ -71,7 +81,7 @@ def read_files(path: str, revision: str | None, where: str) -> HeadFiles:
     if (folder / "card.json").is_file():
         own = _read_json(folder / "card.json", where)
         card |= {"training": own["training"]} if "training" in own else {}
-    return HeadFiles(config=config, tensors=_canonical(tensors, where), card=card)
+    return HeadFiles(config=config, tensors=tensors, card=card)
 
 
 def official_name(name: str, layer_prefix: str) -> str:

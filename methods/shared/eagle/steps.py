@@ -1,4 +1,4 @@
-"""The two steps of a draft head: its layer over new rows, and the best children of states.
+"""Steps of draft networks behind a cache; of a head: its layer over new rows, and the best children of states.
 
 They are compiled where the target's steps are (`target.compile=true`), and captured as graphs on CUDA.
 
@@ -6,6 +6,9 @@ Shapes: B sequences, n new rows, c children, C slots of the cache, H hidden size
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -22,37 +25,99 @@ _SIZES_BY_SHAPE = (8, 64)
 """Numbers of pairs that are fed on CUDA, where a few cost as much as one; a round is captured for each."""
 
 
-class HeadSteps:
-    """A head behind a cache, as `Growth` runs it."""
+class CachedSteps:
+    """The step of a draft network over new rows, behind a cache.
 
-    def __init__(self, target: TargetView, network: DraftHead, cache: SlotCache | None = None) -> None:
-        """cache: None takes a new one, for rounds; with one that is given, nothing is compiled."""
-        self._target, self.network = target, network
+    A row takes one slot of the cache or, where its network guesses several tokens from it, several.
+    """
+
+    def __init__(
+        self,
+        target: TargetView,
+        step: Callable[..., Any],
+        cache: SlotCache | None = None,
+        sizes: Sequence[int] = _SIZES,
+        slots_per_row: int = 1,
+    ) -> None:
+        """
+        step: takes inputs [B, n, ...], the mask [B, 1, n * slots, C] and the cache. cache: None takes a new
+        one, for rounds; with one that is given, nothing is compiled. sizes: numbers of rows to compile for on
+        a CPU.
+        """
         # Not `cache or ...`: a cache without layers is falsy.
         self.cache = target.new_cache() if cache is None else cache
-        self._layers = target.program(self._layer, _SIZES) if cache is None else None
-        self._bests = target.program(self._best, _SIZES) if cache is None else None
+        self.cache.memory.slots_per_token = slots_per_row
+        self.slots_per_row = slots_per_row
+        self._step = step
+        self._program = target.program(step, sizes) if cache is None else None
 
     @property
     def sizes(self) -> tuple[int, ...]:
         """Numbers of rows that are compiled for; empty where nothing is compiled."""
-        if self._layers is None:
+        if self._program is None:
             return ()
-        return _SIZES_BY_SHAPE if self._layers.by_shape else self._layers.sizes
+        return _SIZES_BY_SHAPE if self._program.by_shape else self._program.sizes
 
     def size_for(self, num_rows: int, num_new: int) -> int:
         """The number of rows to run for `num_new`: a few more where only those are compiled."""
-        if self._layers is None or self._layers.size_for(num_rows, num_new) is None:
+        if self._program is None or self._program.size_for(num_rows, num_new) is None:
             return num_new
         return next((size for size in self.sizes if size >= num_new), num_new)
 
-    def captures(self, num_rows: int, num_new: int, level: int, num_more: int) -> bool:
-        """Whether a round can be a CUDA graph: num_new rows are fed, num_more expanded, `level` at a time."""
-        cache, layers = self.cache, self._layers
-        if layers is None or not layers.by_shape or not cache.num_slots:
+    def captures(self, num_rows: int, num_new: int, levels: Sequence[int], num_more: int) -> bool:
+        """Whether a round can be a CUDA graph: `num_new` rows are fed, then those of the tree.
+
+        levels: numbers of rows that the tree runs at once. num_more: rows that it runs in all.
+        """
+        cache, program = self.cache, self._program
+        if program is None or not program.by_shape or not cache.num_slots:
             return False
-        served = num_rows == len(cache.lengths) and all(layers.serves(num_rows, n) for n in (num_new, level))
-        return served and num_new in self.sizes and max(cache.lengths) + num_new + num_more <= cache.num_slots
+        served = num_rows == len(cache.lengths)
+        served = served and all(program.serves(num_rows, count) for count in (num_new, *levels))
+        most = max(cache.lengths) + (num_new + num_more) * self.slots_per_row
+        return served and num_new in self.sizes and most <= cache.num_slots
+
+    def forward(
+        self, rows: slice, inputs: Sequence[Tensor], tree: Tensor, again: int = 0, plain: bool = False
+    ) -> Any:
+        """Run the step over n new rows of the sequences `rows`, which gives its output.
+
+        Args:
+            rows: the sequences.
+            inputs: [B, n, ...] of the step.
+            tree: [B, n * slots, e + n * slots] bool: which slots behind the cached ones each new slot sees,
+            of e earlier ones and the new ones.
+            again: cached slots at the end of every sequence that count as the first of those e slots,
+            because not every row sees them.
+            plain: never use a compiled program.
+        """
+        cache, (num_rows, num_new), device = self.cache, inputs[0].shape[:2], inputs[0].device
+        count = num_new * self.slots_per_row
+        lengths = cache.known_lengths[rows]
+        whole = num_rows == len(cache.lengths) and cache.num_slots > 0
+        compiled = self._program
+        if compiled and (plain or not (whole and compiled.serves(num_rows, num_new))):
+            compiled = None
+        ahead = tree.shape[-1] - count - again
+        seen: Sequence[int] | Tensor
+        seen = lengths - again if isinstance(lengths, Tensor) else [length - again for length in lengths]
+        if compiled is None:
+            # Lengths that are on the device only belong to a graph, which is made of compiled steps.
+            cache.aim(WritePlan.decode(cache.lengths, rows, count, device, ahead))
+            return self._step(*inputs, tree_mask(seen, tree), cache)
+        cache.aim(WritePlan.program(lengths, count, device, ahead))
+        mask = tree_mask(seen, tree, cache.num_slots)
+        return compiled(*inputs, mask=mask, cache=cache)
+
+
+class HeadSteps(CachedSteps):
+    """A head behind a cache, as `Growth` runs it."""
+
+    def __init__(self, target: TargetView, network: DraftHead, cache: SlotCache | None = None) -> None:
+        """cache: see `CachedSteps`."""
+        super().__init__(target, self._layer, cache)
+        self._target, self.network = target, network
+        self._bests = target.program(self._best, _SIZES) if cache is None else None
 
     def project(self, features: Tensor) -> Tensor:
         """First states [B, n, H] from features [B, n, F]."""
@@ -78,21 +143,8 @@ class HeadSteps:
             the n new ones.
             plain: never use a compiled program.
         """
-        cache, num_new = self.cache, tokens.shape[1]
-        lengths = cache.known_lengths[rows]
-        positions = (cache.base(tokens.device)[rows, None] + offsets).expand_as(tokens)
-        whole = len(lengths) == len(cache.lengths) and cache.num_slots > 0
-        compiled = self._layers
-        if compiled and (plain or not (whole and compiled.serves(len(lengths), num_new))):
-            compiled = None
-        ahead = tree.shape[-1] - num_new
-        if compiled is None:
-            # Lengths that are on the device only belong to a graph, which is made of compiled steps.
-            cache.aim(WritePlan.decode(cache.lengths, rows, num_new, tokens.device, ahead))
-            return self._layer(tokens, states, positions, tree_mask(lengths, tree), cache)
-        cache.aim(WritePlan.program(lengths, num_new, tokens.device, ahead))
-        mask = tree_mask(lengths, tree, cache.num_slots)
-        outputs: Tensor = compiled(tokens.contiguous(), states, positions, mask=mask, cache=cache)
+        positions = (self.cache.base(tokens.device)[rows, None] + offsets).expand_as(tokens)
+        outputs: Tensor = self.forward(rows, (tokens.contiguous(), states, positions), tree, plain=plain)
         return outputs
 
     def best(self, states: Tensor, num_children: int) -> Proposals:

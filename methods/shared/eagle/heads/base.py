@@ -2,37 +2,29 @@
 
 `DraftHead` is what drafting, checkpoints and training use of a head; `eagle1` and `eagle3` implement it.
 
-Shapes: B sequences, n rows, H hidden size of the head, F width of the target's features, V draft vocabulary,
-A attention heads, D head dimension.
+Shapes: B sequences, n rows, H hidden size of the head, F width of the target's features, V draft vocabulary.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig
-from transformers.activations import ACT2FN
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from harness.drafting.drafter import HiddenTap, TargetView
 from harness.drafting.trainable import TrainingRow
 from methods.shared.eagle.config import Evidence, HeadConfig
+from methods.shared.eagle.heads.layer import Attend, DecoderLayer, LayerShape, rope_config
 
 if TYPE_CHECKING:
     from methods.shared.eagle.training import DraftVocabulary, EagleRecipe, Step
 
 Architecture = Literal["eagle", "eagle3"]
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Maps query [B, A, m, D], key and value [B, kv, n, D] (rotated) to the attention's output [B, m, A, D].
-
-Whoever runs the head owns the keys and values of the past: the drafter its cache, the trainer its unrolled
-steps.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +40,10 @@ class AuxLayers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadShape:
+class HeadShape(LayerShape):
     """Everything that determines a head's tensors and arithmetic; the defaults are the official code's."""
 
     architecture: Architecture
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
     vocab_size: int
     """The target's."""
     draft_vocab_size: int
@@ -64,17 +51,7 @@ class HeadShape:
     target_hidden_size: int
     """Width of one tapped state."""
     num_taps: int = 1
-    hidden_act: str = "silu"
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    """10000 where a checkpoint does not give it, whatever the target has."""
-    rope_scaling: dict[str, Any] | None = None
-    max_position_embeddings: int = 2048
     fc_bias: bool = False
-    qkv_bias: bool = False
-    o_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
     norm_before_residual: bool = False
     """The residual carries the normed state."""
     norm_output: bool = False
@@ -116,7 +93,7 @@ class DraftHead(nn.Module, ABC):
         self.shape = shape
         self.layer = self.new_layer(shape)
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size) if shape.own_embedding else None
-        self.rotary = LlamaRotaryEmbedding(_rope_config(shape))
+        self.rotary = LlamaRotaryEmbedding(rope_config(shape))
         size = shape.hidden_size
         self.fc = nn.Linear(self.fc_width(shape), size, bias=shape.fc_bias)
         # None: the target's LM head is used, as it always is where the head drafts the target's vocabulary.
@@ -228,91 +205,3 @@ class DraftHead(nn.Module, ABC):
         self.eval()
         self.requires_grad_(False)
         return self
-
-
-class DecoderLayer(nn.Module):
-    """A decoder layer whose attention reads `width` values per row."""
-
-    def __init__(self, shape: HeadShape, width: int) -> None:
-        super().__init__()
-        self.self_attn = _Attention(shape, width)
-        self.mlp = _Mlp(shape)
-        self.post_attention_layernorm = nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps)
-
-    def inputs(self, embedded: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """What attention reads [B, n, width] and what the residual carries [B, n, H]."""
-        return states, states
-
-    def forward(
-        self,
-        embedded: Tensor,
-        states: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        attend: Attend,
-        rows: Tensor | None,
-    ) -> Tensor:
-        """Outputs [B, n, H], or [B, m, H] where `rows` [m] are asked for."""
-        read, states = self.inputs(embedded, states)
-        if rows is not None:
-            states = states[:, rows]
-        states = states + self.self_attn(read, rotation, attend, rows)
-        output: Tensor = states + self.mlp(self.post_attention_layernorm(states))
-        return output
-
-
-class _Attention(nn.Module):
-    def __init__(self, shape: HeadShape, width: int) -> None:
-        super().__init__()
-        self.head_dim = shape.head_dim
-        queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-        self.q_proj = nn.Linear(width, queries, bias=shape.qkv_bias)
-        self.k_proj = nn.Linear(width, keys, bias=shape.qkv_bias)
-        self.v_proj = nn.Linear(width, keys, bias=shape.qkv_bias)
-        self.o_proj = nn.Linear(queries, shape.hidden_size, bias=shape.o_bias)
-        self.q_norm = nn.RMSNorm(shape.head_dim, shape.rms_norm_eps) if shape.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(shape.head_dim, shape.rms_norm_eps) if shape.qk_norm else nn.Identity()
-
-    def forward(
-        self, read: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend, rows: Tensor | None
-    ) -> Tensor:
-        asking = read if rows is None else read[:, rows]
-        query = self.q_norm(self._split(self.q_proj(asking))).transpose(1, 2)
-        key = self.k_norm(self._split(self.k_proj(read))).transpose(1, 2)
-        value = self._split(self.v_proj(read)).transpose(1, 2)
-        if rows is None:
-            query, key = apply_rotary_pos_emb(query, key, *rotation)
-        else:
-            query, _ = apply_rotary_pos_emb(query, query, *(part[:, rows] for part in rotation))
-            _, key = apply_rotary_pos_emb(key, key, *rotation)
-        output: Tensor = self.o_proj(attend(query, key, value).flatten(2))
-        return output
-
-    def _split(self, joined: Tensor) -> Tensor:
-        return joined.view(*joined.shape[:2], -1, self.head_dim)
-
-
-class _Mlp(nn.Module):
-    def __init__(self, shape: HeadShape) -> None:
-        super().__init__()
-        size, inner, bias = shape.hidden_size, shape.intermediate_size, shape.mlp_bias
-        self.gate_proj = nn.Linear(size, inner, bias=bias)
-        self.up_proj = nn.Linear(size, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, size, bias=bias)
-        self.act = ACT2FN[shape.hidden_act]
-
-    def forward(self, states: Tensor) -> Tensor:
-        output: Tensor = self.down_proj(self.act(self.gate_proj(states)) * self.up_proj(states))
-        return output
-
-
-def _rope_config(shape: HeadShape) -> LlamaConfig:
-    """The part of a configuration that the rotary embedding of transformers reads."""
-    rope = dict(shape.rope_scaling or {"rope_type": "default"})
-    rope.setdefault("rope_type", rope.pop("type", "default"))
-    return LlamaConfig(
-        hidden_size=shape.num_heads * shape.head_dim,
-        num_attention_heads=shape.num_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=shape.max_position_embeddings,
-        rope_parameters={**rope, "rope_theta": shape.rope_theta},
-    )

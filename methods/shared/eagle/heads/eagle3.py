@@ -18,7 +18,8 @@ from typing_extensions import override
 from harness.drafting.drafter import HiddenTap, TargetView
 from harness.drafting.trainable import TrainingRow
 from methods.shared.eagle.config import Evidence, HeadConfig
-from methods.shared.eagle.heads.base import Attend, AuxLayers, DecoderLayer, DraftHead, HeadShape
+from methods.shared.eagle.heads.base import AuxLayers, DraftHead, HeadShape
+from methods.shared.eagle.heads.layer import Attend, DecoderLayer
 from methods.shared.eagle.training import DraftVocabulary, EagleRecipe, Step, unrolled_steps
 
 _SHARPNESS = 32.0

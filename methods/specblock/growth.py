@@ -1,0 +1,167 @@
+"""One round of SpecBlock: rows that stay in its cache, then blocks that start from guesses and do not.
+
+Shapes: B sequences, m pairs, P starts of blocks, I blocks so far, K slots, c children, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from harness.drafting.trees import Proposals
+from methods.specblock.steps import BlockSteps, Guesses
+
+_CHUNK = 256
+"""Rows of a prompt that are fed at once; their mask is quadratic."""
+
+
+class BlockGrowth:
+    """The `Grower` of one round, which trees of blocks can ask for whole blocks, too."""
+
+    def __init__(
+        self, steps: BlockSteps, row: int | None = None, skipped: Sequence[int] | None = None
+    ) -> None:
+        """
+        row: the only sequence of the cache that is fed and grown; None: all of them. skipped: of each fed sequence,
+        by how much the position of its next row exceeds the number of rows before it; None: by nothing.
+        """
+        self._steps, self._cache, self._row, self._skipped = steps, steps.cache, row, skipped
+        self._num_slots = steps.slots_per_row
+
+    def begin(self, num_rows: int) -> None:
+        """Forget the cache."""
+        self._cache.clear(num_rows)
+
+    def padded(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and tokens of pairs, with rows added up to a number that is compiled for."""
+        more = self._steps.size_for(*tokens.shape) - tokens.shape[1]
+        if more and self._row is None:
+            return pad(features, (0, 0, 0, more)), pad(tokens, (0, more))
+        return features, tokens
+
+    def feed(self, features: Tensor, tokens: Tensor, counts: Sequence[int] | Tensor) -> Tensor:
+        """Take in true pairs: features [B, m, F], and tokens [B, m] that each follow their feature.
+
+        The first `counts[b]` rows of each sequence stay in the cache; counts is a tensor [B] where the host does
+        not know them. Returns the outputs [B, m, K, H] of the rows.
+        """
+        features, tokens = self.padded(features, tokens)
+        (num_rows, num_pairs), slots, device = tokens.shape, self._num_slots, tokens.device
+        conditions = self._steps.network.condition(features)
+        first = self._cache.base(device)[self._rows] // slots
+        if self._skipped is not None:
+            first = first + torch.tensor(list(self._skipped)).to(device, non_blocking=True)
+        pieces = []
+        for start in range(0, num_pairs, _CHUNK):
+            here = slice(start, start + _CHUNK)
+            count = tokens[:, here].shape[1]
+            behind = torch.ones(count * slots, (start + count) * slots, dtype=torch.bool, device=device)
+            places = torch.arange(start, start + count, device=device)
+            outputs = self._steps.run(
+                self._rows,
+                tokens[:, here],
+                conditions[:, here],
+                first[:, None] + places,
+                behind.tril(start * slots).expand(num_rows, -1, -1),
+                # The remainder of a long prompt may have any length.
+                plain=num_pairs > _CHUNK,
+            )
+            pieces.append(outputs)
+        found = torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
+        if isinstance(counts, Tensor):
+            self._cache.advance(counts * slots)
+            last = counts - 1
+        else:
+            fed = [0] * len(self._cache.lengths)
+            fed[self._rows] = [count * slots for count in counts]
+            self._cache.advance(fed)
+            last = torch.tensor(list(counts)).to(device, non_blocking=True) - 1
+        rows = torch.arange(num_rows, device=device)
+        self._base = first + last
+        self._outputs = found[rows, last][:, None]
+        self._seen = torch.zeros(num_rows, 1, slots, dtype=torch.bool, device=device)
+        self._guesses: Guesses | None = None
+        self._at = torch.zeros(2, num_rows, 1, dtype=torch.int64, device=device)
+        return found
+
+    def rewind(self) -> None:
+        """Forget the blocks that were started from guesses; what was fed stays."""
+        self._outputs, self._seen = self._outputs[:, :1], self._seen[:, :1, : self._num_slots]
+        self._at = self._at[:, :, :1]
+        if self._guesses is not None:
+            self._guesses = Guesses(*(part[:, :1] for part in self._guesses))
+
+    @property
+    def context(self) -> float:
+        """Cached rows per sequence, which are as many as tokens that the target has cached."""
+        lengths = self._cache.lengths[self._rows]
+        return sum(lengths) / len(lengths) / self._num_slots
+
+    def first(self, num_children: int) -> Guesses:
+        """What the block after the pending token guesses; r = 1."""
+        if self._guesses is None:
+            self._guesses = self._steps.guess(self._outputs, num_children)
+        return self._guesses
+
+    def blocks(self, origins: Tensor, slots: Tensor, tokens: Tensor, num_children: int) -> Guesses:
+        """What P further blocks guess; they are numbered in the order in which they were asked for, from 1.
+
+        A block starts from the token `tokens` [B, P] that was guessed after slot `slots` [B, P] of block `origins`
+        [B, P] took its turn, so that it sees the slots of that block up to this one, what that block saw of other
+        blocks, and every committed position but the last, which it sees as far as its first block's slots.
+        """
+        (num_rows, num_blocks), count, device = tokens.shape, self._num_slots, tokens.device
+        rows = torch.arange(num_rows, device=device)[:, None]
+        places = torch.arange(self._seen.shape[-1], device=device)
+        own = (places // count == origins[..., None]) & (places % count <= slots[..., None])
+        seen = self._seen[rows, origins] | own
+        among = torch.ones(count, count, dtype=torch.bool, device=device).tril()
+        among = torch.block_diag(*[among] * num_blocks)
+        tree = torch.cat(
+            [seen.repeat_interleave(count, dim=1), among.expand(num_rows, -1, -1)], dim=-1
+        )
+        outputs = self._steps.run(
+            self._rows,
+            tokens,
+            self._outputs[rows, origins, slots],
+            self._base[:, None].expand_as(tokens),
+            tree,
+            again=count,
+        )
+        self._outputs = torch.cat([self._outputs, outputs], dim=1)
+        more = num_blocks * count
+        self._seen = torch.cat([pad(self._seen, (0, more)), pad(seen, (0, more))], dim=1)
+        return self._steps.guess(outputs, num_children)
+
+    def start(self, num_children: int) -> Proposals:
+        """The root's best children; see `Grower`."""
+        guesses = self.first(num_children)
+        return Proposals(guesses.tokens[:, 0, 0], guesses.log_probs[:, 0, 0])
+
+    def expand(self, tokens: Tensor, parents: Tensor, num_children: int) -> Proposals:
+        """The best children of nodes; see `Grower`.
+
+        The next slot of its parent's block guesses after a node that the block itself thought likeliest; any other
+        node starts a block.
+        """
+        guesses, device = self.first(num_children), tokens.device
+        rows = torch.arange(len(tokens), device=device)[:, None]
+        origins, slots = self._at[:, rows, parents + 1]
+        follows = (tokens == guesses.tokens[rows, origins, slots, 0]) & (slots + 1 < self._num_slots)
+        number = guesses.tokens.shape[1] + torch.arange(tokens.shape[1], device=device)
+        # On other devices to ask whether all follow would take as long as to run the blocks.
+        if device.type != "cpu" or not bool(follows.all()):
+            more = self.blocks(origins, slots, tokens, num_children)
+            guesses = Guesses(*(torch.cat(parts, dim=1) for parts in zip(guesses, more, strict=True)))
+            self._guesses = guesses
+        origins = torch.where(follows, origins, number)
+        slots = torch.where(follows, slots + 1, 0)
+        self._at = torch.cat([self._at, torch.stack([origins, slots])], dim=-1)
+        return Proposals(guesses.tokens[rows, origins, slots], guesses.log_probs[rows, origins, slots])
+
+    @property
+    def _rows(self) -> slice:
+        return slice(0, len(self._cache.lengths)) if self._row is None else slice(self._row, self._row + 1)
