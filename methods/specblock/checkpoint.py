@@ -1,5 +1,5 @@
-"""SpecBlock's released checkpoints (github.com/shiweijiezero/SpecBlock): config.json, model.safetensors, and the
-vocabulary map once more in vocab_mapping.pt. The release stores no embedding, because it is the target's.
+"""SpecBlock's released checkpoints (github.com/shiweijiezero/SpecBlock): config.json, model.safetensors, and
+the vocabulary map once more in vocab_mapping.pt. The release stores no embedding, because it is the target's.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def _read_shape(files: HeadFiles, common: dict[str, Any], where: str) -> BlockSh
     config, tensors = files.config, files.tensors
     classes = number_of(config, "rank_classes", where, RANK_CLASSES)
     if classes != RANK_CLASSES:
-        raise ConfigError(f"{where}: its config.json says rank_classes={classes}; only {RANK_CLASSES} are known")
+        raise ConfigError(
+            f"{where}: its config.json says rank_classes={classes}; only {RANK_CLASSES} are known"
+        )
     condition = tensors.get("input_layer.condition_proj.weight")
     num_taps = 3 if condition is None else condition.shape[-1] // common["target_hidden_size"]
     own_embedding = "input_layer.embed_tokens.weight" in tensors

@@ -25,8 +25,9 @@ class BlockGrowth:
         self, steps: BlockSteps, row: int | None = None, skipped: Sequence[int] | None = None
     ) -> None:
         """
-        row: the only sequence of the cache that is fed and grown; None: all of them. skipped: of each fed sequence,
-        by how much the position of its next row exceeds the number of rows before it; None: by nothing.
+        row: the only sequence of the cache that is fed and grown; None: all of them. skipped: of each fed
+        sequence, by how much the position of its next row exceeds the number of rows before it; None: by
+        nothing.
         """
         self._steps, self._cache, self._row, self._skipped = steps, steps.cache, row, skipped
         self._num_slots = steps.slots_per_row
@@ -45,8 +46,8 @@ class BlockGrowth:
     def feed(self, features: Tensor, tokens: Tensor, counts: Sequence[int] | Tensor) -> Tensor:
         """Take in true pairs: features [B, m, F], and tokens [B, m] that each follow their feature.
 
-        The first `counts[b]` rows of each sequence stay in the cache; counts is a tensor [B] where the host does
-        not know them. Returns the outputs [B, m, K, H] of the rows.
+        The first `counts[b]` rows of each sequence stay in the cache; counts is a tensor [B] where the host
+        does not know them. Returns the outputs [B, m, K, H] of the rows.
         """
         features, tokens = self.padded(features, tokens)
         (num_rows, num_pairs), slots, device = tokens.shape, self._num_slots, tokens.device
@@ -109,9 +110,10 @@ class BlockGrowth:
     def blocks(self, origins: Tensor, slots: Tensor, tokens: Tensor, num_children: int) -> Guesses:
         """What P further blocks guess; they are numbered in the order in which they were asked for, from 1.
 
-        A block starts from the token `tokens` [B, P] that was guessed after slot `slots` [B, P] of block `origins`
-        [B, P] took its turn, so that it sees the slots of that block up to this one, what that block saw of other
-        blocks, and every committed position but the last, which it sees as far as its first block's slots.
+        A block starts from the token `tokens` [B, P] that was guessed after slot `slots` [B, P] of block
+        `origins` [B, P] took its turn, so that it sees the slots of that block up to this one, what that
+        block saw of other blocks, and every committed position but the last, which it sees as far as its
+        first block's slots.
         """
         (num_rows, num_blocks), count, device = tokens.shape, self._num_slots, tokens.device
         rows = torch.arange(num_rows, device=device)[:, None]
@@ -120,9 +122,7 @@ class BlockGrowth:
         seen = self._seen[rows, origins] | own
         among = torch.ones(count, count, dtype=torch.bool, device=device).tril()
         among = torch.block_diag(*[among] * num_blocks)
-        tree = torch.cat(
-            [seen.repeat_interleave(count, dim=1), among.expand(num_rows, -1, -1)], dim=-1
-        )
+        tree = torch.cat([seen.repeat_interleave(count, dim=1), among.expand(num_rows, -1, -1)], dim=-1)
         outputs = self._steps.run(
             self._rows,
             tokens,
@@ -144,8 +144,8 @@ class BlockGrowth:
     def expand(self, tokens: Tensor, parents: Tensor, num_children: int) -> Proposals:
         """The best children of nodes; see `Grower`.
 
-        The next slot of its parent's block guesses after a node that the block itself thought likeliest; any other
-        node starts a block.
+        The next slot of its parent's block guesses after a node that the block itself thought likeliest; any
+        other node starts a block.
         """
         guesses, device = self.first(num_children), tokens.device
         rows = torch.arange(len(tokens), device=device)[:, None]

@@ -1,11 +1,12 @@
 """The network of SpecBlock (Shi et al. 2026, arXiv 2605.07243), under the names of its released checkpoints.
 
-Every committed position has K slots, which guess the K tokens after the known one. Position, known token and slot
-are summed up in one state per slot. Before every layer but the first, a slot is fused with its predecessor's output
-of the layer before, so that guesses depend on one another although all are computed at once. A small classifier
-estimates how far down its own list a slot has to be searched.
+Every committed position has K slots, which guess the K tokens after the known one. Position, known token and
+slot are summed up in one state per slot. Before every layer but the first, a slot is fused with its
+predecessor's output of the layer before, so that guesses depend on one another although all are computed at
+once. A small classifier estimates how far down its own list a slot has to be searched.
 
-Shapes: B sequences, n positions, K slots, H hidden size, F width of the target's features, V draft vocabulary.
+Shapes: B sequences, n positions, K slots, H hidden size, F width of the target's features, V draft
+vocabulary.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class BlockNetwork(OneCallNetwork):
         """Outputs [B, n, K, H] of blocks, before the last norm.
 
         Args:
-            conditions: [B, n, H]: of a first block `condition`, of a later one the output of the slot that it starts
+            conditions: [B, n, H]: of a first block `condition`, of a later one the output of the slot that it
+            starts
                 from.
             embedded: [B, n, H], embeddings of the known tokens.
             positions: [B, n] int64, the index of the known tokens' features; those of the slots follow.
@@ -111,9 +113,7 @@ class BlockNetwork(OneCallNetwork):
         No gradient reaches the outputs. num_best: see `rank_features`.
         """
         with torch.no_grad():
-            read = torch.cat(
-                [self.norm(states), rank_features(logits, num_best).to(states.dtype)], dim=-1
-            )
+            read = torch.cat([self.norm(states), rank_features(logits, num_best).to(states.dtype)], dim=-1)
         ranked: Tensor = self.rank_head(read)
         return ranked
 
@@ -150,8 +150,8 @@ def rank_features(logits: Tensor, num_best: int) -> Tensor:
     """What the rank head reads beside the state: [..., 15] float32 of logits [..., V].
 
     The ten best log-probabilities, the gaps from the best logit to the second, third and fifth, the best
-    probability and the entropy, all of the distribution over the `num_best` best tokens alone. Training takes 20;
-    the released inference takes 10, so its rank head reads what it was not trained on.
+    probability and the entropy, all of the distribution over the `num_best` best tokens alone. Training takes
+    20; the released inference takes 10, so its rank head reads what it was not trained on.
     """
     best = logits.float().topk(num_best, dim=-1).values
     log_probs = best.log_softmax(-1)

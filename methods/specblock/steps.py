@@ -1,4 +1,5 @@
-"""The steps of SpecBlock's network behind a cache: blocks over new rows, and the best children of their slots.
+"""The steps of SpecBlock's network behind a cache: blocks over new rows, and the best children of their
+slots.
 
 Shapes: B sequences, r rows, K slots, c children, E slots behind the cached ones, H hidden size.
 """
@@ -44,8 +45,8 @@ class BlockSteps(CachedSteps):
         tree_sizes: Sequence[int] = (),
     ) -> None:
         """
-        cache: see `CachedSteps`. rank_topk: see `rank_features`. tree_sizes: further numbers of rows to compile
-        for.
+        cache: see `CachedSteps`. rank_topk: see `rank_features`. tree_sizes: further numbers of rows to
+        compile for.
         """
         sizes = sorted({*_SIZES, *tree_sizes})
         super().__init__(target, self._block, cache, sizes, network.shape.num_slots)

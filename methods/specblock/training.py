@@ -1,16 +1,18 @@
-"""SpecBlock's training: blocks are unrolled on their own outputs, and a slot counts where all before it were right.
+"""SpecBlock's training: blocks are unrolled on their own outputs, and a slot counts where all before it were
+right.
 
-Shi et al. 2026, arXiv 2605.07243, and the release. Block 1 starts at every position, a later block from a slot drawn
-for the whole call. In the release a row of a later block also sees that block's rows at earlier positions, which do
-not exist in drafting; here it does not, unless `mask=released`. Where this departs from the release: one row holds
-several documents, and a row counts where drafting would ask for its guess: all tokens from the known one to the
-guessed one are of one answer.
+Shi et al. 2026, arXiv 2605.07243, and the release. Block 1 starts at every position, a later block from a
+slot drawn for the whole call. In the release a row of a later block also sees that block's rows at earlier
+positions, which do not exist in drafting; here it does not, unless `mask=released`. Where this departs from
+the release: one row holds several documents, and a row counts where drafting would ask for its guess: all
+tokens from the known one to the guessed one are of one answer.
 
 Shapes: L tokens of a packed row, R rows that are unrolled, K slots, H hidden size, V draft vocabulary.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,15 +47,15 @@ class BlockRecipe:
     valid_prefix: bool = True
     """A slot counts only where all slots before it in its block guessed the target's token."""
     prefix_from: float = Field(default=0.0, ge=0, le=1)
-    """Share of the training during which all slots count, because later slots learn nothing before the first is
-    right; 0 as in the release."""
+    """Share of the training during which all slots count, because later slots learn nothing before the first
+    is right; 0 as in the release."""
     mask: Literal["decoding", "released"] = "decoding"
     """Whether later blocks see what they will see in drafting, or what they saw in the release's training."""
     draft_loss_topk: int | None = Field(default=None, ge=1)
     """Count only so many of the target's most probable tokens, not renormalised; None: all."""
     row_share: float = Field(default=1.0, gt=0, le=1)
-    """Share of the counting rows that is drawn to have a loss. A small share saves most of the work and leaves the
-    expected loss unchanged. The released mask needs all."""
+    """Share of the counting rows that is drawn to have a loss. A small share saves most of the work and
+    leaves the expected loss unchanged. The released mask needs all."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class BlockGoals:
     """[L] int64: a slot of row i has goal j only if both are of one group."""
 
     def find(self, rows: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """For goals `rows + step` [R]: their index in `probs`, whether there is one, and whether it counts."""
+        """For goals `rows + step` [R]: their index in `probs`, whether there is one, and whether it
+        counts."""
         wanted = (rows + step).clamp(max=len(self.place) - 1)
         found = self.place[wanted]
         known = (rows + step < len(self.place)) & (self.group[wanted] == self.group[rows]) & (found >= 0)
@@ -143,9 +146,9 @@ def _cross_entropy(logits: Tensor, probs: Tensor, topk: int | None) -> Tensor:
 class _RankLoss:
     """The rank head's loss over the slots of a block.
 
-    Cross entropy to labels that leave some mass to neighbouring classes, more to those that search too far than to
-    those that stop too early. A row weighs more the further its estimate is off, twice as much where it stops too
-    early, and less where its class is frequent.
+    Cross entropy to labels that leave some mass to neighbouring classes, more to those that search too far
+    than to those that stop too early. A row weighs more the further its estimate is off, twice as much where
+    it stops too early, and less where its class is frequent.
     """
 
     def __init__(self, recipe: BlockRecipe) -> None:
@@ -206,10 +209,11 @@ class Unrolling:
         self._positions = positions
         ends = (document[1:] != document[:-1]).nonzero()[:, 0] + 1
         cuts = [0, *ends.tolist(), len(document)]
-        self._spans = [slice(begin, end) for begin, end in zip(cuts, cuts[1:], strict=False)]
+        self._spans = [slice(begin, end) for begin, end in itertools.pairwise(cuts)]
         self._first: list[tuple[Tensor, Tensor]] = []
         self._own: list[list[tuple[Tensor, Tensor]]] = []
-        """Per block, of which the first is block 1 at the unrolled rows, per layer: keys and values [R, kv, K, D]."""
+        """Per block, of which the first is block 1 at the unrolled rows, per layer: keys and values [R, kv,
+        K, D]."""
         self._lengths: list[int] = []
 
     def first(self, features: Tensor, embedded: Tensor) -> Tensor:
@@ -219,7 +223,9 @@ class Unrolling:
         outputs = network(network.condition(features)[None], embedded[None], self._positions[None], attend)
         own = []
         for keys, values in self._first:
-            parts = (part[0].unflatten(1, (-1, slots))[:, self._rows].transpose(0, 1) for part in (keys, values))
+            parts = (
+                part[0].unflatten(1, (-1, slots))[:, self._rows].transpose(0, 1) for part in (keys, values)
+            )
             own.append((*parts,))
         self._own.append(own)  # type: ignore[arg-type]
         chosen: Tensor = outputs[0, self._rows]
@@ -228,7 +234,8 @@ class Unrolling:
     def later(self, outputs: Tensor, length: int, embedded: Tensor) -> Tensor:
         """Outputs [R, K, H] of the next block.
 
-        outputs: of the block before, of which `length` slots are taken. embedded [R, H]: of the last taken token.
+        outputs: of the block before, of which `length` slots are taken. embedded [R, H]: of the last taken
+        token.
         """
         self._lengths.append(length)
         self._own.append([])

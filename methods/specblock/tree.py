@@ -1,9 +1,10 @@
 """RankTree: SpecBlock's trees, as wide as the estimated rank of the target's token, in two blocks.
 
-Shi et al. 2026, arXiv 2605.07243, and the three tree builders of the release. A block is a chain of its slots' best
-tokens with siblings beside them; the next block starts from every sibling and from every chain node that has some.
-Where this departs from the release: sequences are batched, ties go to the node that was proposed first, and nodes
-with equal paths are always merged, before or after pruning, because siblings must be distinct.
+Shi et al. 2026, arXiv 2605.07243, and the three tree builders of the release. A block is a chain of its
+slots' best tokens with siblings beside them; the next block starts from every sibling and from every chain
+node that has some. Where this departs from the release: sequences are batched, ties go to the node that was
+proposed first, and nodes with equal paths are always merged, before or after pruning, because siblings must
+be distinct.
 
 Shapes: B sequences, P blocks, K slots, c candidates of a slot, N candidates in all, n nodes of the draft.
 """
@@ -80,8 +81,8 @@ class RankTree(TreePolicy):
     cut: bool = False
     """Whether fewer children are enough where the likeliest one is probable, as in the release."""
     merge_first: bool = False
-    """Whether nodes with equal paths are merged before the tree is pruned to the budget, as in the release, and
-    not after."""
+    """Whether nodes with equal paths are merged before the tree is pruned to the budget, as in the release,
+    and not after."""
     max_starts: int = Field(default=40, ge=1)
     """The most nodes that a block may start from; the likeliest ones do. 40 is no limit for four slots."""
 
@@ -236,7 +237,8 @@ def _representatives(tokens: Tensor, parents: Tensor, valid: Tensor, num_levels:
 
 
 def _first_ones(draft: Draft, kept: Tensor, most: int) -> Draft:
-    """The nodes that are kept [B, N], at most `most`, in a rectangle that is as wide without asking the device."""
+    """The nodes that are kept [B, N], at most `most`, in a rectangle that is as wide without asking the
+    device."""
     on_host = kept.device.type == "cpu"
     size = kept.sum(-1)
     width = int(size.max()) if on_host else min(most, kept.shape[1])

@@ -46,8 +46,8 @@ class HeadFiles:
     config: dict[str, Any]
     """config.json as it is."""
     tensors: dict[str, Tensor]
-    """By their names in `DraftHead` (or as they are, see `read_raw`), with the vocabulary maps `d2t`, `t2d` and `hot_token_id`; they may be
-    mapped from the file."""
+    """By their names in `DraftHead` (or as they are, see `read_raw`), with the vocabulary maps `d2t`, `t2d`
+    and `hot_token_id`; they may be mapped from the file."""
     card: dict[str, Any]
     """JSON types: path, revision (commit on the hub), format (whose), sha256 (of the weight files, its first
     16 hex digits), and `training` if the head's own card.json describes it."""

@@ -1,4 +1,5 @@
-"""Steps of draft networks behind a cache; of a head: its layer over new rows, and the best children of states.
+"""Steps of draft networks behind a cache; of a head: its layer over new rows, and the best children of
+states.
 
 They are compiled where the target's steps are (`target.compile=true`), and captured as graphs on CUDA.
 

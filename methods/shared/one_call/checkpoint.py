@@ -21,7 +21,8 @@ from methods.shared.one_call.network import NetworkShape, OneCallNetwork
 Shape = TypeVar("Shape", bound=NetworkShape)
 Network = TypeVar("Network", bound=OneCallNetwork)
 _UNUSED = ("head_dim",)
-"""Entries of config.json that the released code does not read: heads are as wide as the states are divided."""
+"""Entries of config.json that the released code does not read: heads are as wide as the states are
+divided."""
 
 
 class Loaded(NamedTuple, Generic[Network]):
@@ -73,9 +74,7 @@ class Layout(NamedTuple, Generic[Shape, Network]):
         card = {**files.card, "format": self.name}
         return self._ready(network, tensors, dtype, device, card, shape)
 
-    def random(
-        self, shape: Shape, dtype: torch.dtype, device: torch.device, seed: int
-    ) -> Loaded[Network]:
+    def random(self, shape: Shape, dtype: torch.dtype, device: torch.device, seed: int) -> Loaded[Network]:
         """A network with random weights, to measure time alone; torch's random state is left as it was.
 
         Raises:
@@ -97,7 +96,9 @@ class Layout(NamedTuple, Generic[Shape, Network]):
         card = {"path": None, "format": "random", "seed": seed}
         return self._ready(network, tensors, dtype, device, card, shape)
 
-    def save(self, network: Network, shape: Shape, folder: Path, card: Mapping[str, Any]) -> dict[str, Tensor]:
+    def save(
+        self, network: Network, shape: Shape, folder: Path, card: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
         """Write config.json, model.safetensors and card.json; returns the vocabulary map that was written."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
         marked = torch.zeros(shape.vocab_size, dtype=torch.bool)
@@ -121,7 +122,14 @@ class Layout(NamedTuple, Generic[Shape, Network]):
     ) -> Loaded[Network]:
         network = filled(network, tensors, dtype, device)
         count = sum(parameter.numel() for parameter in network.parameters())
-        names = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "draft_vocab_size")
+        names = (
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "draft_vocab_size",
+        )
         sizes = {name: getattr(shape, name) for name in (*names, "rope_theta")}
         return Loaded(network, {**card, "num_parameters": count, **sizes})
 
@@ -169,7 +177,13 @@ def _common(config: HeadConfig, files: HeadFiles, where: str) -> dict[str, Any]:
     """The fields of a shape that all networks read alike."""
     stated = {
         key: number_of(files.config, key, where)
-        for key in ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+        for key in (
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "num_hidden_layers",
+            "vocab_size",
+        )
     }
     num_heads, size = stated["num_attention_heads"], stated["hidden_size"]
     shared = {"hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "max_position_embeddings"}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-from typing_extensions import Self
+
 
 from methods.shared.eagle.heads.layer import LayerShape, PlainLayer, rope_config
 
