@@ -57,6 +57,7 @@ class Job:
                 self._store.check_writable()
                 plan = make_plan(self._config, self._overrides)
                 plan.tracker.require()
+                stack.callback(plan.engine.close)
                 units = plan.engine.units(plan.target)
                 stack.enter_context(machine_lock(units, plan.measure.timed, self._console.note))
                 session = Session(plan, self._console)

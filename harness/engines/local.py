@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from typing_extensions import override
@@ -28,6 +29,8 @@ from harness.system.processes import agreed, expect_processes
 from harness.system.progress import waiting
 from harness.target.model import Target
 from harness.target.spec import LoadedWeights, TargetSpec
+
+Loop = TypeVar("Loop", bound=DecodingLoop)
 
 
 @configurable
@@ -124,13 +127,18 @@ class Local(Engine):
             self._warm_up(workload.batch_size)
         for remark in self.target.remarks:
             note(remark)
-        self._loop = DecodingLoop(
+        self._workload = workload
+        self._loop = self.loop(DecodingLoop)
+
+    def loop(self, kind: type[Loop]) -> Loop:
+        """A loop of this kind over the target, with the steps that `prepare` has chosen."""
+        return kind(
             self.target,
             self.weights.end_token_ids,
             self.weights.max_context,
-            timed=workload.timed,
+            timed=self._workload.timed,
             widths=cheapest_widths(self._step_timings.verify_ns) if self._step_timings else (),
-            batch_size=workload.batch_size,
+            batch_size=self._workload.batch_size,
         )
 
     def _warm_up(self, batch_size: int) -> None:
@@ -147,7 +155,7 @@ class Local(Engine):
                 drafter.check(prompts)
 
     @override
-    def begin_run(self) -> None:
+    def begin_run(self, logs: Path | None = None) -> None:
         for drafter in self._drafters.values():
             drafter.new_call(keep_memory=False)
 
