@@ -57,9 +57,9 @@ class Job:
                 self._store.check_writable()
                 plan = make_plan(self._config, self._overrides)
                 plan.tracker.require()
-                stack.callback(plan.engine.close)
                 units = plan.engine.units(plan.target)
                 stack.enter_context(machine_lock(units, plan.measure.timed, self._console.note))
+                stack.callback(plan.engine.close)
                 session = Session(plan, self._console)
                 experiments = [Experiment(session, params) for params in plan.decodings.values()]
             except (Exception, KeyboardInterrupt) as error:

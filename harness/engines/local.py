@@ -45,6 +45,7 @@ class Local(Engine):
 
     @override
     def refuse(self, arms: Mapping[str, Method], rungs: Mapping[str, Method], acceptor: Acceptor) -> None:
+        self._rungs = [rung for rung in rungs.values() if isinstance(rung, Rung)]
         for group, methods, base in (("methods", arms, Drafter), ("rungs", rungs, Rung)):
             for name, method in methods.items():
                 if not isinstance(method, base):
@@ -83,6 +84,8 @@ class Local(Engine):
         for name, drafter in self._drafters.items():
             with naming(f"methods.{name}"):
                 drafter.bind(self.target)
+        for rung in self._rungs:
+            rung.bind(target, note)
         # One program serves all arms: it records the hidden states that any of them asks for.
         self.target.set_taps([tap for drafter in self._drafters.values() for tap in drafter.taps])
         return ServedModel(
@@ -158,6 +161,13 @@ class Local(Engine):
     def begin_run(self, logs: Path | None = None) -> None:
         for drafter in self._drafters.values():
             drafter.new_call(keep_memory=False)
+        for rung in self._rungs:
+            rung.begin_run(logs)
+
+    @override
+    def close(self) -> None:
+        for rung in self._rungs:
+            rung.close()
 
     @override
     def generate(

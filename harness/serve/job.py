@@ -79,7 +79,7 @@ def prepared(config: DictConfig, note: Callable[[str], None]) -> Serving:
 
 def _method(config: DictConfig) -> tuple[str, Drafter]:
     """The method that is served: the only one that is chosen, else vanilla."""
-    nodes: dict[str, Any] = dict(OmegaConf.to_container(config.methods, resolve=True) or {})  # type: ignore[arg-type]
+    nodes: Any = OmegaConf.to_container(config.methods, resolve=True)
     chosen = [str(name) for name in nodes if name != "vanilla"] or list(nodes)
     if len(chosen) != 1:
         raise ConfigError(

@@ -50,7 +50,7 @@ class LlamaCpp(_CpuEngine):
     """llama.cpp's server, from the wheel `xllamacpp` or from a binary that was built for this machine."""
 
     name: ClassVar[str] = "llamacpp"
-    package: ClassVar[str] = "xllamacpp"
+    packages: ClassVar[tuple[str, ...]] = ("xllamacpp",)
     binary: str = ""
     """A `llama-server`; "" takes the wheel, which is not built for this machine's processor."""
     gguf: str = ""
@@ -143,7 +143,7 @@ class OpenVINO(_CpuEngine):
     """OpenVINO GenAI's pipeline in float32, one request at a time."""
 
     name: ClassVar[str] = "openvino"
-    package: ClassVar[str] = "openvino-genai"
+    packages: ClassVar[tuple[str, ...]] = ("openvino-genai",)
 
     @override
     def prepare(self, workload: Workload, note: Note) -> None:

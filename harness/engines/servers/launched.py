@@ -32,7 +32,13 @@ _MAX_STARTS = 4
 """Starts of one arm's server; whatever ends it so often will end it again."""
 _NOTICED_S = 3.0
 """Seconds in which the end of a process is noticed after that of its connections."""
-_VERSION = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
+_VERSION = """
+import sys
+from importlib import metadata
+names = {one.metadata["Name"].lower(): one.version for one in metadata.distributions()}
+print(next(f"{name} {names[name]}" for name in sys.argv[1:] if name in names))
+"""
+"""Prints the first of some packages that an environment has."""
 PORT = "PORT"
 """Stands in the command of a card for the port, which every start chooses anew."""
 
@@ -50,8 +56,8 @@ def head_location(head: str) -> str:
 class LaunchedEngine(ServedEngine):
     """Starts a server for each arm on the loopback interface, and ends it with the run however that ends."""
 
-    package: ClassVar[str]
-    """The Python package of the engine, in the environment of `python`."""
+    packages: ClassVar[tuple[str, ...]]
+    """The Python packages that the engine may come as, in the environment of `python`."""
     python: str = ""
     """The Python interpreter of the engine's own environment; "" is this one."""
     arguments: list[str] = Field(default_factory=list)
@@ -121,16 +127,16 @@ class LaunchedEngine(ServedEngine):
         Raises:
             ConfigError: there is no such interpreter, or it has no such package.
         """
-        remedy = "make an environment for it and type engine.python=FOLDER/bin/python; see docs/engines.md"
+        remedy = "make an environment for it, type engine.python=FOLDER/bin/python; see docs/engines.md"
         try:
             found = subprocess.run(
-                [self.interpreter, "-c", _VERSION, self.package], capture_output=True, text=True, check=False
+                [self.interpreter, "-c", _VERSION, *self.packages], capture_output=True, text=True, check=False
             )
         except OSError as error:
             raise ConfigError(f"engine.python={self.python}: cannot be run ({error}); {remedy}") from error
         if found.returncode:
             raise ConfigError(
-                f"engine={self.name}: {self.interpreter} has no package {self.package}; {remedy}"
+                f"engine={self.name}: {self.interpreter} has no package {self.packages[0]}; {remedy}"
             )
         return found.stdout.strip()
 
@@ -199,6 +205,11 @@ class LaunchedEngine(ServedEngine):
             if other != name:
                 one.pause()
         self._processes[name].resume()
+
+    def rest(self) -> None:
+        """Stop the processes of all servers until one of them is asked again."""
+        for one in self._processes.values():
+            one.pause()
 
     @override
     def known(self, name: str, fault: EngineFault) -> EngineFault:

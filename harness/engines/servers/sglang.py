@@ -35,7 +35,7 @@ class SGLang(LaunchedEngine):
     """`sglang.launch_server`; every request says how many verify steps it took."""
 
     name: ClassVar[str] = "sglang"
-    package: ClassVar[str] = "sglang"
+    packages: ClassVar[tuple[str, ...]] = ("sglang",)
     mem_fraction_static: float | None = Field(default=None, gt=0, lt=1)
     """Share of a GPU's memory for weights and cache; None is SGLang's own."""
 

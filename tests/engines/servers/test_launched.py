@@ -35,7 +35,7 @@ class Started(LaunchedEngine):
     """Starts the made-up server of the tests."""
 
     name: ClassVar[str] = "started"
-    package: ClassVar[str] = "pytest"
+    packages: ClassVar[tuple[str, ...]] = ("no-such-package", "pytest")
 
     @override
     def command(self, arm: ServedArm, location: str, port: str) -> list[str]:
@@ -81,7 +81,7 @@ def test_a_run_starts_a_server_per_arm_keeps_their_logs_and_leaves_none(tmp_path
     assert all("listening" in one.read_text() for one in logs)
     card = run.manifest.arms["fast"]["card"]
     assert card["command"][1:] == ["--port", "PORT", "--burst", "3"]
-    assert card["version"] == run.manifest.target["engine_version"] == pytest.__version__
+    assert card["version"] == run.manifest.target["engine_version"] == f"pytest {pytest.__version__}"
     # How other engines are told is no setting of the method itself.
     assert "serve" not in run.manifest.arms["fast"]
 
@@ -186,3 +186,28 @@ def test_an_environment_without_the_engine_is_refused_before_anything_is_loaded(
         plan = plan_of(tmp_path, "engine=vllm", "method=[ngram]", f"engine.python={python}")
         with pytest.raises(ConfigError, match=message):
             measured(plan)
+
+
+def test_an_engine_as_a_rung_is_timed_beside_our_loop_and_rests_meanwhile(tmp_path: Path) -> None:
+    rung = "{_target_: harness.engines.servers.rung.EngineRung, name: other, engine: {_target_: %s}}"
+    target = "tests.engines.servers.test_launched.Started"
+    plan = plan_of(tmp_path, "method=[ngram]", "ladder=none", f"+rungs.other={rung % target}")
+    states: list[str] = []
+    asked = plan.arms["ngram"].propose  # type: ignore[attr-defined]
+
+    def watched(*given: object) -> object:
+        below = psutil.Process().children(recursive=True)
+        states.extend(one.status() for one in below if str(SCRIPT) in one.cmdline()[1:2])
+        return asked(*given)
+
+    plan.arms["ngram"].propose = watched  # type: ignore[attr-defined]
+    run = measured(plan)
+    assert run.finished
+    assert set(states) == {psutil.STATUS_STOPPED}
+    timed = [one for one in run.records if one.arm == "other"]
+    assert timed
+    assert {one.kind for one in timed} == {"rung"}
+    assert all(one.total_ns > 0 for one in timed)
+    # Its tokens are made up.
+    assert {one.verdict.kind for one in timed if one.verdict} == {"broken"}
+    assert left() == []
