@@ -13,12 +13,19 @@ import hydra
 from omegaconf import DictConfig
 
 from harness.cli import hydra_app
+from harness.config import ConfigError
 
 
 @hydra.main(version_base="1.3", config_path="pkg://conf", config_name="serve")
 def serve(config: DictConfig) -> None:
     """Run one composed configuration."""
-    from harness.serve.job import run_server
+    try:
+        from harness.serve.job import run_server
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"{error.name} is not installed, and a server needs it; type"
+            " pip install 'specbench-harness[server]'"
+        ) from error
 
     run_server(config)
 

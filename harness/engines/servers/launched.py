@@ -26,6 +26,7 @@ from harness.engines.servers.process import ServerProcess
 from harness.engines.servers.served import ServedArm, ServedEngine
 from harness.system import provenance
 from harness.system.machine_lock import units_of
+from harness.system.naming import slug
 from harness.target.spec import TargetSpec
 
 _MAX_STARTS = 4
@@ -130,7 +131,10 @@ class LaunchedEngine(ServedEngine):
         remedy = "make an environment for it, type engine.python=FOLDER/bin/python; see docs/engines.md"
         try:
             found = subprocess.run(
-                [self.interpreter, "-c", _VERSION, *self.packages], capture_output=True, text=True, check=False
+                [self.interpreter, "-c", _VERSION, *self.packages],
+                capture_output=True,
+                text=True,
+                check=False,
             )
         except OSError as error:
             raise ConfigError(f"engine.python={self.python}: cannot be run ({error}); {remedy}") from error
@@ -181,7 +185,7 @@ class LaunchedEngine(ServedEngine):
         process = self._processes[name] = ServerProcess(
             name,
             lambda port: [self.interpreter, *self.command(arm, location, str(port))],
-            self._logs / f"{name}.log",
+            self._logs / f"{slug(name)}.log",
             environment={**os.environ, **self.environment},
             start_s=self.start_s,
         )
