@@ -114,7 +114,7 @@ def _counters(records: Columns) -> dict[str, Any]:
     if not known.any():
         return {}
     rounds, drafted, accepted = (
-        int(values[known].sum())
+        int(values[known & (values >= 0)].sum())
         for values in (records.engine_rounds, records.engine_drafted, records.engine_accepted)
     )
     return {

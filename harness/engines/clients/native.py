@@ -48,7 +48,9 @@ class LlamaCppClient(Client):
                 timings = event.get("timings") or {}
                 reply.num_reported = timings.get("predicted_n")
                 if "draft_n" in timings:
-                    reply.counts = EngineCounts(0, int(timings["draft_n"]), int(timings["draft_n_accepted"]))
+                    reply.counts = EngineCounts(
+                        None, int(timings["draft_n"]), int(timings["draft_n_accepted"])
+                    )
 
 
 class SGLangClient(Client):

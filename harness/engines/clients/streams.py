@@ -34,9 +34,9 @@ class Question:
 
 
 class EngineCounts(NamedTuple):
-    """What an engine counted of some requests; `rounds` are those with a draft."""
+    """What an engine counted of some requests; `rounds` are those with a draft, None if it does not say."""
 
-    rounds: int
+    rounds: int | None
     drafted: int
     accepted: int
 

@@ -160,6 +160,7 @@ def _add_vocabulary(writer: Any, tokenizer: Any, vocab_size: int) -> None:
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list([known.get(number, f"[PAD{number}]") for number in range(vocab_size)])
     writer.add_token_types(kinds)
-    writer.add_token_merges(merges)
+    # llama.cpp refuses a vocabulary without merges, as one of bytes alone is.
+    writer.add_token_merges(merges or [_ASCII_SPACE.join((known[0], known[1]))])
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_add_bos_token(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def test_goodput_counts_requests_that_keep_every_limit(limits: dict[str, float],
 
 
 def test_what_was_not_streamed_or_not_timed_is_unknown() -> None:
-    silent = record("1", [2], [5], arrived=[], arrival_ns=[], first_token_ns=None)
+    silent = replace(record("1", [2], [5]), arrived=[], arrival_ns=[], first_token_ns=None)
     assert serving(Columns.of([silent]), {}) is None
     untimed = serving(Columns.of([record("1", [1, 2], [0, 0], timed=False)]), {})
     assert untimed is not None
