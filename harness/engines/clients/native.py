@@ -14,7 +14,7 @@ class LlamaCppClient(Client):
     """llama-server's `/completion`: token ids both ways, drafted and accepted tokens in its timings.
 
     It sends an event per token, also of tokens that one round accepted, so its events are no rounds. It keeps
-    the end token to itself.
+    the end token to itself, and the ids of tokens that are a part of a character: such an answer is refused.
     """
 
     @override
@@ -47,10 +47,20 @@ class LlamaCppClient(Client):
                 reply.finish = "length" if event.get("stop_type") == "limit" else "stop"
                 timings = event.get("timings") or {}
                 reply.num_reported = timings.get("predicted_n")
+                _refuse_lost(reply)
                 if "draft_n" in timings:
                     reply.counts = EngineCounts(
                         None, int(timings["draft_n"]), int(timings["draft_n_accepted"])
                     )
+
+
+def _refuse_lost(reply: Reply) -> None:
+    """Raise EngineFault where fewer ids have come than the server has written, the end token apart."""
+    lost = 0 if reply.num_reported is None else reply.num_reported - len(reply.ids)
+    if lost > (reply.finish == "stop"):
+        raise EngineFault(
+            "engine-garbage", f"the stream lacks the ids of {lost} tokens, which are parts of characters"
+        )
 
 
 class SGLangClient(Client):

@@ -26,7 +26,8 @@ from harness.target.spec import TargetSpec
 class EngineRung(Rung):
     """An engine that is started here, as its users run it; it is stopped while anybody else is measured."""
 
-    name: str  # type: ignore[misc] - the base has one name per class, and here every rung has its own
+    # The base has one name per class, and here every rung has its own.
+    name: str  # type: ignore[misc]
     engine: LaunchedEngine
     settings: dict[str, Any] = Field(default_factory=dict)
     """What it drafts with, as `serve.ENGINE` of a method; empty: nothing."""
