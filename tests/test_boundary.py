@@ -16,10 +16,15 @@ CONVENTIONS = {
     "analysis/metrics.py": {"as_eagle"},
     "reports/replication.py": {"ours as EAGLE", "our_tau_as_eagle", "as_eagle", "_as_eagle"},
     "reports/tables.py": {"as EAGLE", "as_eagle"},
+    # Words of other engines' own interfaces, by which they are asked for what they have.
+    "engines/cpu/engines.py": {"draft-eagle3"},
+    "engines/cpu/openvino_export.py": {"LlamaForCausalLMEagle3"},
+    "engines/servers/sglang.py": {"EAGLE", "EAGLE3", "--speculative-eagle-topk"},
+    "engines/servers/vllm.py": {"eagle", "eagle3"},
     # The order of top-p and top-k in the code of that name; stored settings hold it.
     "decoding/sampling.py": {"eagle"},
 }
-"""Names of conventions, which say how a number is counted and not which method ran."""
+"""Names of conventions, and words of other programs: none of them says which method of ours ran."""
 
 
 def words(tree: ast.Module) -> Iterator[str]:

@@ -11,6 +11,7 @@ from harness.analysis import stats
 from harness.analysis.by_call import CallStats, DraftShape
 from harness.analysis.comparability import SETTING
 from harness.analysis.metrics import Ledger
+from harness.analysis.serving.latencies import Serving
 from harness.analysis.stats import Difference, Interval
 from harness.analysis.tie_rates import Ties
 from harness.store.records import BASELINE, Cell, Failure, VerdictKind
@@ -115,6 +116,8 @@ class Row:
     """Shares of decode time by stage."""
     ties: Ties | None = None
     ledger: Ledger | None = None
+    serving: Serving | None = None
+    """What the streams of a server show; None of our own loop."""
     calls: tuple[CallStats, ...] = ()
     """By round, sample or turn, where a question has several calls; see `harness.analysis.by_call`."""
     windows: tuple[float, ...] = ()

@@ -17,6 +17,7 @@ from harness.analysis.comparability import variants
 from harness.analysis.disturbance import disturbance
 from harness.analysis.medians import medians
 from harness.analysis.row import Pair, Row
+from harness.analysis.serving.latencies import serving
 from harness.analysis.stats import Interval, Totals
 from harness.analysis.tie_rates import row_verdict, ties
 from harness.costs.headroom import headroom, settings_of, table_of
@@ -192,6 +193,7 @@ def _row(group: _Group, method: str) -> Row:
         looped_share=metrics.looped_share(records),
         looping_share=metrics.looping_share(records),
         memory_bytes=_memory(runs, method, records),
+        serving=serving(records, (asking[0].manifest.config.get("engine") or {}).get("goodput") or {}),
         calls=by_call(records, vanilla, asking[0].manifest.config.get("scenario") or {}),
         **_acceptance(records),
         **_timing(group, method, records, vanilla),

@@ -35,6 +35,7 @@ class Ties:
     """
 
     num_ties: int
+    """First differences that rounding explains, or that nobody can explain."""
     num_compared: int
     """Tokens up to and including the first difference of each generation."""
     rate: float
@@ -59,7 +60,7 @@ def ties(records: Records, nulls: Sequence[NullReplay]) -> Ties:
     order = judged[np.lexsort((judged, -severity[judged], columns.places[judged]))]
     worst = order[np.unique(columns.places[order], return_index=True)[1]]
     position = columns.position[worst]
-    num_ties = int((severity[worst] == _SEVERITY.index("tie")).sum())
+    num_ties = int(np.isin(severity[worst], [_SEVERITY.index("tie"), _SEVERITY.index("unexplained")]).sum())
     num_compared = int(np.where(position < 0, columns.num_tokens[worst], position + 1).sum())
     differing, replayed = sum(null.num_differing for null in nulls), sum(null.num_tokens for null in nulls)
     return Ties(

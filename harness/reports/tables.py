@@ -118,6 +118,36 @@ def _cost_columns(rows: Sequence[Row]) -> list[Column]:
     ]
 
 
+def serving_table(rows: Sequence[Row]) -> Table:
+    """What users of a server observe, by percentile, and the rounds by its stream and by its counters."""
+
+    def of(name: str, scale: float = 1000, digits: int = 1) -> Callable[[Row], str]:
+        return lambda row: formatting.series([scale * one for one in getattr(row.serving, name)], digits)
+
+    def value(name: str, digits: int = 2) -> Callable[[Row], str]:
+        return lambda row: formatting.number(getattr(row.serving, name), digits)
+
+    columns: list[Column] = [
+        *_axes(rows),
+        ("method", formatting.method),
+        ("tokens/s", lambda row: formatting.number(row.tokens_per_s, 1)),
+        ("tokens/s of one user", value("user_tokens_per_s", 1)),
+        ("first token / ms", of("first_token")),
+        ("burst gap / ms", of("burst_gap")),
+        ("token / ms", of("per_token")),
+        ("request / s", of("request", 1, 2)),
+        ("tau of bursts", value("tau_of_bursts")),
+        ("tau of counters", value("tau_of_counters")),
+    ]
+    served = [row for row in rows if row.serving]
+    if any(row.serving and math.isfinite(row.serving.goodput) for row in served):
+        columns.append(("goodput / requests/s", value("goodput")))
+        columns.append(
+            ("good", lambda row: formatting.percent(row.serving.good_share if row.serving else math.nan))
+        )
+    return _table(served, columns)
+
+
 def acceptance_table(rows: Sequence[Row]) -> Table:
     """Acceptance as other tools would print it, from the same ledger."""
 

@@ -14,7 +14,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 import conf
-from harness.config import ConfigError, build
+from harness.config import SERVE, ConfigError, build
 from harness.decoding.loop import DecodingLoop
 from harness.drafting.drafter import Drafter
 from harness.drafting.trainable import TrainableDrafter
@@ -127,6 +127,11 @@ def _identity(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that must match to resume from a checkpoint."""
     target = {key: value for key, value in settings["target"].items() if key not in _NOT_OF_A_TRAINING}
     keys = (*_IDENTITY, *settings["options"])
+    methods = {
+        name: {key: value for key, value in node.items() if key != SERVE}
+        for name, node in settings["methods"].items()
+    }
+    settings = {**settings, "methods": methods}
     identity: dict[str, Any] = class_names({"target": target, **{key: settings[key] for key in keys}})
     return identity
 
