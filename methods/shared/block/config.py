@@ -1,8 +1,8 @@
 """Read the config.json of a block drafter in any layout, and check it against the shapes of its tensors.
 
 z-lab: a flat Qwen3 configuration with `dflash_config`, whose keys come first. SpecForge: the same, with a
-`projector_type` in it. DeepSpec: flat, its class is called ...DSparkModel. speculators: the part of the layers
-is under `transformer_layer_config`.
+`projector_type` in it. DeepSpec: flat, its class is called ...DSparkModel. speculators: what concerns the
+layers is under `transformer_layer_config`.
 """
 
 from __future__ import annotations

@@ -153,7 +153,14 @@ def test_a_head_with_other_tensors_is_refused(tmp_path: Path, spoil: Any, messag
         ({"dflash_config": {"block_size": 5, "target_layer_ids": [0, 1]}}, "mask_token_id=N"),
         ({"dflash_config": {"block_size": 5, "mask_token_id": 1}}, "target_layer_ids"),
         (
-            {"dflash_config": {"projector_type": "domino", "target_layer_ids": [0, 1], "block_size": 5, "mask_token_id": 1}},
+            {
+                "dflash_config": {
+                    "projector_type": "domino",
+                    "target_layer_ids": [0, 1],
+                    "block_size": 5,
+                    "mask_token_id": 1,
+                }
+            },
             "allowed: dflash",
         ),
     ],
