@@ -92,7 +92,7 @@ def load_head(
     if head.has_vocabulary_map:
         maps = {name: tensors.pop(name) for name in _MAPS if name in tensors}
         _sort_ranked_map(maps, tensors)
-        tensors["d2t"] = _vocabulary_map(maps, shape, where)
+        tensors["d2t"] = vocabulary_map(maps, shape.draft_vocab_size, shape.vocab_size, where)
     _refuse_differences(head, tensors, where)
     head = _filled(head, tensors, dtype, device)
     return LoadedHead(head=head, aux_layers=config.aux_layers, card={**files.card, **_describe(head)})
@@ -281,9 +281,14 @@ def _sort_ranked_map(maps: dict[str, Tensor], tensors: dict[str, Tensor]) -> Non
         maps["hot_token_id"], tensors["lm_head.weight"] = ids[order], rows[order]
 
 
-def _vocabulary_map(maps: Mapping[str, Tensor], shape: HeadShape, where: str) -> Tensor:
-    """`d2t` [V] int64, checked: target ids rise with draft ids, and are the ones that `t2d` marks."""
-    size, vocab_size = shape.draft_vocab_size, shape.vocab_size
+def vocabulary_map(maps: Mapping[str, Tensor], size: int, vocab_size: int, where: str) -> Tensor:
+    """`d2t` [size] int64, checked: target ids rise with draft ids, and are the ones that `t2d` marks.
+
+    maps: `d2t` or `hot_token_id`, and perhaps `t2d`. size, vocab_size: of the drafter and of the target.
+
+    Raises:
+        ConfigError: there is no map, or it contradicts itself.
+    """
     if size == vocab_size:
         return torch.zeros(size, dtype=torch.int64)  # as the official code, which then ignores a map
     for name, tensor in maps.items():

@@ -59,19 +59,26 @@ def read_files(path: str, revision: str | None, where: str) -> HeadFiles:
     Raises:
         ConfigError: there is none, a file cannot be read, or it has more than one layer.
     """
+    files = read_unnamed(path, revision, where)
+    card = {**files.card, "format": _family(files.config, list(files.tensors))}
+    return HeadFiles(config=files.config, tensors=_canonical(files.tensors, where), card=card)
+
+
+def read_unnamed(path: str, revision: str | None, where: str) -> HeadFiles:
+    """As `read_files`, for a head of any kind: the tensors keep the names that they have in the file, and the
+    card has no format.
+
+    Raises:
+        ConfigError: there is none, or a file cannot be read.
+    """
     folder, commit = _find(path, revision, where)
     config = _read_json(folder / "config.json", where)
     files, tensors = _read_weights(folder, where)
-    card = {
-        "path": path,
-        "revision": commit,
-        "format": _family(config, list(tensors)),
-        "sha256": _hash(files),
-    }
+    card = {"path": path, "revision": commit, "sha256": _hash(files)}
     if (folder / "card.json").is_file():
         own = _read_json(folder / "card.json", where)
         card |= {"training": own["training"]} if "training" in own else {}
-    return HeadFiles(config=config, tensors=_canonical(tensors, where), card=card)
+    return HeadFiles(config=config, tensors=tensors, card=card)
 
 
 def official_name(name: str, layer_prefix: str) -> str:
