@@ -53,6 +53,14 @@ class Quantities:
     """The most memory that was held until the end of the call."""
     energy_mj: int | None = field(default=None, metadata=_METERED)
     """Millijoules that the device used."""
+    num_agreeing: int | None = field(default=None, metadata=_METERED)
+    """Output tokens that plain decoding would have drawn there, behind the same tokens. This and the next two
+    are only judged where output may differ from vanilla's."""
+    surprisal_unat: int | None = field(default=None, metadata=_METERED)
+    """Minus the log-likelihood of the output under the target, at temperature 1 without filters, in millionths
+    of a nat."""
+    score_ppm: int | None = field(default=None, metadata=_METERED)
+    """The task's score of the answer, in millionths; None where the task has none."""
 
     def quantities(self, **measured: int | None) -> dict[str, Any]:
         """All quantities by name; `measured` replaces some of them."""

@@ -144,8 +144,8 @@ class Failure(NamedTuple):
 
     kind: str
     """"out-of-memory", "interrupted", "error", "config", "lost" (the process died without a message),
-    "stopped" (by a signal, in every measurement of a block), "not-finite" (the target's logits) or
-    "illegal-draft"."""
+    "stopped" (by a signal, in every measurement of a block), "not-finite" (the target's logits),
+    "illegal-draft" or "no-quality" (of lossy output; never stored)."""
     where: str
     """The arm and the conversation, or the cell."""
     message: str
