@@ -255,6 +255,10 @@ def pack(module: nn.Module, compiled: bool = False) -> list[PackedLinear]:
     return packed
 
 
+def _place(layer: PackedLinear) -> int:
+    return layer.index
+
+
 def refresh(module: nn.Module) -> None:
     """Have the products below `module` take over weights that have changed in place since `pack`."""
     shared: dict[Product, list[PackedLinear]] = {}
@@ -262,7 +266,8 @@ def refresh(module: nn.Module) -> None:
         if isinstance(layer, PackedLinear):
             shared.setdefault(layer.product, []).append(layer)
     for product, layers in shared.items():
-        product.refresh(sorted(layers, key=lambda layer: layer.index))
+        order: list[PackedLinear] = sorted(layers, key=_place)
+        product.refresh(order)
 
 
 def _groups(children: dict[str, nn.Linear]) -> list[tuple[str, ...]]:

@@ -115,7 +115,8 @@ class Mtp(TrainableDrafter):
         columns = torch.arange(width + 1, device=device)
         path = (columns <= anchors[..., None])[:, :, None].expand(-1, -1, num_masks, -1).flatten(1, 2)
         block = torch.ones(num_masks, num_masks, dtype=torch.bool, device=device).tril()
-        own = torch.block_diag(*[block] * anchors.shape[1]).bool().expand(num_rows, -1, -1)
+        eye = torch.eye(anchors.shape[1], device=device)
+        own = torch.kron(eye, block.float()).bool().expand(num_rows, -1, -1)
         return Riders(
             tokens=torch.full_like(offsets, self._mask),
             offsets=offsets,

@@ -87,8 +87,7 @@ class Tts(Drafter):
             )
         if self.base.policy.shortens:
             raise ConfigError(
-                "base.policy: drafts are shortened behind the training; give the policy to"
-                " methods.tts.policy"
+                "base.policy: drafts are shortened behind the training; give the policy to methods.tts.policy"
             )
         if self.side_stream and target.device.type != "cuda":
             raise ConfigError(
@@ -158,9 +157,7 @@ class Tts(Drafter):
 
     @override
     def propose(self, room: Sequence[int]) -> Draft:
-        drafts = [
-            lane.drafter.propose([limit]) for lane, limit in zip(self._running, room, strict=True)
-        ]
+        drafts = [lane.drafter.propose([limit]) for lane, limit in zip(self._running, room, strict=True)]
         return stacked(drafts, self._target.vocab_size)
 
     @override
@@ -191,7 +188,11 @@ class Tts(Drafter):
         return self.lanes[:num_rows]
 
     def _lane(self, drafter: OnlineDrafter) -> Lane:
-        stream = torch.cuda.Stream(self._target.device) if self.side_stream else None
+        stream = (
+            torch.cuda.Stream(self._target.device)  # type: ignore[no-untyped-call]
+            if self.side_stream
+            else None
+        )
         return Lane(drafter, self.recipe, None if self.schedule == "never" else self._schedule, stream)
 
     def _schedule(self) -> Schedule:

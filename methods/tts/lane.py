@@ -92,9 +92,7 @@ class Lane:
         assert self.learner is not None, "a lane that trains nothing is not timed"
         self.begin()
         size = target.config.hidden_size
-        states = [
-            torch.ones(1, 8, size, dtype=target.dtype, device=target.device) for _ in self.drafter.taps
-        ]
+        states = [torch.ones(1, 8, size, dtype=target.dtype, device=target.device) for _ in self.drafter.taps]
         self.drafter.observe(Outcome(committed=[[1] * 8], pending=[1], taps=states))
         draft = self.drafter.propose([64])
         logits = torch.zeros(1, 1 + draft.width, target.vocab_size, device=target.device)

@@ -163,4 +163,5 @@ class Learner:
 
 def _divergence(probs: Tensor, log_guesses: Tensor) -> Tensor:
     """KL(probs || guesses) of each row [m]."""
-    return (torch.special.xlogy(probs, probs) - probs * log_guesses).sum(-1)
+    divergence: Tensor = (torch.special.xlogy(probs, probs) - probs * log_guesses).sum(-1)
+    return divergence

@@ -38,9 +38,7 @@ class QualityJudge:
         return found if score is None else {**found, "score_ppm": round(_MILLION * score)}
 
     @torch.no_grad()
-    def _under_target(
-        self, prompt: tuple[int, ...], output: tuple[int, ...], key: int
-    ) -> tuple[int, int]:
+    def _under_target(self, prompt: tuple[int, ...], output: tuple[int, ...], key: int) -> tuple[int, int]:
         """How many of the tokens plain decoding would have drawn, and their surprisal in millionths of a
         nat."""
         target = self._target

@@ -74,8 +74,10 @@ class OnlineHeadDrafter(HeadDrafter, OnlineDrafter):
         for name, parameter in self.network.named_parameters():
             if not learned[name].requires_grad and name.startswith("embed_tokens"):
                 continue
-            folds = name == "fc.weight" and self._columns is not None
-            parameter.copy_(learned[name] / self._columns if folds else learned[name])
+            value: Tensor = learned[name]
+            if name == "fc.weight" and self._columns is not None:
+                value = value / self._columns
+            parameter.copy_(value)
         self._target.refresh(self.network)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -78,7 +79,12 @@ def round_of(seed: int, temperature: float) -> tuple[Any, ...]:
     params = DecodingParams(name="any", temperature=temperature, top_k=SIZE - 2)
     sampler = TokenSampler(params, [seed + 1, seed + 2, seed + 3], SIZE, torch.device("cpu"))
     states = torch.randn(ROWS, 1 + NODES, WIDTH, generator=random)
-    return (logits, Draft(tokens=tokens, parents=parents, size=size), sampler, torch.tensor([5, 6, 7])), states
+    return (
+        logits,
+        Draft(tokens=tokens, parents=parents, size=size),
+        sampler,
+        torch.tensor([5, 6, 7]),
+    ), states
 
 
 def decided(acceptor: Acceptor, seed: int, temperature: float) -> list[tuple[list[int], int]]:
@@ -112,7 +118,7 @@ def test_a_looser_threshold_never_keeps_less(ladder: str, temperature: float) ->
         lengths = [
             [len(path) for path, _ in decided(acceptor, seed, temperature)] for acceptor in LADDERS[ladder]
         ]
-        for tighter, looser in zip(lengths, lengths[1:], strict=False):
+        for tighter, looser in pairwise(lengths):
             assert all(less <= more for less, more in zip(tighter, looser, strict=True))
         sums = [total + sum(one) for total, one in zip(sums, lengths, strict=True)]
     assert sums[0] < sums[-1], "the ladder relaxes something"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def test_a_higher_threshold_keeps_no_more_of_a_block() -> None:
         method = Mtp(num_tokens=6, confidence=confidence, mask_token=11)
         method._mask = 11
         lengths.append([len(method._confident(one)) for one in logits])
-    for looser, tighter in zip(lengths, lengths[1:], strict=False):
+    for looser, tighter in pairwise(lengths):
         assert all(more >= less for more, less in zip(looser, tighter, strict=True))
     assert set(lengths[0]) == {6}
     assert set(lengths[-1]) == {1}

@@ -56,7 +56,9 @@ spans = st.lists(st.integers(0, LENGTH - 1), min_size=1, max_size=6, unique=True
 
 
 @settings(max_examples=30)
-@given(seed=st.integers(0, 999), anchors=spans, num_tokens=st.integers(1, 7), documents=st.sampled_from([1, 2]))
+@given(
+    seed=st.integers(0, 999), anchors=spans, num_tokens=st.integers(1, 7), documents=st.sampled_from([1, 2])
+)
 def test_the_text_of_a_packed_row_is_the_text_alone(
     seed: int, anchors: list[int], num_tokens: int, documents: int
 ) -> None:
@@ -144,9 +146,7 @@ def test_a_teacher_is_left_as_it_is_and_what_follows_a_guessed_end_does_not_coun
     ended, _ = span_loss(student, teacher, packed, recipe, (end,), text)
     log_probs = logits_of(MODEL, packed, packed.spans).log_softmax(-1)
     judged = logits_of(MODEL, packed.filled(guesses), packed.spans)
-    labels = (
-        torch.nn.functional.one_hot(judged.argmax(-1), VOCAB).float() if hard else judged.softmax(-1)
-    )
+    labels = torch.nn.functional.one_hot(judged.argmax(-1), VOCAB).float() if hard else judged.softmax(-1)
     losses = -(labels * log_probs).sum(-1)
     counted = [
         float(losses[span, place])

@@ -1,4 +1,4 @@
-"""The bandit trains where it pays: a simulated answer whose domain switches, with costs and without a clock."""
+"""The bandit trains where it pays: simulated answers whose domain switches, with costs and no clock."""
 
 from __future__ import annotations
 
