@@ -70,7 +70,7 @@ class Acceptor(ABC):
         """Read what the rule needs of the target, before anything is measured."""
 
     def see(self, states: list[Tensor]) -> None:  # noqa: B027 - a hook
-        """Receive the states [B, 1+n, H] of the pending token and the nodes, per tap, before each `accept`."""
+        """Receive the states [B, 1+n, H] of the pending token and the nodes, per tap, before `accept`."""
 
     @abstractmethod
     def accept(self, logits: Tensor, draft: Draft, sampler: TokenSampler, start: Tensor) -> Accepted:

@@ -54,8 +54,8 @@ class Quantities:
     energy_mj: int | None = field(default=None, metadata=_METERED)
     """Millijoules that the device used."""
     num_agreeing: int | None = field(default=None, metadata=_METERED)
-    """Output tokens that plain decoding would have drawn there, behind the same tokens. This and the next two
-    are only judged where output may differ from vanilla's."""
+    """Output tokens that plain decoding would have drawn there, behind the same tokens. This and the
+    next two are only judged where output may differ from vanilla's."""
     surprisal_unat: int | None = field(default=None, metadata=_METERED)
     """Minus the log-likelihood of the output under the target, at temperature 1 without filters, in millionths
     of a nat."""

@@ -53,7 +53,7 @@ class Task(ABC):
         """Description of the source for the manifest; JSON types."""
 
     def score(self, conversation: Conversation, text: str) -> float | None:
-        """How good an answer to the conversation's last turn is, from 0 to 1; None where the task cannot tell."""
+        """How good an answer to the conversation's last turn is, from 0 to 1; None where it cannot tell."""
         return None
 
     def warmup(self) -> list[Conversation]:

@@ -60,7 +60,8 @@ class Mtp(TrainableDrafter):
             self._mask = getattr(target.config, MASK_KEY, None)
         if self._mask is not None and self._mask >= target.vocab_size:
             raise ConfigError(
-                f"mask_token={self._mask}: the target's vocabulary is 0..{target.vocab_size - 1}; leave it out"
+                f"mask_token={self._mask}: the target's vocabulary is"
+                f" 0..{target.vocab_size - 1}; leave it out"
             )
         self._network: Any = None
 
@@ -73,8 +74,8 @@ class Mtp(TrainableDrafter):
         """
         if self._mask is None and self._network is None:
             raise ConfigError(
-                "mask_token: the target was not trained to predict several tokens; train a copy with python -m"
-                " harness.train method=mtp, and measure that with target=hub target.path=FOLDER"
+                "mask_token: the target was not trained to predict several tokens; train a copy with"
+                " python -m harness.train method=mtp, and measure that with target=hub target.path=FOLDER"
             )
 
     @override
@@ -103,7 +104,7 @@ class Mtp(TrainableDrafter):
         )
 
     def _riders(self, size: Tensor, width: int) -> Riders:
-        """k - 1 masks behind the last drafted token of each row, or behind the pending token and every node."""
+        """k - 1 masks behind the last drafted token of each row, or behind the pending one and all nodes."""
         assert self._mask is not None, "`check` refuses a target without a mask"
         num_rows, num_masks, device = len(size), self.num_tokens - 1, size.device
         anchors = size[:, None]

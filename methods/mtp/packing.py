@@ -1,4 +1,4 @@
-"""Many prediction problems in one row: behind chosen tokens of a text stand mask tokens, which later text skips.
+"""Many prediction problems in one row: behind chosen tokens of a text stand masks, which later text skips.
 
 The layout of arXiv 2602.06019, section 3.3: behind token x_i come k - 1 masks with the positions that follow
 x_i's, then the text continues at those same positions. A token of the text sees the text before it and no

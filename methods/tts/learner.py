@@ -2,7 +2,8 @@
 
 For the rows k of a round, at which the drafter guessed q and the target says p, the loss is
 
-    sum_k w_k KL(p_k || q'_k) / W + proximal * sum_k w_k KL(q_k || q'_k) / W,   w_k = exp(-(level_k - 1) / decay)
+    sum_k w_k KL(p_k || q'_k) / W + proximal sum_k w_k KL(q_k || q'_k) / W,
+    w_k = exp(-(level_k - 1) / decay)
 
 with W = max(sum_k w_k, 1), as a function of the guesses q' of the weights in training. With one step per
 update q' equals q where the step starts, so that the proximal term has no gradient; it acts from the second
