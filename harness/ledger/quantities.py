@@ -57,8 +57,8 @@ class Quantities:
     """Output tokens that plain decoding would have drawn there, behind the same tokens. This and the
     next two are only judged where output may differ from vanilla's."""
     surprisal_unat: int | None = field(default=None, metadata=_METERED)
-    """Minus the log-likelihood of the output under the target, at temperature 1 without filters, in millionths
-    of a nat."""
+    """Minus the log-likelihood of the output under the target, at temperature 1 without filters, in
+    millionths of a nat."""
     score_ppm: int | None = field(default=None, metadata=_METERED)
     """The task's score of the answer, in millionths; None where the task has none."""
 
