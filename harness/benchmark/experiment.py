@@ -19,6 +19,7 @@ from harness.benchmark.noise.again import ProcessStopped, begin_block
 from harness.benchmark.noise.watch import watch_of
 from harness.benchmark.plan import make_cell
 from harness.benchmark.progress import RunProgress
+from harness.benchmark.quality.judge import QualityJudge
 from harness.benchmark.sample_trees import MAX_CONVERSATIONS, exhibit, piece_reader
 from harness.benchmark.scenarios.scenario import Scenario
 from harness.benchmark.scenarios.turn_runner import Answers, Block, Call, Pass, TurnResult, TurnRunner
@@ -73,6 +74,7 @@ class Experiment:
         self.players = self.plan.players(params)
         self.schedule = Schedule(plan=self.plan, params=params, conversations=session.conversations)
         self.referee = Referee(session.engine, params, self.plan.acceptor)
+        self.quality = QualityJudge(session, params)
         self._piece = piece_reader(session.model.tokenizer)
         prompts = {one.id: self._first_prompt(one) for one in session.conversations}
         self._manifests = ManifestMaker(
@@ -211,8 +213,7 @@ class Experiment:
         reference = {one.key: one for one in results if one.player.name == BASELINE and one.by.repeat == 0}
         for one in results:
             self._where = f"verdict on {one.player.name}, {name}"
-            verdict = self.referee.verdict(one, reference.get(one.key))
-            run.write_record(self._record(one, verdict, block))
+            run.write_record(self._record(one, self.referee.verdict(one, reference.get(one.key)), block))
         replayed = {one.id for one in self.session.conversations[: self.plan.measure.num_null]}
         for null in self.referee.nulls(results, reference, replayed):
             run.write_null(null)
@@ -240,8 +241,8 @@ class Experiment:
             return []
 
     def _record(self, one: TurnResult, verdict: Verdict | None, block: Block) -> GenerationRecord:
-        measure = self.plan.measure
-        return one.record(verdict, min(len(block), measure.batch_size), measure.timed)
+        size, timed = min(len(block), self.plan.measure.batch_size), self.plan.measure.timed
+        return one.record(verdict, size, timed, self.quality.judge(one) if verdict else {})
 
     def _exhibit(self, run: RunWriter, results: list[TurnResult]) -> None:
         """Keep the trees and texts of the first conversations, so that people can look at them."""

@@ -85,6 +85,12 @@ class TargetView(Protocol):
             ConfigError: weights of the module are NaN or infinite.
         """
 
+    def copied_model(self) -> Any:
+        """A copy of the whole causal LM, for a method that trains the target itself; it takes any mask."""
+
+    def refresh(self, module: torch.nn.Module) -> None:
+        """Take over weights that were changed in place in a module that was prepared."""
+
     def program(self, step: Callable[..., Any], sizes: Sequence[int] = SIZES) -> Program | None:
         """A step of the drafter's own model as one compiled program; see `Program`.
 

@@ -129,10 +129,10 @@ class Engine(ABC):
                 f"rungs.{next(iter(rungs))}: needs a target in this process, and engine={self.name} has none;"
                 " type ladder=none"
             )
-        if acceptor.forced:
+        if not acceptor.lossless:
             raise ConfigError(
                 f"acceptor: engine={self.name} accepts drafted tokens by its own rule, which cannot be"
-                " forced; type accept=coupled"
+                " forced or relaxed; type accept=coupled"
             )
 
     @abstractmethod

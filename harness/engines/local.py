@@ -46,6 +46,7 @@ class Local(Engine):
     @override
     def refuse(self, arms: Mapping[str, Method], rungs: Mapping[str, Method], acceptor: Acceptor) -> None:
         self._rungs = [rung for rung in rungs.values() if isinstance(rung, Rung)]
+        self._acceptor = acceptor
         for group, methods, base in (("methods", arms, Drafter), ("rungs", rungs, Rung)):
             for name, method in methods.items():
                 if not isinstance(method, base):
@@ -86,8 +87,10 @@ class Local(Engine):
                 drafter.bind(self.target)
         for rung in self._rungs:
             rung.bind(target, note)
+        self._acceptor.bind(self.target)
         # One program serves all arms: it records the hidden states that any of them asks for.
-        self.target.set_taps([tap for drafter in self._drafters.values() for tap in drafter.taps])
+        taps = [tap for drafter in self._drafters.values() for tap in drafter.taps]
+        self.target.set_taps([*taps, *self._acceptor.taps])
         return ServedModel(
             tokenizer=self.weights.tokenizer,
             end_token_ids=self.weights.end_token_ids,

@@ -68,6 +68,14 @@ class Quantities:
     """Drafted tokens, as the engine counts them."""
     engine_accepted: int | None = field(default=None, metadata=_METERED)
     """Drafted tokens that were kept, as the engine counts them."""
+    num_agreeing: int | None = field(default=None, metadata=_METERED)
+    """Output tokens that plain decoding would have drawn there, behind the same tokens. This and the
+    next two are only judged where output may differ from vanilla's."""
+    surprisal_unat: int | None = field(default=None, metadata=_METERED)
+    """Minus the log-likelihood of the output under the target, at temperature 1 without filters, in
+    millionths of a nat."""
+    score_ppm: int | None = field(default=None, metadata=_METERED)
+    """The task's score of the answer, in millionths; None where the task has none."""
 
     def quantities(self, **measured: int | None) -> dict[str, Any]:
         """All quantities by name; `measured` replaces some of them."""

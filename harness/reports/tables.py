@@ -30,11 +30,27 @@ def _main_columns(rows: Sequence[Row]) -> list[Column]:
         *_rung_columns(rows),
         ("tau", formatting.tau),
         ("verdict", lambda row: row.verdict or formatting.UNKNOWN),
+        *_quality_columns(rows),
         ("% of roof", lambda row: formatting.percent(row.roof_fraction)),
         ("prompts", lambda row: str(row.num_prompts)),
         ("marks", formatting.marks),
     ]
     return columns
+
+
+def _quality_columns(rows: Sequence[Row]) -> list[Column]:
+    """How good the output is, where any row may differ from vanilla's."""
+    known = [row.quality for row in rows if row.quality]
+    columns: list[Column] = [
+        ("agreement", lambda row: formatting.percent(row.quality.agreement if row.quality else None)),
+        (
+            "log-likelihood / token",
+            lambda row: formatting.number(row.quality.log_likelihood if row.quality else None, 3),
+        ),
+    ]
+    if any(math.isfinite(one.score) for one in known):
+        columns.append(("score", lambda row: formatting.percent(row.quality.score if row.quality else None)))
+    return columns if known else []
 
 
 def _axes(rows: Sequence[Row]) -> list[Column]:
@@ -207,6 +223,7 @@ def output_table(rows: Sequence[Row]) -> Table:
         ("ties / 1,000 tokens", lambda row: formatting.per_thousand(row.ties.rate if row.ties else None)),
         ("null / 1,000 tokens", null),
         ("tokens compared", lambda row: str(row.ties.num_compared) if row.ties else formatting.UNKNOWN),
+        *_quality_columns(rows),
         ("mean output tokens", lambda row: formatting.number(row.mean_output_tokens, 1)),
         ("vanilla's", lambda row: formatting.number(row.mean_baseline_tokens, 1)),
         ("looped text", lambda row: formatting.percent(row.looped_share)),

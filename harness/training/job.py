@@ -84,7 +84,7 @@ def run_training(config: DictConfig) -> None:
             "training": {"start": _start(drafter.card()), **source, **_summary(trainer, done)},
         },
     )
-    console.note(f"the head is in {folder / HEAD}; try it: methods.{name}.head={folder / HEAD}")
+    console.note(_how_to_try(name, drafter, folder / HEAD, weights))
     outcome = {
         "head": str(folder / HEAD),
         "tau": done.best_tau,
@@ -92,6 +92,14 @@ def run_training(config: DictConfig) -> None:
         "tokens": done.num_tokens,
     }
     print_json(outcome)
+
+
+def _how_to_try(name: str, drafter: TrainableDrafter, folder: Path, weights: LoadedWeights) -> str:
+    """What to type next. A whole model is completed with its tokenizer."""
+    if not drafter.exports_model:
+        return f"the head is in {folder}; try it: methods.{name}.head={folder}"
+    weights.tokenizer.save_pretrained(folder)
+    return f"the model is in {folder}; try it: target=hub target.path={folder} method={name}"
 
 
 def default_folder(results: str, target: str, method: str) -> str:

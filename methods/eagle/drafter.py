@@ -28,10 +28,10 @@ from harness.drafting.drafter import HiddenTap, TargetView
 from harness.drafting.trainable import Loss, TrainingRow, TrainingStep
 from harness.runtime.cache import SlotCache
 from methods.shared.eagle.checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head
-from methods.shared.eagle.drafter import HeadDrafter
 from methods.shared.eagle.files import CARDS
 from methods.shared.eagle.growth import Growth
 from methods.shared.eagle.heads.base import Architecture, AuxLayers
+from methods.shared.eagle.online import OnlineHeadDrafter
 from methods.shared.eagle.steps import HeadSteps
 from methods.shared.eagle.training import (
     DraftVocabulary,
@@ -48,7 +48,7 @@ _OTHER_POINT = {"input": "output", "output": "input"}
 
 
 @configurable
-class Eagle(HeadDrafter):
+class Eagle(OnlineHeadDrafter):
     """Drafts trees with a trained head."""
 
     architecture: Architecture
