@@ -36,7 +36,7 @@ class Lane:
         """The latest rounds, which an update learns from."""
         self._unpublished = False
         self.num_updates = 0
-        """Of the present sequence."""
+        """Belongs to the present sequence."""
 
     @property
     def num_bytes(self) -> int:

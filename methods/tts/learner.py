@@ -35,7 +35,7 @@ class Recipe:
     """The settings of a step. The paper gives none of the numbers; these are ours."""
 
     learning_rate: float = Field(default=1e-4, ge=0)
-    """Of Adam (0.9, 0.999, 1e-8). Its first step changes every weight by about as much."""
+    """The learning rate of Adam (0.9, 0.999, 1e-8). Its first step changes every weight by about as much."""
     proximal: float = Field(default=0.1, ge=0)
     """Weight of the divergence from the guesses at the start of the update."""
     position_decay: float = Field(default=7.0, gt=0)
