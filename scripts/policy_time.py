@@ -1,8 +1,8 @@
 """The time of a cost-aware tree's own decisions: python scripts/policy_time.py [key=value ...].
 
-Runs CAST on the quickstart's prompts in this process, as `harness.bench` does with these arguments. Printed is the
-share of drafting that growing a tree takes without the forwards of the head; times the row's `split.draft`, that
-is the policy's share of a round.
+Runs CAST on the quickstart's prompts in this process, as `harness.bench` does with these arguments. Printed
+is the share of drafting that growing a tree takes without the forwards of the head; times the row's
+`split.draft`, that is the policy's share of a round.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Verification:
         return scores + noise.gather(1, depths[..., None].expand(-1, -1, noise.shape[-1]))
 
     def before(self, values: Tensor) -> Tensor:
-        """The values [B, n, ...] of the row that decides each node, among values [B, 1+n, ...] of all rows."""
+        """The values [B, n, ...] of the row that decides each node, from those [B, 1+n, ...] of all rows."""
         rows = torch.arange(len(values), device=values.device)[:, None]
         return values[rows, self.draft.parents + 1]
 
