@@ -1,7 +1,8 @@
-"""The time of a cost-aware tree's own decisions: python scripts/policy_time.py [key=value ...], as for `harness.bench`.
+"""The time of a cost-aware tree's own decisions: python scripts/policy_time.py [key=value ...].
 
-Runs CAST on the quickstart's prompts in this process. Printed is the share of drafting that growing a tree takes without
-the forwards of the head; times the row's `split.draft`, that is the policy's share of a round.
+Runs CAST on the quickstart's prompts in this process, as `harness.bench` does with these arguments. Printed
+is the share of drafting that growing a tree takes without the forwards of the head; times the row's
+`split.draft`, that is the policy's share of a round.
 """
 
 from __future__ import annotations
@@ -48,7 +49,14 @@ def main() -> None:
         (HeadDrafter, "observe"),
     ]:
         clock(owner, name)
-    defaults = ["~experiment", "method=cast", "task=smoke", "measure=quick", "measure.repeats=1", "max_new_tokens=32"]
+    defaults = [
+        "~experiment",
+        "method=cast",
+        "task=smoke",
+        "measure=quick",
+        "measure.repeats=1",
+        "max_new_tokens=32",
+    ]
     defaults += ["ladder=none", "tracker=none"]
     sys.argv[1:] = [*defaults, *sys.argv[1:]]
     try:
