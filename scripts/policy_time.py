@@ -1,8 +1,8 @@
 """The time of a cost-aware tree's own decisions: python scripts/policy_time.py [key=value ...].
 
-Runs CAST on the quickstart's prompts in this process, as `harness.bench` does with these arguments. Printed
+Runs CAST on `task=smoke` in this process, as `harness.bench` does with these arguments. Printed
 is the share of drafting that growing a tree takes without the forwards of the head; times the row's
-`split.draft`, that is the policy's share of a round.
+`split.draft`, that is about the policy's share of a round: prompts and the warm-up count as drafting, too.
 """
 
 from __future__ import annotations
