@@ -212,15 +212,15 @@ def rate_and_share_right(model: Any, confidence: float, num_tokens: int = 6) -> 
     return sum(sum(one.emitted) for one in made) / rounds, sum(right) / len(right)
 
 
-def test_training_raises_what_is_predicted_at_once_at_little_cost() -> None:
+def test_training_raises_what_is_predicted_at_once_and_the_share_of_it_that_is_right() -> None:
     model, losses, confidence = trained()
     assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
     assert sum(confidence[-10:]) > 1.2 * sum(confidence[:10])
     start = with_mask(copy.deepcopy(pretrained()), seed=0)
     before, right_before = rate_and_share_right(start, 0.9)
     after, right_after = rate_and_share_right(model.eval(), 0.9)
-    assert after >= 1.5 > 1.2 > before
-    assert right_after >= right_before - 0.05
+    assert after > before + 0.4
+    assert right_after > right_before + 0.2
 
 
 def test_the_trained_model_is_exported_with_its_mask_and_never_writes_it(tmp_path: Path) -> None:
