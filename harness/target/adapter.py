@@ -140,15 +140,13 @@ class ModelAdapter:
         """A forward over tokens [n] that each see those of `visible` [n, n]; see
         `TargetView.trace_visible`."""
         with self.traced(()):
-            states: Tensor = (
-                self.model.get_decoder()(
-                    input_ids=ids[None],
-                    position_ids=positions[None],
-                    attention_mask=visible[None, None],
-                    use_cache=False,
-                )
-                .last_hidden_state[0]
+            outputs = self.model.get_decoder()(
+                input_ids=ids[None],
+                position_ids=positions[None],
+                attention_mask=visible[None, None],
+                use_cache=False,
             )
+        states: Tensor = outputs.last_hidden_state[0]
         return states
 
     @contextmanager

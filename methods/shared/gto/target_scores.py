@@ -63,9 +63,7 @@ class _Trie:
         return sorted(set(self.parents) - {-1})
 
 
-def scored(
-    target: TargetView, row: TrainingRow, places: Tensor, drafts: Sequence[Draft]
-) -> list[Scored]:
+def scored(target: TargetView, row: TrainingRow, places: Tensor, drafts: Sequence[Draft]) -> list[Scored]:
     """The judgement of several drafts, each with a tree for every place of `places` [B]."""
     tries = [_Trie(place) for place in places.tolist()]
     nodes = [
