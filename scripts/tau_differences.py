@@ -1,8 +1,8 @@
 """Acceptance lengths by task, their mean over tasks, and paired differences between methods.
 
 python scripts/tau_differences.py RESULTS [PATTERN of run ids [OVER/UNDER]] prints Markdown tables, one per
-temperature. With OVER/UNDER, such as gto/control, the differences are those of the arms OVER_N and UNDER_N, and
-their mean over N, the seeds of two trainings.
+temperature. With OVER/UNDER, such as gto/control, the differences are those of the arms OVER_N and UNDER_N,
+and their mean over N, the seeds of two trainings.
 Intervals are a bootstrap: conversations are resampled within each task (2,000 times), alike for every method.
 The mean gives every task the same weight, as the tables of the EAGLE papers do.
 """
@@ -86,9 +86,7 @@ def table(cells: Cells, compared: str = "") -> list[str]:
         values, mean, by_task = drawn(cells, method)
         means[method] = mean
         taus = [f"{values[task]:.2f} {ends(by_task[task])}" for task in tasks]
-        lines.append(
-            f"| {method} | {' | '.join(taus)} | {np.mean(list(values.values())):.2f} {ends(mean)} |"
-        )
+        lines.append(f"| {method} | {' | '.join(taus)} | {np.mean(list(values.values())):.2f} {ends(mean)} |")
     lines += ["", "| difference of means | |", "|:--|--:|"]
     gaps = {f"{over} - {under}": means[over] - means[under] for over, under in pairs(methods, compared)}
     if compared and gaps:

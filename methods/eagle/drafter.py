@@ -187,9 +187,9 @@ class Eagle(HeadDrafter):
         """Write the head in float16, as the official heads are."""
         head = folded(self._student, self._scale).place(torch.device("cpu"), torch.float16)
         aux = [tap.layer for tap in self._taps] if reads_blocks(self._taps) else None
-        parts = {"recipe": self.recipe, **({"objective": self.objective} if self.objective else {})}
-        settings = {name: dataclasses.asdict(part) for name, part in parts.items()}
-        training = {**card.get("training", {}), **settings}
+        training = {**card.get("training", {}), "recipe": dataclasses.asdict(self.recipe)}
+        if self.objective:
+            training["objective"] = dataclasses.asdict(self.objective)
         save_head(head, folder, aux_layers=aux, card={**card, "training": training})
 
     def _load(self, target: TargetView) -> LoadedHead:

@@ -92,7 +92,7 @@ def test_the_control_is_continued_training_on_the_same_tokens(tmp_path: Path) ->
 def test_the_command_trains_a_head_on_and_its_card_has_the_objective(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ConfigError, match="^start=random"):
+    with pytest.raises(ConfigError, match=r"^start=random"):
         run_training(config_of(*overrides(tmp_path, "method=gto")))
     run_training(config_of(*overrides(tmp_path, "method=eagle3", "training.num_steps=1")))
     head = json.loads(capsys.readouterr().out)["head"]

@@ -50,7 +50,7 @@ def _tree(rules: Any, name: str, tree: dict[str, Any], recorded: dict[str, Any])
         _near(f"{name}: path values", values.paths[0, leaves], recorded["path_value"]),
         _near(f"{name}: probabilities of nodes", values.reach[0], recorded["node_path_prob"]),
     ]
-    for reward in (name for name in ("max", "mean", "node_sum") if name in recorded):
+    for reward in (kind for kind in ("max", "mean", "node_sum") if kind in recorded):
         found.append(_near(f"{name}: {reward}", values.reward(reward)[0], recorded[reward]))
     for key in (key for key in recorded if key.startswith(_ETA)):
         eta = float(key.removeprefix(_ETA))
@@ -83,7 +83,7 @@ def _group(rules: Any, data: dict[str, Any]) -> list[Check]:
 
 
 def _on_the_tree(name: str, position: dict[str, Any]) -> Check:
-    """Whether the accepted path is one of the tree, with the confidences of its nodes."""
+    """Whether the accepted path is one of the tree, with the log-probabilities of its nodes."""
     tree, accepted = position["current"], position["accepted_path"]
     known = {tuple(path): value for path, value in zip(tree["path"], tree["log_q"], strict=True)}
     prefixes = [tuple(accepted[: end + 1]) for end in range(len(accepted))]

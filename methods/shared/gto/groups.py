@@ -11,9 +11,10 @@ from torch import Tensor
 def drawn_groups(counts: Tensor, num_groups: int, size: int, source: random.Random) -> Tensor:
     """Places [G, size] int64 of at most `num_groups` groups that do not overlap, in the order of the row.
 
-    counts: [L] bool, the places that a tree may grow from; those of one group are consecutive. Documents are
-    told apart because their last tokens never count. The paper does not say how groups are placed. Here each
-    run of places is cut into groups behind a random offset, and of all groups some are drawn.
+    counts: [L] bool, the places that a tree may grow from; those of one group are consecutive. No group
+    spans two documents, because the last tokens of a document never count. The paper does not say how groups
+    are placed. Here each run of places is cut into groups behind a random offset, and of all groups some are
+    drawn.
     """
     starts: list[int] = []
     for begin, length in _runs(counts.tolist()):

@@ -116,9 +116,7 @@ class RowGrower:
         itself = torch.eye(num_nodes, dtype=torch.bool, device=tokens.device).expand(num_places, -1, -1)
         self._now = torch.cat([above, itself], dim=-1)
         positions = self._positions[:, None] + self._now.sum(-1)
-        self.last = self._head(
-            embed(self._head, self._target, tokens), states, positions, self._attend_nodes
-        )
+        self.last = self._head(embed(self._head, self._target, tokens), states, positions, self._attend_nodes)
         self._outputs = torch.cat([self._outputs, self.last], dim=1)
         self._seen = torch.cat([pad(self._seen, (0, num_nodes)), self._now], dim=1)
 

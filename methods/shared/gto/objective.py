@@ -115,7 +115,7 @@ class GroupTrees:
         numbers = {
             "tree_loss": loss.detach(),
             "tree_gain": gains.mean(),
-            **{f"tree_{name}": self._named(values[0], name) for name in _REWARDS},
+            **{f"tree_{name}": values[0].reward(name, self.eta).mean() for name in _REWARDS},
             "tree_node_sum_reference": values[1].node_sum.mean(),
             "tree_ratio": ratio.detach().mean(),
             "tree_clipped": ((ratio.detach() - 1).abs() > self.clip).double().mean(),
@@ -126,9 +126,6 @@ class GroupTrees:
 
     def _reward(self, values: TreeValues) -> Tensor:
         return values.reward(self.reward, self.eta)
-
-    def _named(self, values: TreeValues, name: RewardName) -> Tensor:
-        return values.reward(name, self.eta).mean()
 
 
 _REWARDS: tuple[RewardName, ...] = ("lse", "max", "mean", "node_sum")

@@ -17,7 +17,7 @@ class TreeStudent(Protocol):
     """The network of a drafter in a packed row.
 
     Place i of the row is the round in which token i + 1 is pending: the drafter knows the target's features
-    up to token i, and drafts from token i + 2 on. An `EAGLE` head, a cascade or a block drafter can be one;
+    up to token i, and drafts from token i + 2 on. A head of EAGLE, a cascade or a block drafter can be one;
     whoever trains it has two, the network itself and a frozen copy.
     """
 

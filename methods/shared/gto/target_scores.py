@@ -109,8 +109,8 @@ def _of_nodes(
         some = tries[begin:end]
         counts = [len(trie.tokens) for trie in some]
         found = _one_forward(target, row, some)
-        probs += found.probs.split(counts)
-        likeliest += found.likeliest.split(counts)
+        probs += torch.split(found.probs, counts)
+        likeliest += torch.split(found.likeliest, counts)
         begin = end
     return probs, likeliest
 
@@ -124,7 +124,9 @@ def _one_forward(target: TargetView, row: TrainingRow, tries: Sequence[_Trie]) -
     column[context] = torch.arange(len(context), device=device)
     columns = column.tolist()
     base, own_begin = row.positions.tolist(), len(context)
-    ids, positions, sees = [], [], []
+    ids: list[int] = []
+    positions: list[int] = []
+    sees: list[tuple[int, list[int]]] = []
     asked: list[int] = []
     tokens: list[int] = []
     for trie in tries:
@@ -179,7 +181,7 @@ def _visible(row: TrainingRow, context: Tensor, sees: Sequence[tuple[int, list[i
 
 def _judged(target: TargetView, states: Tensor, asked: Tensor, tokens: Tensor) -> Scored:
     """The judgement of tokens that each follow the state of the given number."""
-    wanted, which = asked.unique(return_inverse=True)
+    wanted, which = torch.unique(asked, return_inverse=True)
     probs = torch.zeros(len(tokens), dtype=torch.float64, device=states.device)
     likeliest = torch.zeros(len(tokens), dtype=torch.bool, device=states.device)
     for begin in range(0, len(wanted), _ROWS):
