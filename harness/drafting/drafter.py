@@ -110,6 +110,19 @@ class TargetView(Protocol):
         Returns logits [B, n, V] and, per tap, the states [B, n, H]. For checks and training.
         """
 
+    def trace_visible(self, ids: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        """A forward over tokens that each see only some of the others, such as token trees behind a text.
+
+        Outside any timed region and without a cache, for training.
+
+        Args:
+            ids: [n] int64.
+            positions: [n] int64.
+            visible: [n, n] bool, which tokens each of them sees; it sees itself.
+
+        Returns the states [n, H] that `lm_head` reads.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:

@@ -150,6 +150,20 @@ class ModelAdapter:
             logits: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
             return logits, traced.states()
 
+    @torch.no_grad()
+    def trace_visible(self, ids: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        """A forward over tokens [n] that each see those of `visible` [n, n]; see
+        `TargetView.trace_visible`."""
+        with self.traced(()):
+            outputs = self.model.get_decoder()(
+                input_ids=ids[None],
+                position_ids=positions[None],
+                attention_mask=visible[None, None],
+                use_cache=False,
+            )
+        states: Tensor = outputs.last_hidden_state[0]
+        return states
+
     @contextmanager
     def traced(self, taps: Sequence[Tap]) -> Iterator[Taps]:
         """For forwards of the model outside the loop: separate taps, and the kernel that takes any mask.
