@@ -10,7 +10,7 @@ import torch
 
 from harness.config import ConfigError
 from harness.decoding.acceptance import Coupled
-from harness.decoding.batch import Request
+from harness.decoding.batch import Generation, Request
 from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft
@@ -24,7 +24,7 @@ from methods.shared.eagle.steps import HeadSteps
 from methods.tts import Tts
 from methods.tts.learner import Recipe
 from methods.vanilla import Vanilla
-from tests.support.targets import VOCAB, engine, requests
+from tests.support.targets import VOCAB, engine, requests, tiny_model
 
 TREE = {"total_token": 9, "depth": 2, "top_k": 3}
 
@@ -127,31 +127,31 @@ class _Costs:
 
 
 @pytest.mark.parametrize("linear", ["plain", "packed"])
-def test_a_looping_answer_is_learned_and_forgotten(linear: str) -> None:
-    """Greedy answers of a random target end in a loop, which the drafter has never seen."""
-    from tests.support.targets import tiny_model
-
+def test_looping_answers_are_learned_and_forgotten(linear: str) -> None:
+    """Greedy answers of a random target end in loops, which the drafter has never seen."""
     loop = DecodingLoop(Target(copy.deepcopy(tiny_model("llama")), linear=linear), (), 512, timed=False)
     params = DecodingParams(name="greedy", max_new_tokens=130)
-    asked = [Request(prompt=[5, 6, 7, 8], key=1)]
-    drafter = tts(rate=1e-3)
+    prompts = [[5, 6, 7, 8], [9, 8, 11, 12, 10], [30, 3], [17, 20, 40, 41]]
+    asked = [Request(prompt=prompt, key=number) for number, prompt in enumerate(prompts)]
+    drafter = tts(rate=2e-3)
     drafter.bind(loop.target)
     before = [one.detach().clone() for one in drafter.base.network.parameters()]  # type: ignore[attr-defined]
-    (made,) = loop.generate(asked, drafter, params, Coupled())
+    made = loop.generate(asked, drafter, params, Coupled())
     static = Tts(base=head(), schedule="never")
     static.bind(loop.target)
-    (plain,) = loop.generate(asked, static, params, Coupled())
-    assert made.output_ids == plain.output_ids
-
-    def last_quarter(accepted: list[int]) -> float:
-        part = accepted[3 * len(accepted) // 4 :]
-        return 1 + sum(part) / len(part)
-
-    assert last_quarter(made.accepted) >= 1.2 * last_quarter(plain.accepted)
+    plain = loop.generate(asked, static, params, Coupled())
+    assert [one.output_ids for one in made] == [one.output_ids for one in plain]
+    assert _last_quarter(made) >= 1.2 * _last_quarter(plain)
     drafter.reset(1)
     assert all(map(torch.equal, before, drafter.base.network.parameters()))  # type: ignore[attr-defined]
-    (again,) = loop.generate(asked, drafter, params, Coupled())
-    assert again.accepted == made.accepted
+    again = loop.generate(asked[:1], drafter, params, Coupled())
+    assert again[0].accepted == made[0].accepted
+
+
+def _last_quarter(made: list[Generation]) -> float:
+    """Acceptance length in the last quarter of each answer's rounds."""
+    parts = [one.accepted[3 * len(one.accepted) // 4 :] for one in made]
+    return 1 + sum(map(sum, parts)) / sum(map(len, parts))
 
 
 def test_what_cannot_be_trained_on_line_is_refused_by_name() -> None:
