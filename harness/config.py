@@ -21,6 +21,10 @@ _PARTS = ("tree", "policy")
 """Keys whose value may be the name of a YAML in the folder conf/KEY."""
 
 
+SERVE = "serve"
+"""Key of a method's YAML: per engine other than our own, how it is set to draft in the same way."""
+
+
 class ConfigError(ValueError):
     """A mistake of the user; the text names what was given, what is allowed and what to type."""
 
@@ -80,7 +84,8 @@ def build(node: Any, where: str) -> Any:
 def with_parts(container: Any, where: str) -> Any:
     """A resolved configuration in which every `tree` and `policy` that is a name is the YAML of that name.
 
-    So `methods.eagle2.tree=cost_aware` takes conf/tree/cost_aware.yaml as a whole.
+    So `methods.eagle2.tree=cost_aware` takes conf/tree/cost_aware.yaml as a whole. A `serve` is left out: it
+    is no setting of a method, but says how other engines are set to use it (`Engine.arm`).
 
     Raises:
         ConfigError: there is no such YAML.
@@ -89,6 +94,8 @@ def with_parts(container: Any, where: str) -> Any:
         return container
     found = {}
     for key, value in container.items():
+        if key == SERVE:
+            continue
         if key in _PARTS and isinstance(value, str):
             folder = files("conf") / key
             known = sorted(one.name.removesuffix(".yaml") for one in folder.iterdir())

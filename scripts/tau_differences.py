@@ -1,6 +1,8 @@
 """Acceptance lengths by task, their mean over tasks, and paired differences between methods.
 
-python scripts/tau_differences.py RESULTS [PATTERN of run ids] prints Markdown tables, one per temperature.
+python scripts/tau_differences.py RESULTS [PATTERN of run ids [OVER/UNDER]] prints Markdown tables, one per
+temperature. With OVER/UNDER, such as gto/control, the differences are those of the arms OVER_N and UNDER_N,
+and their mean over N, the seeds of two trainings.
 Intervals are a bootstrap: conversations are resampled within each task (2,000 times), alike for every method.
 The mean gives every task the same weight, as the tables of the EAGLE papers do.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -64,14 +67,14 @@ def drawn(cells: Cells, method: str) -> tuple[dict[str, float], Floats, dict[str
     return values, np.mean(list(by_task.values()), axis=0), by_task
 
 
-def ends(sample: Floats) -> str:
+def ends(sample: Floats, digits: int = 2) -> str:
     """The confidence interval as text."""
     tail = 100 * (1 - CONFIDENCE) / 2
     low, high = np.nanpercentile(sample, [tail, 100 - tail])
-    return f"[{low:.2f}, {high:.2f}]"
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def table(cells: Cells) -> list[str]:
+def table(cells: Cells, compared: str = "") -> list[str]:
     """One table as lines of Markdown."""
     methods = [
         m for m in dict.fromkeys(m for c in cells.values() for m in c) if all(m in c for c in cells.values())
@@ -82,27 +85,34 @@ def table(cells: Cells) -> list[str]:
     for method in methods:
         values, mean, by_task = drawn(cells, method)
         means[method] = mean
-        cells = [f"{values[task]:.2f} {ends(by_task[task])}" for task in tasks]
-        lines.append(
-            f"| {method} | {' | '.join(cells)} | {np.mean(list(values.values())):.2f} {ends(mean)} |"
-        )
+        taus = [f"{values[task]:.2f} {ends(by_task[task])}" for task in tasks]
+        lines.append(f"| {method} | {' | '.join(taus)} | {np.mean(list(values.values())):.2f} {ends(mean)} |")
     lines += ["", "| difference of means | |", "|:--|--:|"]
-    for number, under in enumerate(methods):
-        for over in methods[number + 1 :]:
-            gap = means[over] - means[under]
-            lines.append(f"| {over} - {under} | {gap.mean():+.2f} {ends(gap)} |")
-    return lines
+    gaps = {f"{over} - {under}": means[over] - means[under] for over, under in pairs(methods, compared)}
+    if compared and gaps:
+        gaps["mean of these"] = np.mean(list(gaps.values()), axis=0)
+    return [*lines, *(f"| {name} | {gap.mean():+.3f} {ends(gap, 3)} |" for name, gap in gaps.items())]
 
 
-def main(results: str, pattern: str = "*") -> None:
+def pairs(methods: Sequence[str], compared: str) -> list[tuple[str, str]]:
+    """The methods whose difference is shown: all pairs, or with `OVER/UNDER` those of the same number."""
+    if not compared:
+        return [(over, under) for n, under in enumerate(methods) for over in methods[n + 1 :]]
+    over, under = compared.split("/")
+    by_arm = {method.split()[0]: method for method in methods}
+    numbers = [arm.removeprefix(f"{over}_") for arm in by_arm if arm.startswith(f"{over}_")]
+    return [(by_arm[f"{over}_{n}"], by_arm[f"{under}_{n}"]) for n in numbers if f"{under}_{n}" in by_arm]
+
+
+def main(results: str, pattern: str = "*", compared: str = "") -> None:
     """Print the tables of the runs below `results`."""
     for temperature, cells in sorted(read(Path(results), pattern).items()):
         counts = [len(next(iter(methods.values())).amount) for methods in cells.values()]
         print(f"\nT = {temperature:g}; prompts by task: {', '.join(map(str, counts))}\n")
-        print("\n".join(table(cells)))
+        print("\n".join(table(cells, compared)))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) not in (2, 3, 4):
         sys.exit(__doc__)
     main(*sys.argv[1:])

@@ -82,7 +82,7 @@ def test_every_cell_of_every_experiment_builds_with_a_head_for_every_method(name
     file = OmegaConf.load(CONF / "experiment" / f"{name}.yaml")
     swept = OmegaConf.select(file, "hydra.sweeper.params") or {}
     assert set(swept.get("task", "").split(",")) <= {"", *stems("task")}
-    needs_path = re.search("/task: (spec_bench|spectts)", str(file.defaults).replace("'", ""))
+    needs_path = re.search("/task: (spec_bench|spectts|speed_bench)", str(file.defaults).replace("'", ""))
     sweeps = {key: str(swept.get(key, "")).split(",") for key in ("target", "panel")}
     for values in itertools.product(*sweeps.values()):
         chosen = [f"{key}={value}" for key, value in zip(sweeps, values, strict=True) if value]

@@ -57,9 +57,11 @@ def composed(method: Path) -> DictConfig:
     node: DictConfig = config.methods[method.stem]
     OmegaConf.resolve(node)
     OmegaConf.set_struct(node, False)
-    for part in (node, *(node[name] for name in ("first", "second") if name in node)):
+    for part in (node, *(node[name] for name in ("first", "second", "base") if name in node)):
         for weights in {"head", "model"} & set(part):
             part[weights] = "random"
+        if "mask_token" in part:
+            part.mask_token = VOCAB - 1
         if "num_layers" in part:
             part.num_layers = 1
         if "tree" in part and part is not node:

@@ -36,7 +36,7 @@ from tests.support.targets import engine, requests
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
-HYDRA_COMMANDS = ("bench", "cost", "train")
+HYDRA_COMMANDS = ("bench", "cost", "train", "serve")
 PARSERS = {"report": report_command.main, "sweep": sweep.main, "conformance": suite.main}
 FOLDERS = ("harness", "methods", "conf", "tests", "scripts", "docs")
 READERS_OWN = r"NAME|my_idea|last_seen"

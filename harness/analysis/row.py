@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,8 +12,9 @@ from harness.analysis import stats
 from harness.analysis.by_call import CallStats, DraftShape
 from harness.analysis.comparability import SETTING
 from harness.analysis.metrics import Ledger
+from harness.analysis.serving.latencies import Serving
 from harness.analysis.stats import Difference, Interval
-from harness.analysis.tie_rates import Ties
+from harness.analysis.tie_rates import Quality, Ties
 from harness.store.records import BASELINE, Cell, Failure, VerdictKind
 
 Ends = tuple[float, float] | None
@@ -21,7 +23,7 @@ _JSON_KEYS = (
     *("engine", "scenario"),
     *("tau", "tau_ci", "tokens_per_s", "latency_s", "speedup", "speedup_ci", "speedup_vs"),
     *("verdict", "roof_fraction", "num_prompts", "num_tokens", "variant"),
-    *("others_share", "disturbed_share"),
+    *("others_share", "disturbed_share", "quality"),
 )
 _MAX_PROBE_SHARE = 0.01
 _MAX_LOOPING_SHARE = 0.2
@@ -113,14 +115,25 @@ class Row:
     """
     split: dict[str, float] = field(default_factory=dict)
     """Shares of decode time by stage."""
+    quality: Quality | None = None
+    """Known where the acceptor is not lossless; a lossy row without it has no numbers."""
     ties: Ties | None = None
     ledger: Ledger | None = None
+    serving: Serving | None = None
+    """What the streams of a server show; None of our own loop."""
     calls: tuple[CallStats, ...] = ()
     """By round, sample or turn, where a question has several calls; see `harness.analysis.by_call`."""
     windows: tuple[float, ...] = ()
     """Untrimmed tau in each window of 256 output tokens."""
     draft_shapes: tuple[DraftShape, ...] = ()
     """Nodes and levels of the drafts in each window of 32 output tokens."""
+
+    def __post_init__(self) -> None:
+        if self.verdict == "lossy" and not self.failed and self.quality is None:
+            raise ValueError(
+                f"the row of {self.method} is lossy, and nothing says how good its output is: it must not be"
+                " shown"
+            )
 
     @property
     def failed(self) -> bool:
@@ -196,6 +209,8 @@ def json_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Quality):
+        value = dataclasses.asdict(value)
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple):

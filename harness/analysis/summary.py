@@ -17,13 +17,17 @@ from harness.analysis.comparability import variants
 from harness.analysis.disturbance import disturbance
 from harness.analysis.medians import medians
 from harness.analysis.row import Pair, Row
+from harness.analysis.serving.latencies import serving
 from harness.analysis.stats import Interval, Totals
-from harness.analysis.tie_rates import row_verdict, ties
+from harness.analysis.tie_rates import quality, row_verdict, ties
 from harness.costs.headroom import headroom, settings_of, table_of
 from harness.costs.table import CostTable
 from harness.store.columns import Columns
 from harness.store.records import BASELINE, LAPS_PER_ROUND, Cell, Failure, Run, VerdictKind
 
+_UNJUDGED = Failure(
+    "no-quality", "analysis", "the output may differ from vanilla's, and its quality was not recorded"
+)
 _UNKNOWN = Interval(math.nan, math.nan, math.nan)
 
 
@@ -181,9 +185,13 @@ def _row(group: _Group, method: str) -> Row:
     }
     if not len(records):
         return Row(**known)
+    verdict, judged = group.verdict(method), quality(records)
+    if verdict == "lossy" and judged is None:
+        return Row(**{**known, "failures": (*known["failures"], _UNJUDGED)})
     return Row(
         **known,
-        verdict=group.verdict(method),
+        verdict=verdict,
+        quality=judged,
         ties=ties(records, nulls),
         num_prompts=len(np.unique(records.conversation)),
         num_tokens=int(records.num_tokens.sum()),
@@ -192,6 +200,7 @@ def _row(group: _Group, method: str) -> Row:
         looped_share=metrics.looped_share(records),
         looping_share=metrics.looping_share(records),
         memory_bytes=_memory(runs, method, records),
+        serving=serving(records, (asking[0].manifest.config.get("engine") or {}).get("goodput") or {}),
         calls=by_call(records, vanilla, asking[0].manifest.config.get("scenario") or {}),
         **_acceptance(records),
         **_timing(group, method, records, vanilla),

@@ -1,11 +1,13 @@
-"""The verdict on an arm from those on its generations, and whether rounding explains its number of ties."""
+"""An arm's output: the verdict on it, whether rounding explains its number of ties, and how good it is."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.analysis.metrics import ratio
 from harness.analysis.stats import clopper_pearson
@@ -35,6 +37,7 @@ class Ties:
     """
 
     num_ties: int
+    """First differences that rounding explains, or that nobody can explain."""
     num_compared: int
     """Tokens up to and including the first difference of each generation."""
     rate: float
@@ -59,7 +62,7 @@ def ties(records: Records, nulls: Sequence[NullReplay]) -> Ties:
     order = judged[np.lexsort((judged, -severity[judged], columns.places[judged]))]
     worst = order[np.unique(columns.places[order], return_index=True)[1]]
     position = columns.position[worst]
-    num_ties = int((severity[worst] == _SEVERITY.index("tie")).sum())
+    num_ties = int(np.isin(severity[worst], [_SEVERITY.index("tie"), _SEVERITY.index("unexplained")]).sum())
     num_compared = int(np.where(position < 0, columns.num_tokens[worst], position + 1).sum())
     differing, replayed = sum(null.num_differing for null in nulls), sum(null.num_tokens for null in nulls)
     return Ties(
@@ -91,3 +94,35 @@ def _severities(columns: Columns) -> Counts:
     """Index into `_SEVERITY` of each generation's verdict, -1 where it has none."""
     ranks = np.array([*map(_SEVERITY.index, VERDICTS), -1], np.int32)
     return ranks[columns.verdict]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """How good outputs are that may differ from vanilla's."""
+
+    agreement: float
+    """Share of the tokens that plain decoding would have drawn behind the same tokens."""
+    log_likelihood: float
+    """Nats per token under the target, at temperature 1 without filters."""
+    score: float
+    """The task's score, averaged over the answers that it could tell; nan where none."""
+
+
+def quality(records: Records) -> Quality | None:
+    """The quality of outputs, pooled over their tokens; None unless every output was judged."""
+    columns = Columns.of(records)
+    agreeing, surprisal, scores = columns.num_agreeing, columns.surprisal_unat, columns.score_ppm
+    if not len(columns) or (agreeing < 0).any() or (surprisal < 0).any():
+        return None
+    num_tokens = columns.num_tokens.sum()
+    return Quality(
+        agreement=ratio(agreeing.sum(), num_tokens),
+        log_likelihood=-1e-6 * ratio(surprisal.sum(), num_tokens),
+        score=1e-6 * _mean_known(scores),
+    )
+
+
+def _mean_known(values: NDArray[np.int64]) -> float:
+    """The mean of the values that are not below 0, which stands for unknown ones; nan where there is none."""
+    known = values[values >= 0]
+    return float(known.mean()) if len(known) else math.nan

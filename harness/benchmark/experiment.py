@@ -13,11 +13,13 @@ import torch
 
 from harness.benchmark.lossless_verdict import Referee
 from harness.benchmark.manifest import ManifestMaker
+from harness.benchmark.measure import Measure
 from harness.benchmark.noise import again
 from harness.benchmark.noise.again import ProcessStopped, begin_block
 from harness.benchmark.noise.watch import watch_of
 from harness.benchmark.plan import make_cell
 from harness.benchmark.progress import RunProgress
+from harness.benchmark.quality.judge import QualityJudge
 from harness.benchmark.sample_trees import MAX_CONVERSATIONS, exhibit, piece_reader
 from harness.benchmark.scenarios.scenario import Scenario
 from harness.benchmark.scenarios.turn_runner import Answers, Block, Call, Pass, TurnResult, TurnRunner
@@ -26,6 +28,7 @@ from harness.benchmark.session import Session
 from harness.config import ConfigError
 from harness.decoding.faults import DecodingFault
 from harness.decoding.sampling import DecodingParams
+from harness.engines.faults import EngineFault, incomplete
 from harness.store.journal import RunWriter
 from harness.store.records import (
     BASELINE,
@@ -41,6 +44,8 @@ from harness.system.load.counters import counting_stops
 from harness.system.progress import waiting
 from harness.tasks.conversation import Conversation
 
+LOGS = "logs"
+"""The folder below that of a run for what programs outside this process say."""
 _WARMUP_TOKENS = 16
 _NUM_EXAMINED = 3
 """Prompts that the arms look at before anything is measured."""
@@ -69,6 +74,7 @@ class Experiment:
         self.players = self.plan.players(params)
         self.schedule = Schedule(plan=self.plan, params=params, conversations=session.conversations)
         self.referee = Referee(session.engine, params, self.plan.acceptor)
+        self.quality = QualityJudge(session, params)
         self._piece = piece_reader(session.model.tokenizer)
         prompts = {one.id: self._first_prompt(one) for one in session.conversations}
         self._manifests = ManifestMaker(
@@ -122,16 +128,29 @@ class Experiment:
         blocks = [one for one in self.schedule.blocks() if not run.is_measured(block_name(one))]
         if self.plan.measure.timed and (probe := self.session.engine.probe(self.plan.measure.bandwidth_gib)):
             run.write_probe(Probe(**asdict(probe)))
-        self.session.engine.begin_run()
+        self.session.engine.begin_run(run.folder / LOGS)
         pace = self._warm_up()
         self._num_programs = self.session.engine.num_programs
         self._watch = watch_of(self.plan, self.console)
         most_seconds = self.schedule.most_seconds(blocks, pace)
         self.progress.plan(self.schedule.num_generations(blocks), len(blocks), most_seconds)
         self.progress.start(run.manifest)
-        for block in blocks:
-            self._measure(run, block)
+        lost = [block_name(one) for one in blocks if not self._measured(run, one)]
         self._measure_again(run)
+        if lost:
+            raise incomplete(lost, len(blocks))
+
+    def _measured(self, run: RunWriter, block: Block) -> bool:
+        """Measure a block; False where an engine failed that may answer the next one. That is recorded."""
+        try:
+            self._measure(run, block)
+        except EngineFault as fault:
+            if fault.fatal:
+                raise
+            run.write_failure(failure(fault, self._where))
+            self.console.error(f"{self._where}: {fault}; the other blocks continue")
+            return False
+        return True
 
     def _measure_again(self, run: RunWriter) -> None:
         blocks = {block_name(one): one for one in self.schedule.blocks()}
@@ -155,17 +174,13 @@ class Experiment:
                 self._where = f"warm-up: {player.name}, {conversation.id}"
                 wait.step(player.name)
                 begin = time.monotonic()
-                results = self._play(runner, Pass(player=player), self._copies(conversation))
+                block = _copies(conversation, self.plan.measure.batch_size)
+                results = self._play(runner, Pass(player=player), block)
                 seconds[player.name] = seconds.get(player.name, 0.0) + time.monotonic() - begin
                 made = sum(len(one.generation.output_ids) for one in results)
                 num_tokens[player.name] = num_tokens.get(player.name, 0) + made
                 wait.advance()
         return {name: seconds[name] / max(num_tokens[name], 1) for name in seconds}
-
-    def _copies(self, conversation: Conversation) -> Block:
-        """One copy per sequence of a batch, so that the warm-up runs at full batch size."""
-        numbers = range(self.plan.measure.batch_size)
-        return tuple(replace(conversation, id=f"{conversation.id} {number}") for number in numbers)
 
     def _measure(self, run: RunWriter, block: Block) -> None:
         """All passes over a block, their verdicts and the null; then the records, as one unit."""
@@ -189,7 +204,7 @@ class Experiment:
         for cut in cut_short(block, results, self.scenario):
             room = self.session.model.max_context
             self.console.note(f"{cut}: the next prompt leaves no room in target.max_context={room}")
-        self._refuse_compilation(block)
+        _refuse_compilation(self.session.engine.num_programs - self._num_programs, block, self.plan.measure)
         begin_block(run, name, load, self.plan.measure.quiet, self.console)
         written = {failed.arm for failed in run.failures}
         for arm, failed in self._failed.items():
@@ -198,8 +213,7 @@ class Experiment:
         reference = {one.key: one for one in results if one.player.name == BASELINE and one.by.repeat == 0}
         for one in results:
             self._where = f"verdict on {one.player.name}, {name}"
-            verdict = self.referee.verdict(one, reference.get(one.key))
-            run.write_record(self._record(one, verdict, block))
+            run.write_record(self._record(one, self.referee.verdict(one, reference.get(one.key)), block))
         replayed = {one.id for one in self.session.conversations[: self.plan.measure.num_null]}
         for null in self.referee.nulls(results, reference, replayed):
             run.write_null(null)
@@ -226,18 +240,9 @@ class Experiment:
             self.console.error(f"{self._where}: {self._failed[name].message}; the other arms continue")
             return []
 
-    def _refuse_compilation(self, block: Block) -> None:
-        num_new = self.session.engine.num_programs - self._num_programs
-        if num_new and self.plan.measure.timed:
-            raise ConfigError(
-                f"target.compile=true: {num_new} programs were compiled while {block_name(block)} was timed,"
-                f" which spoils its seconds; type measure.num_warmup={self.plan.measure.num_warmup + 2}, or"
-                " target.compile=false"
-            )
-
     def _record(self, one: TurnResult, verdict: Verdict | None, block: Block) -> GenerationRecord:
-        measure = self.plan.measure
-        return one.record(verdict, min(len(block), measure.batch_size), measure.timed)
+        size, timed = min(len(block), self.plan.measure.batch_size), self.plan.measure.timed
+        return one.record(verdict, size, timed, self.quality.judge(one) if verdict else {})
 
     def _exhibit(self, run: RunWriter, results: list[TurnResult]) -> None:
         """Keep the trees and texts of the first conversations, so that people can look at them."""
@@ -246,6 +251,21 @@ class Experiment:
             first = one.call.sample == one.by.repeat == 0
             if first and one.call.conversation.id in chosen and one.player.kind != "rung":
                 run.write_exhibit(exhibit(one, self._piece, self.session.decode))
+
+
+def _refuse_compilation(num_new: int, block: Block, measure: Measure) -> None:
+    """Raise ConfigError where programs were compiled while the clock counted."""
+    if num_new and measure.timed:
+        raise ConfigError(
+            f"target.compile=true: {num_new} programs were compiled while {block_name(block)} was timed,"
+            f" which spoils its seconds; type measure.num_warmup={measure.num_warmup + 2}, or"
+            " target.compile=false"
+        )
+
+
+def _copies(conversation: Conversation, number: int) -> Block:
+    """One copy per sequence of a batch, so that the warm-up runs at full batch size."""
+    return tuple(replace(conversation, id=f"{conversation.id} {place}") for place in range(number))
 
 
 def cut_short(block: Block, results: Sequence[TurnResult], scenario: Scenario) -> Iterator[str]:
@@ -270,6 +290,8 @@ def failure(error: BaseException, where: str, arm: str = "") -> Failure:
     if isinstance(error, DecodingFault):
         # Where no other arm is named it was vanilla's, which stops the run.
         return Failure(error.kind, where, str(error), arm or BASELINE)
+    if isinstance(error, EngineFault):
+        return Failure(error.kind, where, str(error))
     if isinstance(error, KeyboardInterrupt):
         why = str(error) or "stopped by the user"
         return Failure("interrupted", where, f"{why}; the same command resumes here")

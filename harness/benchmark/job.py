@@ -59,6 +59,7 @@ class Job:
                 plan.tracker.require()
                 units = plan.engine.units(plan.target)
                 stack.enter_context(machine_lock(units, plan.measure.timed, self._console.note))
+                stack.callback(plan.engine.close)
                 session = Session(plan, self._console)
                 experiments = [Experiment(session, params) for params in plan.decodings.values()]
             except (Exception, KeyboardInterrupt) as error:

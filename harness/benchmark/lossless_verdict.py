@@ -7,6 +7,7 @@ out as a chain of the same width), so that a fault in our mask or cache cannot e
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,7 +27,12 @@ class Referee:
 
     def __init__(self, engine: Engine, params: DecodingParams, acceptor: Acceptor) -> None:
         self._engine, self._params, self._acceptor = engine, params, acceptor
-        self._judge = None if engine.reference is None else Judge(engine.reference, params)
+
+    @cached_property
+    def _judge(self) -> Judge | None:
+        """Made when it is needed, because an engine may have to load weights for it."""
+        target = self._engine.reference
+        return None if target is None else Judge(target, self._params)
 
     def verdict(self, one: TurnResult, vanilla: TurnResult | None) -> Verdict:
         """The verdict on a result; `vanilla`: vanilla's first result of the same call.
@@ -44,9 +50,15 @@ class Referee:
         same_prompt = list(one.request.prompt) == list(vanilla.request.prompt)
         if not same_prompt or not (coupled or self._params.greedy):
             return Verdict("unpaired")
+        if one.generation.output_ids == vanilla.generation.output_ids:
+            return Verdict("identical")
         if self._judge is None:
             return _without_weights(vanilla.generation, one.generation)
-        return self._judge.compare(one.request, vanilla.generation, one.generation, one.player.width)
+        verdict = self._judge.compare(one.request, vanilla.generation, one.generation, one.player.width)
+        if verdict.kind == "broken" and not self._engine.in_process:
+            # Other kernels round in their own way, which these weights cannot tell from a fault.
+            return verdict._replace(kind="unexplained")
+        return verdict
 
     def nulls(
         self,
@@ -56,14 +68,33 @@ class Referee:
     ) -> Iterator[NullReplay]:
         """Replay vanilla's tokens at the widest verify shape of `results`, where there is a target to do it.
 
+        Of an engine outside this process, vanilla's own repeats are the null: they meet other neighbours in
+        its batches.
         reference: vanilla's first result of each call. conversations: ids of those that are replayed.
         """
+        if not self._engine.in_process:
+            yield from _nulls_of_repeats(results, reference)
+            return
         widest = max((1 + draft.width for one in results for draft, _ in one.generation.drafts), default=1)
-        if self._judge is None or widest == 1:
+        if widest == 1 or self._judge is None:
             return
         for one in reference.values():
             if (name := one.call.conversation.id) in conversations:
                 yield self._judge.null(name, one.request, one.generation.output_ids, widest)
+
+
+def _nulls_of_repeats(
+    results: Sequence[TurnResult], reference: Mapping[CallKey, TurnResult]
+) -> Iterator[NullReplay]:
+    """Compare each later repeat of vanilla with its first one, up to the first difference."""
+    for one in results:
+        first = reference.get(one.key)
+        if first is None or one.player.name != BASELINE or one.by.repeat == 0:
+            continue
+        ours, theirs = first.generation.output_ids, one.generation.output_ids
+        if list(one.request.prompt) == list(first.request.prompt):
+            place = _first_difference(ours, theirs)
+            yield NullReplay(one.call.conversation.id, min(place + 1, len(ours)), int(ours != theirs))
 
 
 def _first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:

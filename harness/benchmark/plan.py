@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from harness.benchmark.measure import Measure
 from harness.benchmark.scenarios.scenario import Scenario
 from harness.benchmark.scenarios.turn_runner import Player
-from harness.config import ConfigError, build, with_parts
+from harness.config import SERVE, ConfigError, build, with_parts
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Drafter
@@ -23,6 +23,9 @@ from harness.store.records import BASELINE, Cell
 from harness.target.spec import TargetSpec
 from harness.tasks.task import Task
 from harness.tracking.tracker import Tracker
+
+_UNTOLD_WIDTH = 8
+"""Tokens of the forward in which a difference is explained, where an engine does not say how wide its is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,11 @@ class Plan:
     def players(self, params: DecodingParams) -> list[Player]:
         """Who takes part in the run with `params`: the arms, then the rungs where they are timed."""
         arms = [
-            Player(name=name, method=method, kind="arm" if self.engine.tells_rounds else "roundless")
+            Player(name=name, method=method)
+            if self.engine.tells_rounds
+            else Player(
+                name=name, method=method, kind="roundless", width=1 if name == BASELINE else _UNTOLD_WIDTH
+            )
             for name, method in self.arms.items()
         ]
         rungs = self.rungs.values() if self.measure.rung_repeats_at(params.greedy) else ()
@@ -103,10 +110,14 @@ def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
     """
     config: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     _refuse_missing(config, "")
-    config["methods"] = with_parts(config["methods"], "methods")
-    arms, decodings, rungs = (
+    methods: dict[str, Any] = config["methods"]
+    serve = {name: node.get(SERVE) or {} for name, node in methods.items() if isinstance(node, dict)}
+    config["methods"] = methods = with_parts(methods, "methods")
+    engine: Engine = build(cfg.engine, "engine")
+    arms = {name: engine.arm(name, node, serve.get(name, {})) for name, node in methods.items()}
+    decodings, rungs = (
         {name: build(node, f"{group}.{name}") for name, node in (cfg[group] or {}).items()}
-        for group in ("methods", "decodings", "rungs")
+        for group in ("decodings", "rungs")
     )
     if BASELINE not in arms:
         raise ConfigError(
@@ -118,7 +129,6 @@ def make_plan(cfg: DictConfig, overrides: list[str]) -> Plan:
     arms = {name: _remembering(name, arm, config, scenario) for name, arm in arms.items()}
     _check_decodings(decodings, acceptor, arms)
     _check_switches(config)
-    engine = build(cfg.engine, "engine")
     engine.refuse(arms, rungs, acceptor)
     _check_scenario(scenario, engine, measure)
     return Plan(

@@ -50,7 +50,11 @@ class Case:
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """The recorded tensors."""
-        tensors: dict[str, Tensor] = load_file(self.file.parent / self.data["tensors"])
+        named = self.data["tensors"]
+        beside = self.file.with_suffix(".safetensors")
+        # A list names the tensors of the file beside the case.
+        file = beside if isinstance(named, list) else self.file.parent / named
+        tensors: dict[str, Tensor] = load_file(file)
         return tensors
 
 
@@ -72,13 +76,20 @@ class Targets:
         Raises:
             OSError: it cannot be loaded.
         """
-        folder = (case.root / case.data["target_dir"]).resolve()
+        folder = (case.root / _target_folder(case.data)).resolve()
         if folder not in self._targets:
             dtype = getattr(torch, case.data.get("dtype", "float32"))
             # Plain transformers: a case has token ids, so its target needs no tokenizer.
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
             self._targets[folder] = Target(model.eval().requires_grad_(False))
         return self._targets[folder]
+
+
+def _target_folder(data: dict[str, Any]) -> str:
+    """Where a case says that its target lies: a path, or the name of one of the models beside it."""
+    if "target_dir" in data:
+        return str(data["target_dir"])
+    return f"models/{data['target'] if 'target' in data else data['verifier']}"
 
 
 def equal(name: str, ours: Any, theirs: Any) -> Check:

@@ -19,6 +19,7 @@ from harness.config import configurable
 from harness.decoding.faults import LogitsNotFinite
 from harness.decoding.sampling import TokenSampler
 from harness.drafting.draft import Draft
+from harness.drafting.drafter import Tap, TargetView
 
 
 class Accepted(NamedTuple):
@@ -59,6 +60,17 @@ class Acceptor(ABC):
     def card(self) -> dict[str, Any]:
         """Facts about the loaded files, for the manifest, in JSON types."""
         return {}
+
+    @property
+    def taps(self) -> tuple[Tap, ...]:
+        """The target's hidden states that `see` receives."""
+        return ()
+
+    def bind(self, target: TargetView) -> None:  # noqa: B027 - a hook
+        """Read what the rule needs of the target, before anything is measured."""
+
+    def see(self, states: list[Tensor]) -> None:  # noqa: B027 - a hook
+        """Receive the states [B, 1+n, H] of the pending token and the nodes, per tap, before `accept`."""
 
     @abstractmethod
     def accept(self, logits: Tensor, draft: Draft, sampler: TokenSampler, start: Tensor) -> Accepted:

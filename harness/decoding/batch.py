@@ -158,7 +158,7 @@ class Batch:
         for number, token in zip(numbers, tokens, strict=True):
             self._emit(number, [token])
         states = [pad_sequence(list(tapped), batch_first=True) for tapped in zip(*taps, strict=True)]
-        return first, Outcome(committed=prompts, pending=tokens, taps=states)
+        return first, Outcome(committed=prompts, pending=tokens, taps=states[: len(self.drafter.taps)])
 
     def _sampler(self, numbers: Sequence[int]) -> TokenSampler:
         keys = [self.requests[number].key for number in numbers]
@@ -228,7 +228,7 @@ class Batch:
         outcome = Outcome(
             committed=[[old, *path] for old, path in zip(last, decision.path_tokens, strict=True)],
             pending=decision.token,
-            taps=self.target.taken(accepted.path, decision.length),
+            taps=self.target.taken(accepted.path, decision.length)[: len(self.drafter.taps)],
             draft=draft,
             logits=logits,
             rider_logits=rider_logits,

@@ -65,7 +65,7 @@ class DecodingLoop:
         Raises:
             DecodingFault: an exception or an illegal draft of the drafter, or logits that are not finite.
         """
-        self.target.set_taps(drafter.taps)
+        self.target.set_taps((*drafter.taps, *acceptor.taps))
         batch = self._batch(requests, drafter, params)
         watch = Stopwatch(self.target.device, self.timed)
         exact = acceptor.coupled or not acceptor.lossless
@@ -83,7 +83,7 @@ class DecodingLoop:
             draft = self._padded(without_drafts(draft, batch.asked()))
             logits, rider_logits = draft.split(self.target.verify(batch.pending, draft))
             watch.lap("verify")
-            accepted = acceptor.accept(logits, draft, batch.sampler, batch.positions())
+            accepted = self._accepted(acceptor, batch, draft, logits)
             accepted, decision = self._decided(batch, proposal, accepted, draft, logits)
             watch.lap("accept")
             path = None if draft.is_chain else accepted.path[:, : draft.num_levels]
@@ -110,6 +110,13 @@ class DecodingLoop:
             max_context=self.max_context,
             most=self.batch_size,
         )
+
+    def _accepted(self, acceptor: Acceptor, batch: Batch, draft: Draft, logits: Tensor) -> Accepted:
+        """The acceptor's decision, after it has seen the states that it taps."""
+        if acceptor.taps:
+            states = self.target.states()[len(batch.drafter.taps) :]
+            acceptor.see([state[: len(logits), : logits.shape[1]] for state in states])
+        return acceptor.accept(logits, draft, batch.sampler, batch.positions())
 
     def _decided(
         self, batch: Batch, proposal: Proposal, accepted: Accepted, draft: Draft, logits: Tensor

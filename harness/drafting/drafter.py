@@ -85,6 +85,12 @@ class TargetView(Protocol):
             ConfigError: weights of the module are NaN or infinite.
         """
 
+    def copied_model(self) -> Any:
+        """A copy of the whole causal LM, for a method that trains the target itself; it takes any mask."""
+
+    def refresh(self, module: torch.nn.Module) -> None:
+        """Take over weights that were changed in place in a module that was prepared."""
+
     def program(self, step: Callable[..., Any], sizes: Sequence[int] = SIZES) -> Program | None:
         """A step of the drafter's own model as one compiled program; see `Program`.
 
@@ -102,6 +108,19 @@ class TargetView(Protocol):
         cache.
 
         Returns logits [B, n, V] and, per tap, the states [B, n, H]. For checks and training.
+        """
+
+    def trace_visible(self, ids: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        """A forward over tokens that each see only some of the others, such as token trees behind a text.
+
+        Outside any timed region and without a cache, for training.
+
+        Args:
+            ids: [n] int64.
+            positions: [n] int64.
+            visible: [n, n] bool, which tokens each of them sees; it sees itself.
+
+        Returns the states [n, H] that `lm_head` reads.
         """
 
 

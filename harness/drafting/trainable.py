@@ -66,6 +66,8 @@ class TrainableDrafter(Drafter):
     rows_per_loss: ClassVar[int] = 1
     """Rows that one call of `loss` receives; more where a loss compares rows with each other. It must divide
     `training.rows_per_step`; during evaluation the last call may receive fewer."""
+    exports_model: ClassVar[bool] = False
+    """Whether `export` writes a whole model, to be measured as a target; the tokenizer is put beside it."""
 
     @abstractmethod
     def begin_training(self, counts: Tensor, rows: Sequence[TrainingRow], seed: int) -> torch.nn.Module:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from harness.config import ConfigError, configurable
+from harness.config import ConfigError, build, configurable
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.batch import Generation, Request
 from harness.decoding.sampling import DecodingParams
@@ -84,10 +85,10 @@ class MachineProbe:
 class Engine(ABC):
     """Base of all engines.
 
-    Calls come in this order: `refuse`, `device_facts`, `units` and `baseline` load nothing and are all that a
-    dry run needs; then `load`, `prepare`, `examine` and `probe`, once per process; then `begin_run` for every
-    run, and `generate` for every call of an arm, with `reset_peak`, `peak_memory_bytes` and `energy_mj`
-    around it.
+    Calls come in this order: `arm`, `refuse`, `device_facts`, `units` and `baseline` load nothing and are all
+    that a dry run needs; then `load`, `prepare`, `examine` and `probe`, once per process; then `begin_run`
+    for every run, and `generate` for every call of an arm, with `reset_peak`, `peak_memory_bytes` and
+    `energy_mj` around it; at the end `close`.
 
     An engine tells only what it can: whatever it leaves out is unknown in the tables.
     """
@@ -103,6 +104,18 @@ class Engine(ABC):
     coupled: ClassVar[bool] = False
     """Whether it draws with the noise of `Request.key`, so that outputs compare above temperature 0, too."""
 
+    def arm(self, name: str, node: dict[str, Any], serve: Mapping[str, Any]) -> Method:
+        """The arm of this engine that the node `methods.NAME` of a configuration describes.
+
+        serve: what the method's YAML says about engines other than `local`, by their names. An engine that
+        decodes with an implementation of its own takes its settings from there.
+
+        Raises:
+            ConfigError: the node is wrong, or the engine has no such method.
+        """
+        arm: Method = build(node, f"methods.{name}")
+        return arm
+
     def refuse(self, arms: Mapping[str, Method], rungs: Mapping[str, Method], acceptor: Acceptor) -> None:
         """Look at what the engine is asked to run, before anything is loaded.
 
@@ -116,10 +129,10 @@ class Engine(ABC):
                 f"rungs.{next(iter(rungs))}: needs a target in this process, and engine={self.name} has none;"
                 " type ladder=none"
             )
-        if acceptor.forced:
+        if not acceptor.lossless:
             raise ConfigError(
                 f"acceptor: engine={self.name} accepts drafted tokens by its own rule, which cannot be"
-                " forced; type accept=coupled"
+                " forced or relaxed; type accept=coupled"
             )
 
     @abstractmethod
@@ -155,8 +168,17 @@ class Engine(ABC):
             ConfigError: an arm finds that it does not fit the target.
         """
 
-    def begin_run(self) -> None:  # noqa: B027 - a hook
-        """A run begins: the arms forget what earlier runs of this process taught them."""
+    def begin_run(self, logs: Path | None = None) -> None:  # noqa: B027 - a hook
+        """A run begins: the arms forget what earlier runs of this process taught them.
+
+        logs: the folder of the run, for the log files of programs that the engine starts.
+
+        Raises:
+            EngineFault: a program that the engine needs does not start.
+        """
+
+    def close(self) -> None:  # noqa: B027 - a hook
+        """End whatever the engine started; calling it again changes nothing."""
 
     @abstractmethod
     def generate(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from typing_extensions import override
@@ -29,6 +30,8 @@ from harness.system.progress import waiting
 from harness.target.model import Target
 from harness.target.spec import LoadedWeights, TargetSpec
 
+Loop = TypeVar("Loop", bound=DecodingLoop)
+
 
 @configurable
 class Local(Engine):
@@ -42,6 +45,8 @@ class Local(Engine):
 
     @override
     def refuse(self, arms: Mapping[str, Method], rungs: Mapping[str, Method], acceptor: Acceptor) -> None:
+        self._rungs = [rung for rung in rungs.values() if isinstance(rung, Rung)]
+        self._acceptor = acceptor
         for group, methods, base in (("methods", arms, Drafter), ("rungs", rungs, Rung)):
             for name, method in methods.items():
                 if not isinstance(method, base):
@@ -80,8 +85,12 @@ class Local(Engine):
         for name, drafter in self._drafters.items():
             with naming(f"methods.{name}"):
                 drafter.bind(self.target)
+        for rung in self._rungs:
+            rung.bind(target, note)
+        self._acceptor.bind(self.target)
         # One program serves all arms: it records the hidden states that any of them asks for.
-        self.target.set_taps([tap for drafter in self._drafters.values() for tap in drafter.taps])
+        taps = [tap for drafter in self._drafters.values() for tap in drafter.taps]
+        self.target.set_taps([*taps, *self._acceptor.taps])
         return ServedModel(
             tokenizer=self.weights.tokenizer,
             end_token_ids=self.weights.end_token_ids,
@@ -124,13 +133,18 @@ class Local(Engine):
             self._warm_up(workload.batch_size)
         for remark in self.target.remarks:
             note(remark)
-        self._loop = DecodingLoop(
+        self._workload = workload
+        self._loop = self.loop(DecodingLoop)
+
+    def loop(self, kind: type[Loop]) -> Loop:
+        """A loop of this kind over the target, with the steps that `prepare` has chosen."""
+        return kind(
             self.target,
             self.weights.end_token_ids,
             self.weights.max_context,
-            timed=workload.timed,
+            timed=self._workload.timed,
             widths=cheapest_widths(self._step_timings.verify_ns) if self._step_timings else (),
-            batch_size=workload.batch_size,
+            batch_size=self._workload.batch_size,
         )
 
     def _warm_up(self, batch_size: int) -> None:
@@ -147,9 +161,16 @@ class Local(Engine):
                 drafter.check(prompts)
 
     @override
-    def begin_run(self) -> None:
+    def begin_run(self, logs: Path | None = None) -> None:
         for drafter in self._drafters.values():
             drafter.new_call(keep_memory=False)
+        for rung in self._rungs:
+            rung.begin_run(logs)
+
+    @override
+    def close(self) -> None:
+        for rung in self._rungs:
+            rung.close()
 
     @override
     def generate(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +23,7 @@ from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.drafter import Drafter
 from harness.system.clock import synchronize
+from harness.target.spec import TargetSpec
 
 _NEUTRAL: dict[str, Any] = {
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"), 1.0),
@@ -92,6 +95,19 @@ class Rung(ABC):
     def width(self) -> int:
         """The most tokens of one of its target forwards."""
         return 1
+
+    def bind(self, target: TargetSpec, note: Callable[[str], None]) -> None:  # noqa: B027 - a hook
+        """Get ready for a target, before anything is timed.
+
+        Raises:
+            ConfigError: it does not fit.
+        """
+
+    def begin_run(self, logs: Path | None) -> None:  # noqa: B027 - a hook
+        """A run begins; `logs` is the folder for what its programs write."""
+
+    def close(self) -> None:  # noqa: B027 - a hook
+        """End what was started."""
 
     @abstractmethod
     def generate(self, engine: DecodingLoop, request: Request, params: DecodingParams) -> Generation:

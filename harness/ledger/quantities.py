@@ -14,6 +14,8 @@ _ROUND_COUNT = {"per": "round", "unit": "count"}
 _ROUND_TIME = {"per": "round", "unit": "ns"}
 _TIME = {"per": "generation", "unit": "ns"}
 _METERED = {"per": "generation", "unit": "metered"}
+_BURST_COUNT = {"per": "burst", "unit": "count"}
+_BURST_TIME = {"per": "burst", "unit": "ns"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,27 @@ class Quantities:
     """The most memory that was held until the end of the call."""
     energy_mj: int | None = field(default=None, metadata=_METERED)
     """Millijoules that the device used."""
+    arrived: list[int] = field(default_factory=list, metadata=_BURST_COUNT)
+    """Tokens of each burst, which is what one event of an engine's stream brings; none where nothing is
+    streamed. Of an engine that sends every step at once, the first burst is the prefill and each other one a
+    round."""
+    arrival_ns: list[int] = field(default_factory=list, metadata=_BURST_TIME)
+    """When each burst arrived, after the request was due."""
+    engine_rounds: int | None = field(default=None, metadata=_METERED)
+    """Rounds with a draft, as the engine counts them. What an engine counts for a whole call, and not for
+    each of its requests, stands in the call's first generation, and the others have 0."""
+    engine_drafted: int | None = field(default=None, metadata=_METERED)
+    """Drafted tokens, as the engine counts them."""
+    engine_accepted: int | None = field(default=None, metadata=_METERED)
+    """Drafted tokens that were kept, as the engine counts them."""
+    num_agreeing: int | None = field(default=None, metadata=_METERED)
+    """Output tokens that plain decoding would have drawn there, behind the same tokens. This and the
+    next two are only judged where output may differ from vanilla's."""
+    surprisal_unat: int | None = field(default=None, metadata=_METERED)
+    """Minus the log-likelihood of the output under the target, at temperature 1 without filters, in
+    millionths of a nat."""
+    score_ppm: int | None = field(default=None, metadata=_METERED)
+    """The task's score of the answer, in millionths; None where the task has none."""
 
     def quantities(self, **measured: int | None) -> dict[str, Any]:
         """All quantities by name; `measured` replaces some of them."""
@@ -69,3 +92,5 @@ ROUND_TIMES = _names(_ROUND_TIME)
 TIMES = _names(_TIME)
 METERED = _names(_METERED)
 """One number per generation, None where the machine or the engine cannot measure it."""
+BURST_COUNTS = _names(_BURST_COUNT)
+BURST_TIMES = _names(_BURST_TIME)

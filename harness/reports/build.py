@@ -99,7 +99,7 @@ def _redraw(rows: Sequence[Row], folder: Path) -> list[Path]:
     """The figures of these rows; those of an earlier report, which they may contradict, go."""
     refuse_link(folder)
     written = figures.draw(rows, folder)
-    kinds = "|".join((*figures.KINDS, figures.BATCHES, figures.TEMPERATURES))
+    kinds = "|".join((*figures.KINDS, figures.BATCHES, figures.USERS, figures.TEMPERATURES))
     for path in folder.glob("*") if folder.is_dir() else ():
         if path not in written and re.fullmatch(rf".+-({kinds})\.(png|svg)", path.name):
             path.unlink()

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.analysis.row import Pair, Row
+from harness.analysis.serving.latencies import Percentiles, Serving
 from harness.reports import formatting
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "|", "%", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -29,6 +30,10 @@ def _line(row: Row) -> dict[str, Any]:
     where, own = dataclasses.asdict(row.where), dataclasses.asdict(row)
     # The calls are lines of a table of their own; see `harness.reports.by_call`.
     del own["where"], own["calls"]
+    own["serving"] = {
+        name: value._asdict() if isinstance(value, Percentiles) else value
+        for name, value in vars(row.serving or Serving()).items()
+    }
     first = {"target": where.pop("target"), "task": where.pop("task"), "method": own.pop("method")}
     return flat({**first, **where, **own, "failed": row.failed})
 

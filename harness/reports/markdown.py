@@ -17,6 +17,7 @@ from harness.reports.tables import (
     memory_table,
     output_table,
     pairs_table,
+    serving_table,
 )
 from harness.store.records import Cell
 
@@ -76,6 +77,7 @@ def markdown(rows: Sequence[Row], pairs: Sequence[Pair] = (), notes: Sequence[st
         ]
         for title, table in (
             ("The ladder", ladder_table(group)),
+            ("As users of the server see it", serving_table(group)),
             ("Call by call", by_call.table(group)),
             ("Acceptance in other tools' words", acceptance_table(group)),
             ("Output", output_table(group)),

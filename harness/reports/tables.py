@@ -30,11 +30,27 @@ def _main_columns(rows: Sequence[Row]) -> list[Column]:
         *_rung_columns(rows),
         ("tau", formatting.tau),
         ("verdict", lambda row: row.verdict or formatting.UNKNOWN),
+        *_quality_columns(rows),
         ("% of roof", lambda row: formatting.percent(row.roof_fraction)),
         ("prompts", lambda row: str(row.num_prompts)),
         ("marks", formatting.marks),
     ]
     return columns
+
+
+def _quality_columns(rows: Sequence[Row]) -> list[Column]:
+    """How good the output is, where any row may differ from vanilla's."""
+    known = [row.quality for row in rows if row.quality]
+    columns: list[Column] = [
+        ("agreement", lambda row: formatting.percent(row.quality.agreement if row.quality else None)),
+        (
+            "log-likelihood / token",
+            lambda row: formatting.number(row.quality.log_likelihood if row.quality else None, 3),
+        ),
+    ]
+    if any(math.isfinite(one.score) for one in known):
+        columns.append(("score", lambda row: formatting.percent(row.quality.score if row.quality else None)))
+    return columns if known else []
 
 
 def _axes(rows: Sequence[Row]) -> list[Column]:
@@ -118,6 +134,36 @@ def _cost_columns(rows: Sequence[Row]) -> list[Column]:
     ]
 
 
+def serving_table(rows: Sequence[Row]) -> Table:
+    """What users of a server observe, by percentile, and the rounds by its stream and by its counters."""
+
+    def of(name: str, scale: float = 1000, digits: int = 1) -> Callable[[Row], str]:
+        return lambda row: formatting.series([scale * one for one in getattr(row.serving, name)], digits)
+
+    def value(name: str, digits: int = 2) -> Callable[[Row], str]:
+        return lambda row: formatting.number(getattr(row.serving, name), digits)
+
+    columns: list[Column] = [
+        *_axes(rows),
+        ("method", formatting.method),
+        ("tokens/s", lambda row: formatting.number(row.tokens_per_s, 1)),
+        ("tokens/s of one user", value("user_tokens_per_s", 1)),
+        ("first token / ms", of("first_token")),
+        ("burst gap / ms", of("burst_gap")),
+        ("token / ms", of("per_token")),
+        ("request / s", of("request", 1, 2)),
+        ("tau of bursts", value("tau_of_bursts")),
+        ("tau of counters", value("tau_of_counters")),
+    ]
+    served = [row for row in rows if row.serving]
+    if any(row.serving and math.isfinite(row.serving.goodput) for row in served):
+        columns.append(("goodput / requests/s", value("goodput")))
+        columns.append(
+            ("good", lambda row: formatting.percent(row.serving.good_share if row.serving else math.nan))
+        )
+    return _table(served, columns)
+
+
 def acceptance_table(rows: Sequence[Row]) -> Table:
     """Acceptance as other tools would print it, from the same ledger."""
 
@@ -177,6 +223,7 @@ def output_table(rows: Sequence[Row]) -> Table:
         ("ties / 1,000 tokens", lambda row: formatting.per_thousand(row.ties.rate if row.ties else None)),
         ("null / 1,000 tokens", null),
         ("tokens compared", lambda row: str(row.ties.num_compared) if row.ties else formatting.UNKNOWN),
+        *_quality_columns(rows),
         ("mean output tokens", lambda row: formatting.number(row.mean_output_tokens, 1)),
         ("vanilla's", lambda row: formatting.number(row.mean_baseline_tokens, 1)),
         ("looped text", lambda row: formatting.percent(row.looped_share)),

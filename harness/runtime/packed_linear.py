@@ -85,6 +85,20 @@ class Product(nn.Module):
         self._parts: Sequence[Tensor] = ()
         self._given = set[int]()
 
+    @torch.no_grad()
+    def refresh(self, layers: Sequence[nn.Linear]) -> None:
+        """Take over weights that have changed in place; `layers` as at the construction."""
+        if self.bias is not None:
+            self.bias.copy_(torch.cat([layer.bias for layer in layers if layer.bias is not None]))
+        if self._way == "joined":
+            return  # the layers' memory is the product's
+        weight = torch.cat([layer.weight for layer in layers])
+        if self._way == "kernel":
+            # In place, because programs hold the address.
+            self.matrix.copy_(panels(weight))
+        else:
+            self.matrix = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+
     @property
     def weight_names(self) -> tuple[str, ...]:
         """The attributes that the product multiplies with."""
@@ -180,6 +194,11 @@ class PackedLinear(nn.Linear):
         """The product that computes this layer's outputs."""
         return self._products[0]
 
+    @property
+    def index(self) -> int:
+        """The layer's place among those of its product."""
+        return self._index
+
     def forward(self, rows: Tensor) -> Tensor:
         """Outputs [..., O] of rows [..., I]; multiplied as torch does where a gradient is needed."""
         if self.plain or (torch.is_grad_enabled() and rows.requires_grad):
@@ -234,6 +253,21 @@ def pack(module: nn.Module, compiled: bool = False) -> list[PackedLinear]:
                 setattr(parent, name, layer)
                 packed.append(layer)
     return packed
+
+
+def _place(layer: PackedLinear) -> int:
+    return layer.index
+
+
+def refresh(module: nn.Module) -> None:
+    """Have the products below `module` take over weights that have changed in place since `pack`."""
+    shared: dict[Product, list[PackedLinear]] = {}
+    for layer in module.modules():
+        if isinstance(layer, PackedLinear):
+            shared.setdefault(layer.product, []).append(layer)
+    for product, layers in shared.items():
+        order: list[PackedLinear] = sorted(layers, key=_place)
+        product.refresh(order)
 
 
 def _groups(children: dict[str, nn.Linear]) -> list[tuple[str, ...]]:

@@ -1,6 +1,6 @@
 """Generations as arrays, one per field, so that metrics over a million of them take seconds.
 
-Shapes: N generations; M rounds of all generations, one generation after the other.
+Shapes: N generations; M rounds and P bursts of all generations, one generation after the other.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, get_args, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.ledger.quantities import METERED, ROUND_COUNTS, ROUND_TIMES, TIMES
+from harness.ledger.quantities import BURST_COUNTS, BURST_TIMES, METERED, ROUND_COUNTS, ROUND_TIMES, TIMES
 from harness.store.records import GenerationRecord, VerdictKind
 
 Ints = NDArray[np.int64]
@@ -25,7 +25,7 @@ VERDICTS: tuple[VerdictKind, ...] = get_args(VerdictKind)
 NAMES = ("arm", "kind", "conversation")
 SCALARS = ("turn", "sample", "repeat", "batch_size", "num_prompt_tokens", "timed")
 """Fields with one value per generation that are not quantities of the ledger."""
-LISTS = ("output_ids", *ROUND_COUNTS, *ROUND_TIMES)
+LISTS = ("output_ids", *ROUND_COUNTS, *ROUND_TIMES, *BURST_COUNTS, *BURST_TIMES)
 """Fields with one list per generation."""
 LOOP_NGRAM = 8
 LOOP_PERIOD = 64
@@ -110,6 +110,11 @@ class Columns:
     num_rounds: Counts
     round_verify_ns: Ints
     """Nanoseconds of the target's forward in each round [M]."""
+    num_bursts: Counts
+    burst_tokens: Counts
+    """Tokens of each burst of a stream [P]."""
+    burst_ns: Ints
+    """Nanoseconds from when its request was due to each burst [P]."""
     per_generation: Mapping[str, Ints]
     """Quantities [N], by name."""
     per_round: Mapping[str, Counts]
@@ -182,6 +187,9 @@ class Columns:
             position=np.asarray(positions, np.int32),
             num_rounds=num_rounds,
             round_verify_ns=rounds["verify_ns"].values,
+            num_bursts=lists["arrived"].lengths,
+            burst_tokens=lists["arrived"].values.astype(np.int32),
+            burst_ns=lists["arrival_ns"].values.astype(np.int64),
             per_generation={**numbers, **{name: rounds[name].sums() for name in ROUND_TIMES}},
             per_round={name: rounds[name].values.astype(np.int32) for name in ROUND_COUNTS},
         )
@@ -190,9 +198,10 @@ class Columns:
         """Select generations by a mask [N]; their order and the indices of names stay."""
         if chosen.all():
             return self
-        rounds = np.repeat(chosen, self.num_rounds)
+        rounds, bursts = np.repeat(chosen, self.num_rounds), np.repeat(chosen, self.num_bursts)
+        masks = {"round_verify_ns": rounds, "burst_tokens": bursts, "burst_ns": bursts}
         kept: dict[str, Any] = {
-            name: values[rounds if name in _OF_ROUNDS else chosen] for name, values in self._arrays().items()
+            name: values[masks.get(name, chosen)] for name, values in self._arrays().items()
         }
         return dataclasses.replace(
             self,
@@ -263,8 +272,6 @@ class HasColumns(Protocol):
 
 
 Records = Sequence[GenerationRecord] | HasColumns | Columns
-
-_OF_ROUNDS = ("round_verify_ns",)
 
 
 def _concatenated(parts: Sequence[Mapping[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:

@@ -20,7 +20,7 @@ from pydantic import ConfigDict
 from typing_extensions import override
 
 from harness.config import ConfigError
-from harness.ledger.quantities import METERED, ROUND_COUNTS, ROUND_TIMES, TIMES
+from harness.ledger.quantities import BURST_COUNTS, BURST_TIMES, METERED, ROUND_COUNTS, ROUND_TIMES, TIMES
 from harness.store.columns import LISTS, NAMES, SCALARS, Columns, Named, Ragged
 from harness.store.integrity.ledger import check_columns, check_load, check_null, check_probe
 from harness.store.integrity.paths import CorruptJournal, is_local, open_file, read_file, size_of
@@ -109,8 +109,8 @@ def _schema() -> Any:
     special = {
         **dict.fromkeys(_WORDS, pa.string()),
         **dict.fromkeys((*TIMES, *METERED), pa.int64()),
-        **dict.fromkeys(ROUND_TIMES, pa.list_(pa.int64())),
-        **dict.fromkeys(("output_ids", *ROUND_COUNTS), pa.list_(pa.int32())),
+        **dict.fromkeys((*ROUND_TIMES, *BURST_TIMES), pa.list_(pa.int64())),
+        **dict.fromkeys(("output_ids", *ROUND_COUNTS, *BURST_COUNTS), pa.list_(pa.int32())),
         "timed": pa.bool_(),
         "verdict": pa.struct([("kind", pa.string()), ("position", pa.int32()), ("gap", pa.float64())]),
     }

@@ -144,8 +144,9 @@ class Failure(NamedTuple):
 
     kind: str
     """"out-of-memory", "interrupted", "error", "config", "lost" (the process died without a message),
-    "stopped" (by a signal, in every measurement of a block), "not-finite" (the target's logits) or
-    "illegal-draft"."""
+    "stopped" (by a signal, in every measurement of a block), "not-finite" (the target's logits),
+    "illegal-draft", "no-quality" (of lossy output; never stored), or what an engine outside this process did:
+    see `harness.engines.faults.FaultKind`."""
     where: str
     """The arm and the conversation, or the cell."""
     message: str

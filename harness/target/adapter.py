@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from harness.config import ConfigError
 from harness.drafting.drafter import Tap
 from harness.runtime import attention
 from harness.runtime.cache import SlotCache
-from harness.runtime.packed_linear import PackedLinear, kernel_problem, layout, pack
+from harness.runtime.packed_linear import PackedLinear, kernel_problem, layout, pack, refresh
 from harness.target.footprint import resident_bytes
 from harness.target.taps import Taps
 
@@ -94,6 +95,20 @@ class ModelAdapter:
         if self.linear == layout(module) != "plain":
             pack(module, self._compiled)
 
+    def copied_model(self) -> Any:
+        """A copy of the model; see `TargetView.copied_model`."""
+        with self.traced(()):
+            copy = deepcopy(self.model)
+        for module in copy.modules():
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+        copy.set_attn_implementation("sdpa")
+        return copy
+
+    def refresh(self, module: torch.nn.Module) -> None:
+        """The weights of a prepared module have changed; see `TargetView.refresh`."""
+        refresh(module)
+
     @property
     def device(self) -> torch.device:
         """The device that token ids go to."""
@@ -134,6 +149,20 @@ class ModelAdapter:
         with self.traced(taps) as traced:
             logits: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
             return logits, traced.states()
+
+    @torch.no_grad()
+    def trace_visible(self, ids: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        """A forward over tokens [n] that each see those of `visible` [n, n]; see
+        `TargetView.trace_visible`."""
+        with self.traced(()):
+            outputs = self.model.get_decoder()(
+                input_ids=ids[None],
+                position_ids=positions[None],
+                attention_mask=visible[None, None],
+                use_cache=False,
+            )
+        states: Tensor = outputs.last_hidden_state[0]
+        return states
 
     @contextmanager
     def traced(self, taps: Sequence[Tap]) -> Iterator[Taps]:

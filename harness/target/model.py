@@ -182,6 +182,10 @@ class Target(ModelAdapter):
             return logits
         return self._step(ids, positions, mask, self.cache)
 
+    def states(self) -> list[Tensor]:
+        """Per tap, the states [B, 1+n+r, H] that the last `verify` passed."""
+        return self._taps.states()
+
     def taken(self, path: Tensor, length: Sequence[int]) -> list[Tensor]:
         """Per tap, the states [B, m, H] of the pending token and the accepted path; m = 1 + the longest path.
 

@@ -55,6 +55,10 @@ class TinyTarget(TargetSpec):
         source = f"random (seed {self.seed})"
         return self.describe(model, self._tokenizer(), source=source)
 
+    @override
+    def tokenizer(self, progress: Progress) -> tuple[Any, str | None]:
+        return self._tokenizer(), None
+
     def _tokenizer(self) -> Any:
         return byte_tokenizer(min(self.vocab_size, _MAX_TOKENIZER_SIZE))
 

@@ -78,6 +78,12 @@ class WheelTarget(TargetSpec):
             return TargetSpec.shape(self)
         return self._at(converted_folder()).shape()
 
+    @override
+    def tokenizer(self, progress: Progress) -> tuple[Any, str | None]:
+        if self._insists_on_hub or (self.origin == "auto" and self._prefer_hub(progress)):
+            return TargetSpec.tokenizer(self, progress)
+        return self._at(ensure_converted(progress)).tokenizer(progress)
+
     @property
     def _insists_on_hub(self) -> bool:
         return self.path != _REPO or self.revision is not None or self.origin == "hub"

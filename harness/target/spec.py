@@ -150,6 +150,12 @@ class TargetSpec:
         """transformers' configuration of the model, without its weights; raises what `load` raises."""
         return self.source.find()[1]
 
+    def tokenizer(self, progress: Progress) -> tuple[Any, str | None]:
+        """The tokenizer, and the folder or hub id of the weights; None where they are random."""
+        checkpoint, _ = self.source.find()
+        progress(f"target {self.name}: reading the tokenizer of {self.path}")
+        return self.source.tokenizer(checkpoint), None if self.source.is_random else checkpoint.location
+
     def load(self, progress: Progress) -> LoadedWeights:
         """Fetch and load the model; may take minutes and use the network.
 

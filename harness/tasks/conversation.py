@@ -25,6 +25,8 @@ class Conversation:
     """The user's messages in order, which the target answers one after the other."""
     input_ids: tuple[int, ...] = ()
     """A prompt that is already token ids and is given to the target without a template."""
+    answer: str = ""
+    """What the task needs to score an answer; empty: there is nothing. No prompt contains it."""
 
     def __post_init__(self) -> None:
         assert bool(self.turns) != bool(self.input_ids), f"{self.id}: turns or input_ids, not both"

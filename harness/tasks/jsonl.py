@@ -47,7 +47,13 @@ def _common_form(data: dict[str, Any]) -> Conversation | None:
         return None
     if not all(isinstance(turn, str) for turn in turns):
         return None
-    return Conversation(id=str(identity), category=str(data.get("category", "")), turns=tuple(turns))
+    answer = data.get("answer")
+    return Conversation(
+        id=str(identity),
+        category=str(data.get("category", "")),
+        turns=tuple(turns),
+        answer=answer if isinstance(answer, str) else "",
+    )
 
 
 def read_lines(path: str, option: str = "task.path") -> Iterator[tuple[int, dict[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from typing import Any, Literal
@@ -10,8 +11,10 @@ from pydantic import Field
 from typing_extensions import override
 
 from harness.config import ConfigError, configurable
+from harness.tasks.code_check import passes
 from harness.tasks.conversation import Conversation
 from harness.tasks.jsonl import file_hash, file_source, read_conversations
+from harness.tasks.numbers import final_number
 from harness.tasks.task import DATA, Task
 
 
@@ -47,6 +50,8 @@ class HumanEvalTask(Task):
 
     path: str | None = None
     """A local JSONL file to read instead, in the common form or with the package's `task_id` and `prompt`."""
+    run_code: bool = False
+    """Whether the code of answers is run to score them; see `harness.tasks.code_check`."""
 
     @override
     def read(self) -> list[Conversation]:
@@ -57,7 +62,20 @@ class HumanEvalTask(Task):
         return [self._conversation(number, row) for number, row in enumerate(read_problems().values())]
 
     def _conversation(self, _: int, row: dict[str, Any]) -> Conversation:
-        return Conversation(id=str(row["task_id"]), category="code", turns=(_request(row["prompt"]),))
+        needed = {key: row.get(key, "") for key in ("prompt", "test", "entry_point")}
+        return Conversation(
+            id=str(row["task_id"]),
+            category="code",
+            turns=(_request(row["prompt"]),),
+            answer=json.dumps(needed) if needed["test"] else "",
+        )
+
+    @override
+    def score(self, conversation: Conversation, text: str) -> float | None:
+        """pass@1: whether the answer's code passes the problem's tests; None unless `run_code` says so."""
+        if not (self.run_code and conversation.answer):
+            return None
+        return float(passes(text, **json.loads(conversation.answer)))
 
     @override
     def source(self) -> dict[str, Any]:
@@ -90,6 +108,8 @@ class HubTask(Task):
     """The column of categories; replaces `category`."""
     path: str | None = None
     """A local file to read instead, in the common form or with the columns of the data set."""
+    answer_column: str | None = None
+    """The column of reference answers, which end with a number; answers are scored by theirs."""
 
     @override
     def read(self) -> list[Conversation]:
@@ -155,7 +175,14 @@ class HubTask(Task):
             )
         identity = row[self.id_column] if self.id_column else number
         category = row[self.category_column] if self.category_column else self.category
-        return Conversation(id=str(identity), category=str(category), turns=turns)
+        answer = str(row.get(self.answer_column) or "") if self.answer_column else ""
+        return Conversation(id=str(identity), category=str(category), turns=turns, answer=answer)
+
+    @override
+    def score(self, conversation: Conversation, text: str) -> float | None:
+        """Whether the answer's number is that of the reference."""
+        wanted = final_number(conversation.answer) if self.answer_column else None
+        return None if wanted is None else float(final_number(text) == wanted)
 
 
 @configurable
@@ -169,6 +196,11 @@ class MixedTask(Task):
         return [
             replace(one, id=f"{name}/{one.id}") for name, part in self.parts.items() for one in part.load()
         ]
+
+    @override
+    def score(self, conversation: Conversation, text: str) -> float | None:
+        name, _, own = conversation.id.partition("/")
+        return self.parts[name].score(replace(conversation, id=own), text)
 
     @override
     def warmup(self) -> list[Conversation]:

@@ -52,6 +52,10 @@ class Task(ABC):
     def source(self) -> dict[str, Any]:
         """Description of the source for the manifest; JSON types."""
 
+    def score(self, conversation: Conversation, text: str) -> float | None:
+        """How good an answer to the conversation's last turn is, from 0 to 1; None where it cannot tell."""
+        return None
+
     def warmup(self) -> list[Conversation]:
         """Prompts outside the test set, which are run before anything is timed."""
         return read_conversations(str(DATA / "warmup.jsonl"))
@@ -103,7 +107,7 @@ class Task(ABC):
     def _shortened(self, one: Conversation) -> Conversation:
         if self.max_turns is None or not one.turns:
             return one
-        return Conversation(id=one.id, category=one.category, turns=one.turns[: self.max_turns])
+        return replace(one, turns=one.turns[: self.max_turns])
 
 
 @configurable

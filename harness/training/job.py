@@ -14,7 +14,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 import conf
-from harness.config import ConfigError, build
+from harness.config import SERVE, ConfigError, build
 from harness.decoding.loop import DecodingLoop
 from harness.drafting.drafter import Drafter
 from harness.drafting.trainable import TrainableDrafter
@@ -84,7 +84,7 @@ def run_training(config: DictConfig) -> None:
             "training": {"start": _start(drafter.card()), **source, **_summary(trainer, done)},
         },
     )
-    console.note(f"the head is in {folder / HEAD}; try it: methods.{name}.head={folder / HEAD}")
+    console.note(_how_to_try(name, drafter, folder / HEAD, weights))
     outcome = {
         "head": str(folder / HEAD),
         "tau": done.best_tau,
@@ -92,6 +92,14 @@ def run_training(config: DictConfig) -> None:
         "tokens": done.num_tokens,
     }
     print_json(outcome)
+
+
+def _how_to_try(name: str, drafter: TrainableDrafter, folder: Path, weights: LoadedWeights) -> str:
+    """What to type next. A whole model is completed with its tokenizer."""
+    if not drafter.exports_model:
+        return f"the head is in {folder}; try it: methods.{name}.head={folder}"
+    weights.tokenizer.save_pretrained(folder)
+    return f"the model is in {folder}; try it: target=hub target.path={folder} method={name}"
 
 
 def default_folder(results: str, target: str, method: str) -> str:
@@ -127,6 +135,11 @@ def _identity(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings that must match to resume from a checkpoint."""
     target = {key: value for key, value in settings["target"].items() if key not in _NOT_OF_A_TRAINING}
     keys = (*_IDENTITY, *settings["options"])
+    methods = {
+        name: {key: value for key, value in node.items() if key != SERVE}
+        for name, node in settings["methods"].items()
+    }
+    settings = {**settings, "methods": methods}
     identity: dict[str, Any] = class_names({"target": target, **{key: settings[key] for key in keys}})
     return identity
 

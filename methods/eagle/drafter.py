@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,31 +25,28 @@ from torch import Tensor
 from typing_extensions import override
 
 from harness.config import ConfigError, configurable
-from harness.drafting.drafter import HiddenTap, TargetView
+from harness.drafting.drafter import TargetView
 from harness.drafting.trainable import Loss, TrainingRow, TrainingStep
-from harness.runtime.cache import SlotCache
 from methods.shared.eagle.checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head
-from methods.shared.eagle.drafter import HeadDrafter
 from methods.shared.eagle.files import CARDS
-from methods.shared.eagle.growth import Growth
-from methods.shared.eagle.heads.base import Architecture, AuxLayers
-from methods.shared.eagle.steps import HeadSteps
+from methods.shared.eagle.heads.base import Architecture, AuxLayers, DraftHead
+from methods.shared.eagle.online import OnlineHeadDrafter
+from methods.shared.eagle.tap_check import reads_blocks, refuse_misread
 from methods.shared.eagle.training import (
     DraftVocabulary,
     EagleRecipe,
+    counting_rows,
     feature_scale,
     folded,
     fresh_head,
     unfolded,
 )
-
-_MARGIN = 0.1
-"""By how much the other reading of the tapped layers must be right more often; few rows are noisy."""
-_OTHER_POINT = {"input": "output", "output": "input"}
+from methods.shared.gto.head_trees import HeadTrees
+from methods.shared.gto.objective import GroupTrees
 
 
 @configurable
-class Eagle(HeadDrafter):
+class Eagle(OnlineHeadDrafter):
     """Drafts trees with a trained head."""
 
     architecture: Architecture
@@ -72,6 +70,8 @@ class Eagle(HeadDrafter):
     seed: int = Field(default=0, ge=0)
     recipe: EagleRecipe = Field(default_factory=EagleRecipe)
     """Its training."""
+    objective: GroupTrees | None = None
+    """Trains an existing head for the trees that it grows (GTO), beside the loss of the recipe."""
 
     @override
     def bind(self, target: TargetView) -> None:
@@ -110,36 +110,21 @@ class Eagle(HeadDrafter):
     @override
     def check(self, prompts: Sequence[Sequence[int]]) -> None:
         """Compare both readings of the tapped layers by how often the head is right."""
-        if self.head == "random" or not self._reads_blocks:
-            return
-        others = tuple(HiddenTap(tap.layer, _OTHER_POINT[tap.point]) for tap in self._taps)
-        num_right = num_right_otherwise = num_rows = 0
-        for prompt in prompts:
-            if len(prompt) < 3:
-                continue
-            ids = torch.tensor([list(prompt)], device=self._target.device)
-            logits, states = self._target.trace(ids, (*self._taps, *others))
-            best = logits[:, 1:].argmax(-1)
-            num_right += int((self._guess(ids, states[: len(others)]) == best).sum())
-            num_right_otherwise += int((self._guess(ids, states[len(others) :]) == best).sum())
-            num_rows += best.shape[1]
-        if num_right_otherwise - num_right > _MARGIN * num_rows:
-            given, layers = self._taps[0].point, [tap.layer for tap in self._taps]
-            other = _OTHER_POINT[given]
-            raise ConfigError(
-                f"aux_convention: fed the {given}s of blocks {layers}, the head {self.head} guesses"
-                f" {num_right / num_rows:.0%} of the target's tokens, but fed their {other}s"
-                f" {num_right_otherwise / num_rows:.0%}; type aux_convention={other} for this method"
-            )
-
-    @property
-    def _reads_blocks(self) -> bool:
-        """Whether the taps are blocks' inputs or outputs, which can be mistaken for one another."""
-        return all(tap.point in _OTHER_POINT for tap in self._taps)
+        if self.head != "random" and reads_blocks(self._taps):
+            refuse_misread(self._target, self.network, self._taps, prompts, self.head)
 
     @override
     def begin_training(self, counts: Tensor, rows: Sequence[TrainingRow], seed: int) -> torch.nn.Module:
-        """Start from fresh weights if the head is `random`, else from the head's weights."""
+        """Start from fresh weights if the head is `random`, else from the head's weights.
+
+        Raises:
+            ConfigError: there is an objective over trees, and no trained head that grows some.
+        """
+        if self.objective and self.head == "random":
+            raise ConfigError(
+                "start=random: trees are compared with those of the head that the training starts from;"
+                " give a trained one with start=FOLDER (or a hub id)"
+            )
         self._scale: Tensor | None = None
         if self.network.reads_raw_features:
             self._scale = feature_scale(torch.cat([torch.cat(row.taps, dim=-1) for row in rows]))
@@ -151,7 +136,21 @@ class Eagle(HeadDrafter):
         if self._student.embed_tokens is not None:
             self._student.embed_tokens.requires_grad_(False)
         self._vocabulary = DraftVocabulary(self._student, self._target)
+        self._seed = seed
+        if self.objective:
+            self._trees = self._grown_by(self._student)
+            # Not part of the module: a resumed training makes the same copy of the head that it started from.
+            self._reference = self._grown_by(deepcopy(self._student).requires_grad_(False))
         return self._student
+
+    def _grown_by(self, head: DraftHead) -> HeadTrees:
+        return HeadTrees(
+            head=head,
+            target=self._target,
+            policy=self.tree,
+            vocabulary=self._vocabulary,
+            scale=self._scale,
+        )
 
     @override
     def loss(self, rows: Sequence[TrainingRow], step: TrainingStep) -> Loss:
@@ -165,6 +164,17 @@ class Eagle(HeadDrafter):
         for number, one in enumerate(steps):
             numbers[f"loss_{number}"] = float(one.loss.detach())
             numbers[f"accuracy_{number}"] = float(one.num_right) / max(one.num_rows, 1)
+        if self.objective:
+            term = self.objective.term(
+                self._trees,
+                self._reference,
+                self._target,
+                row,
+                counting_rows(row, 0),
+                f"{self._seed}:{step.number}",
+            )
+            numbers |= {"token_loss": float(total.detach()), **term.numbers}
+            total = total + self.objective.weight * term.loss
         return Loss(total=total, numbers=numbers)
 
     @override
@@ -176,8 +186,10 @@ class Eagle(HeadDrafter):
     def export(self, folder: Path, card: dict[str, Any]) -> None:
         """Write the head in float16, as the official heads are."""
         head = folded(self._student, self._scale).place(torch.device("cpu"), torch.float16)
-        aux = [tap.layer for tap in self._taps] if self._reads_blocks else None
+        aux = [tap.layer for tap in self._taps] if reads_blocks(self._taps) else None
         training = {**card.get("training", {}), "recipe": dataclasses.asdict(self.recipe)}
+        if self.objective:
+            training["objective"] = dataclasses.asdict(self.objective)
         save_head(head, folder, aux_layers=aux, card={**card, "training": training})
 
     def _load(self, target: TargetView) -> LoadedHead:
@@ -215,13 +227,3 @@ class Eagle(HeadDrafter):
     def _dtype(self, target: TargetView) -> torch.dtype:
         dtype: torch.dtype = target.dtype if self.dtype == "target" else getattr(torch, self.dtype)
         return dtype
-
-    def _guess(self, ids: Tensor, states: Sequence[Tensor]) -> Tensor:
-        """The head's most probable tokens [1, n - 1]: token i + 2 from feature i and token i + 1."""
-        steps = HeadSteps(self._target, self.network, SlotCache())
-        growth = Growth(steps)
-        growth.begin(1)
-        dtype = self.network.fc.weight.dtype
-        features = torch.cat([state.to(dtype) for state in states], dim=-1)[:, :-1]
-        guessed = growth.feed(features, ids[:, 1:], [features.shape[1]])
-        return steps.best(guessed, 1).tokens[..., 0]

@@ -77,8 +77,8 @@ class SpecBlock(PairDrafter):
         width = network.shape.draft_vocab_size
         if max(self.tree.num_children, self.rank_topk) > width:
             raise ConfigError(
-                f"tree: {self.tree.num_children} children of a node, rank_topk={self.rank_topk}, but the head's"
-                f" vocabulary has {width}"
+                f"tree: {self.tree.num_children} children of a node, rank_topk={self.rank_topk}, but the"
+                f" head's vocabulary has {width}"
             )
         # The output of a block is the input of the next one, which EAGLE-3's heads tap and keep on disk.
         layers = target_layers(target.config.num_hidden_layers)

@@ -120,8 +120,8 @@ class BlockGrowth:
         places = torch.arange(self._seen.shape[-1], device=device)
         own = (places // count == origins[..., None]) & (places % count <= slots[..., None])
         seen = self._seen[rows, origins] | own
-        among = torch.ones(count, count, dtype=torch.bool, device=device).tril()
-        among = torch.block_diag(*[among] * num_blocks)
+        slot = torch.arange(num_blocks * count, device=device)
+        among = (slot[:, None] // count == slot // count) & (slot[:, None] >= slot)
         tree = torch.cat([seen.repeat_interleave(count, dim=1), among.expand(num_rows, -1, -1)], dim=-1)
         outputs = self._steps.run(
             self._rows,

@@ -84,13 +84,12 @@ class BlockNetwork(OneCallNetwork):
 
         Args:
             conditions: [B, n, H]: of a first block `condition`, of a later one the output of the slot that it
-            starts
-                from.
+            starts from.
             embedded: [B, n, H], embeddings of the known tokens.
             positions: [B, n] int64, the index of the known tokens' features; those of the slots follow.
             attend: of layer 0, 1, ...: the attention over the past and these slots, flattened to [B, n * K].
         """
-        states = self.input_layer(conditions, embedded)
+        states: Tensor = self.input_layer(conditions, embedded)
         num_rows, count, slots, size = states.shape
         steps = torch.arange(1, slots + 1, device=positions.device)
         rotation = self.rotary(states, (positions[..., None] + steps).flatten(1))

@@ -221,13 +221,12 @@ class Unrolling:
         network, slots = self._network, self._network.shape.num_slots
         attend = self._attend_first
         outputs = network(network.condition(features)[None], embedded[None], self._positions[None], attend)
-        own = []
-        for keys, values in self._first:
-            parts = (
-                part[0].unflatten(1, (-1, slots))[:, self._rows].transpose(0, 1) for part in (keys, values)
-            )
-            own.append((*parts,))
-        self._own.append(own)  # type: ignore[arg-type]
+        self._own.append(
+            [
+                (_by_row(keys, slots)[self._rows], _by_row(values, slots)[self._rows])
+                for keys, values in self._first
+            ]
+        )
         chosen: Tensor = outputs[0, self._rows]
         return chosen
 
@@ -267,14 +266,12 @@ class Unrolling:
         return attend
 
     def _attend_later(self, layer: int) -> Attend:
-        slots, groups = self._network.shape.num_slots, 0
+        slots = self._network.shape.num_slots
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            nonlocal groups
             groups = query.shape[1] // key.shape[1]
-            own = tuple(part[0].unflatten(1, (-1, slots)).transpose(0, 1) for part in (key, value))
-            self._own[-1].append(own)  # type: ignore[arg-type]
-            asked = query[0].unflatten(1, (-1, slots)).transpose(0, 1) / math.sqrt(query.shape[-1])
+            self._own[-1].append((_by_row(key, slots), _by_row(value, slots)))
+            asked = _by_row(query, slots) / math.sqrt(query.shape[-1])
             pieces = [self._seen(asked, layer, span, groups) for span in self._spans]
             return torch.cat(pieces).flatten(0, 1)[None]
 
@@ -311,6 +308,11 @@ class Unrolling:
         parts = torch.split(weights, [one.shape[-1] for one in scores], dim=-1)
         output = torch.stack([part @ held for part, (_, held) in zip(parts, values, strict=True)]).sum(0)
         return output.transpose(1, 2)
+
+
+def _by_row(part: Tensor, slots: int) -> Tensor:
+    """[R, A, K, D] of one packed row [1, A, R * K, D]."""
+    return part[0].view(part.shape[1], -1, slots, part.shape[-1]).transpose(0, 1)
 
 
 def _repeated(part: Tensor, groups: int, dim: int) -> Tensor:

@@ -126,8 +126,12 @@ class RankTree(TreePolicy):
             scores, chosen = self._starting(latest, self._num_starts(number))
             if not chosen.shape[1]:
                 break
-            asked = (part.gather(1, chosen) for part in (latest.origins, latest.slots, latest.tokens))
-            guesses = grower.blocks(*asked, self.num_children)
+            guesses = grower.blocks(
+                latest.origins.gather(1, chosen),
+                latest.slots.gather(1, chosen),
+                latest.tokens.gather(1, chosen),
+                self.num_children,
+            )
             count = nodes.tokens.shape[1]
             above = chosen + count - latest.tokens.shape[1]
             latest = self._nodes(guesses, above, scores, count, num_asked)

@@ -12,6 +12,7 @@ import pytest
 from harness.analysis.comparability import differences, refuse_mixed, variants
 from harness.analysis.row import Row, json_rows
 from harness.analysis.summary import pairwise, summarise
+from harness.analysis.tie_rates import Quality
 from harness.config import ConfigError
 from harness.reports.formatting import marks
 from harness.store.records import Failure, Probe, Run, Verdict
@@ -32,7 +33,7 @@ KEYS = [
     *("engine", "scenario"),
     *("tau", "tau_ci", "tokens_per_s", "latency_s", "speedup", "speedup_ci", "speedup_vs"),
     *("verdict", "roof_fraction", "num_prompts", "num_tokens", "variant"),
-    *("others_share", "disturbed_share"),
+    *("others_share", "disturbed_share", "quality"),
 ]
 
 
@@ -210,11 +211,24 @@ def test_an_untimed_run_has_acceptance_and_no_speed() -> None:
     assert pairwise(make_run(sample_records({"ngram": 0.5}, timed=False))) == []
 
 
-def test_a_lossy_acceptor_marks_its_rows() -> None:
-    lossy = make_record("ngram", verdict=Verdict("lossy"))
+JUDGED = {"num_agreeing": 2, "surprisal_unat": 3_000_000, "score_ppm": 500_000}
+
+
+def test_a_lossy_acceptor_marks_its_rows_and_says_how_good_they_are() -> None:
+    lossy = make_record("ngram", verdict=Verdict("lossy"), **JUDGED)
     found = rows_of(make_run([make_record("vanilla"), lossy]))
     assert found["vanilla"].lossless
     assert not found["ngram"].lossless
+    assert found["ngram"].quality == Quality(agreement=2 / 4, log_likelihood=-3 / 4, score=0.5)
+
+
+def test_a_lossy_row_whose_output_nobody_judged_has_no_numbers() -> None:
+    found = rows_of(make_run([make_record("vanilla"), make_record("ngram", verdict=Verdict("lossy"))]))[
+        "ngram"
+    ]
+    assert [one.kind for one in found.failures] == ["no-quality"]
+    assert found.failed
+    assert math.isnan(found.speedup)
 
 
 def test_the_json_rows_are_strict_json_with_the_promised_keys() -> None:

@@ -7,7 +7,7 @@ enters.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -96,8 +96,13 @@ class TurnResult:
         """What generations of different players are paired by."""
         return self.call.conversation.id, self.call.turn, self.call.sample
 
-    def record(self, verdict: Verdict | None, batch_size: int, timed: bool) -> GenerationRecord:
-        """The entry of the ledger. batch_size: sequences that ran at the same time."""
+    def record(
+        self, verdict: Verdict | None, batch_size: int, timed: bool, quality: Mapping[str, int] | None = None
+    ) -> GenerationRecord:
+        """The entry of the ledger.
+
+        batch_size: sequences that ran at the same time. quality: quantities of the judged output, by name.
+        """
         made = self.generation
         assert made.stop is not None
         return GenerationRecord(
@@ -115,7 +120,9 @@ class TurnResult:
             num_prompt_tokens=len(self.request.prompt),
             output_ids=made.output_ids,
             stop=made.stop,
-            **made.quantities(peak_memory_bytes=self.peak_memory_bytes, energy_mj=self.energy_mj),
+            **made.quantities(
+                peak_memory_bytes=self.peak_memory_bytes, energy_mj=self.energy_mj, **(quality or {})
+            ),
             verdict=verdict,
         )
 

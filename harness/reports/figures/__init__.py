@@ -1,5 +1,5 @@
 """Figures of rows as PNG and SVG: speed, tau, and how both depend on position, call and temperature."""
 
-from harness.reports.figures.drawing import BATCHES, KINDS, TEMPERATURES, draw, draw_once
+from harness.reports.figures.drawing import BATCHES, KINDS, TEMPERATURES, USERS, draw, draw_once
 
-__all__ = ["BATCHES", "KINDS", "TEMPERATURES", "draw", "draw_once"]
+__all__ = ["BATCHES", "KINDS", "TEMPERATURES", "USERS", "draw", "draw_once"]

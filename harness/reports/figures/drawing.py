@@ -17,7 +17,7 @@ from harness.analysis.batch_scaling import break_even_of, by_batch, curves
 from harness.analysis.row import Row
 from harness.config import ConfigError
 from harness.reports.figures import panels as paints
-from harness.reports.figures import progress
+from harness.reports.figures import progress, serving
 from harness.reports.figures.panels import INK, Paint
 from harness.store.integrity.paths import read_file, refuse_link
 from harness.store.records import Cell
@@ -91,15 +91,24 @@ def draw(rows: Sequence[Row], folder: Path, prefix: str = "") -> list[Path]:
             shown = [row for row in group if has(row)]
             if shown:
                 written += _figure(shown, folder, f"{name}-{kind}", kind, paint)
+    written += _over_batches(rows, folder, prefix)
+    return written + _over_temperatures(rows, folder, prefix)
+
+
+def _over_batches(rows: Sequence[Row], folder: Path, prefix: str) -> list[Path]:
+    """Figures for rows that differ in batch size: speedup, and what all users get against what one sees."""
+    written: list[Path] = []
     together: dict[_Set, list[Row]] = {}
     for group in by_batch(rows):
         if any(break_even_of(curve) for curve in curves(group).values()):
             where = replace(group[0].where, task="", batch_size=0)
             together.setdefault(_Set(where, group[0].variant), []).extend(group)
     for key, group in together.items():
-        name = f"{prefix}{_name(key, together)}-{BATCHES}"
-        written += _figure(group, folder, name, BATCHES, paints.by_batch)
-    return written + _over_temperatures(rows, folder, prefix)
+        name = f"{prefix}{_name(key, together)}"
+        written += _figure(group, folder, f"{name}-{BATCHES}", BATCHES, paints.by_batch)
+        if any(serving.has_latencies(row) for row in group):
+            written += _figure(group, folder, f"{name}-{USERS}", USERS, serving.by_user)
+    return written
 
 
 def _over_temperatures(rows: Sequence[Row], folder: Path, prefix: str) -> list[Path]:
@@ -168,7 +177,7 @@ def _figure(rows: Sequence[Row], folder: Path, name: str, kind: str, paint: Pain
 
 def _title(row: Row, kind: str) -> str:
     marks = [
-        *[f"batch size {row.where.batch_size}"] * (kind != BATCHES),
+        *[f"batch size {row.where.batch_size}"] * (kind not in (BATCHES, USERS)),
         *["quick"] * (row.where.profile == "quick"),
         row.variant,
     ]
@@ -269,6 +278,8 @@ _X_LABELS = {
     "acceptance-by-position": "position in the draft",
     "time-split": "% of decode time",
     "batches": "sequences at the same time",
+    "users": "tokens/s that one user sees behind the first token",
+    "latencies": "seconds (p50, p90, p99): first token, request",
     "tau-by-call": "calls to one question, 95 % interval",
     "tau-along": "output tokens, in windows of 256",
     "tau-by-temperature": "temperature, 95 % interval",
@@ -277,6 +288,7 @@ _X_LABELS = {
 _Y_LABELS = {
     "acceptance-by-position": "share kept, given that all before were",
     "batches": "speedup over vanilla",
+    "users": "tokens/s of all users",
     "tau-by-call": "tokens a round (tau)",
     "tau-along": "tokens a round (untrimmed)",
     "tau-by-temperature": "tokens a round (tau)",
@@ -284,11 +296,13 @@ _Y_LABELS = {
 }
 """Only figures of lines have a labelled y axis."""
 BATCHES = "batches"
+USERS = "users"
 TEMPERATURES = "tau-by-temperature"
 KINDS: dict[str, tuple[Callable[[Row], bool], Paint]] = {
     "speedup": (lambda row: math.isfinite(row.speedup), paints.speedup),
     "tau": (lambda row: math.isfinite(row.tau), paints.tau),
     "acceptance-by-position": (_has_positions, paints.by_position),
+    "latencies": (serving.has_latencies, serving.latencies),
     "time-split": (lambda row: bool(row.split), paints.split),
     "tau-by-call": (lambda row: any(math.isfinite(call.tau) for call in row.calls), progress.by_call),
     "tau-along": (lambda row: len(row.windows) > 1, progress.along),

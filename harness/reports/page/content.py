@@ -67,6 +67,7 @@ def _row(row: Row) -> dict[str, Any]:
             **{name: getattr(row, name) for name in _FIELDS},
             "ledger": dataclasses.asdict(row.ledger) if row.ledger else None,
             "ties": dataclasses.asdict(row.ties) if row.ties else None,
+            "quality": dataclasses.asdict(row.quality) if row.quality else None,
         }
     )
     return known

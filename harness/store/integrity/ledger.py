@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from harness.ledger.quantities import METERED, ROUND_COUNTS, ROUND_TIMES, TIMES
+from harness.ledger.quantities import BURST_COUNTS, BURST_TIMES, METERED, ROUND_COUNTS, ROUND_TIMES, TIMES
 from harness.store.columns import Columns
 from harness.store.records import BlockLoad, Exhibit, GenerationRecord, NullReplay, Probe
 
@@ -34,9 +34,9 @@ def check_record(record: GenerationRecord, vocab_size: int | None = None) -> Non
     for name in (*TIMES, *METERED):
         if (value := getattr(record, name)) is not None:
             _check_range(name, [value], _MOST_NS)
-    for name in ROUND_COUNTS:
+    for name in (*ROUND_COUNTS, *BURST_COUNTS):
         _check_range(name, getattr(record, name), _MOST_COUNT)
-    for name in ROUND_TIMES:
+    for name in (*ROUND_TIMES, *BURST_TIMES):
         _check_range(name, getattr(record, name), _MOST_NS)
     _check_range("output_ids", record.output_ids, _MOST_COUNT if vocab_size is None else vocab_size - 1)
     if record.batch_size < 1:
@@ -44,6 +44,7 @@ def check_record(record: GenerationRecord, vocab_size: int | None = None) -> Non
     if not record.output_ids and record.kind == "arm":
         raise ValueError("output_ids: an arm has one token at least")
     _check_rounds(record)
+    _check_bursts(record)
     if record.verdict is not None:
         position, gap = record.verdict.position, record.verdict.gap
         if position is not None:
@@ -67,6 +68,16 @@ def _check_rounds(record: GenerationRecord) -> None:
                 f"round {number}: drafted {drafted}, depth {depth}, accepted {accepted} and emitted {emitted}"
                 " cannot be (accepted <= drafted, depth <= drafted, emitted <= accepted + 1)"
             )
+
+
+def _check_bursts(record: GenerationRecord) -> None:
+    if len(record.arrived) != len(record.arrival_ns):
+        raise ValueError(f"arrived: has {len(record.arrived)} entries for {len(record.arrival_ns)} bursts")
+    # An end token need not be streamed.
+    if sum(record.arrived) > len(record.output_ids):
+        raise ValueError(f"arrived: {sum(record.arrived)} tokens of an output of {len(record.output_ids)}")
+    if record.arrival_ns != sorted(record.arrival_ns):
+        raise ValueError("arrival_ns: a burst arrives before the one ahead of it")
 
 
 def check_columns(columns: Columns) -> None:

@@ -63,7 +63,22 @@ def parse_config(raw: Mapping[str, Any], where: str) -> HeadConfig:
     Raises:
         ConfigError: a value of the wrong type, or a rotary embedding that the network does not have.
     """
-    flat = _flat(raw)
+    flat = with_rope(_flat(raw), where)
+    try:
+        return HeadConfig.model_validate(flat)
+    except ValidationError as error:
+        problems = "; ".join(f"{item['loc'][0]}={item['input']!r}: {item['msg']}" for item in error.errors())
+        raise ConfigError(f"{where}: its config.json cannot be used: {problems}") from error
+
+
+def with_rope(flat: dict[str, Any], where: str) -> dict[str, Any]:
+    """A flat config.json whose `rope_theta` and `rope_scaling` are found wherever transformers 4 or 5 wrote
+    them.
+
+    Raises:
+        ConfigError: the rotary embedding is another one for each type of layer, or partial.
+    """
+    flat = dict(flat)
     rope: dict[str, Any] = {}
     for key in ("rope_scaling", "rope_parameters"):  # transformers 4, transformers 5
         rope |= _stated(flat.pop(key, None))
@@ -74,11 +89,7 @@ def parse_config(raw: Mapping[str, Any], where: str) -> HeadConfig:
         flat["rope_theta"] = rope.pop("rope_theta")
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         flat["rope_scaling"] = rope
-    try:
-        return HeadConfig.model_validate(flat)
-    except ValidationError as error:
-        problems = "; ".join(f"{item['loc'][0]}={item['input']!r}: {item['msg']}" for item in error.errors())
-        raise ConfigError(f"{where}: its config.json cannot be used: {problems}") from error
+    return flat
 
 
 def _flat(raw: Mapping[str, Any]) -> dict[str, Any]:

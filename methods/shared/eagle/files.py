@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,8 @@ class HeadFiles:
     config: dict[str, Any]
     """config.json as it is."""
     tensors: dict[str, Tensor]
-    """By their names in `DraftHead` (or as they are, see `read_raw`), with the vocabulary maps `d2t`, `t2d`
-    and `hot_token_id`; they may be mapped from the file."""
+    """By their names in `DraftHead` (or as they are, see `read_unnamed`), with the vocabulary maps `d2t`,
+    `t2d` and `hot_token_id`; they may be mapped from the file."""
     card: dict[str, Any]
     """JSON types: path, revision (commit on the hub), format (whose), sha256 (of the weight files, its first
     16 hex digits), and `training` if the head's own card.json describes it."""
@@ -59,25 +59,22 @@ def read_files(path: str, revision: str | None, where: str) -> HeadFiles:
     Raises:
         ConfigError: there is none, a file cannot be read, or it has more than one layer.
     """
-    found = read_raw(path, revision, where)
-    return replace(found, tensors=_canonical(found.tensors, where))
+    files = read_unnamed(path, revision, where)
+    card = {**files.card, "format": _family(files.config, list(files.tensors))}
+    return HeadFiles(config=files.config, tensors=_canonical(files.tensors, where), card=card)
 
 
-def read_raw(path: str, revision: str | None, where: str) -> HeadFiles:
-    """The same with the names that the tensors have in the files, and with any number of layers.
+def read_unnamed(path: str, revision: str | None, where: str) -> HeadFiles:
+    """As `read_files`, for a head of any kind: the tensors keep the names that they have in the file, and the
+    card has no format.
 
     Raises:
-        ConfigError: there is no such head, or a file cannot be read.
+        ConfigError: there is none, or a file cannot be read.
     """
     folder, commit = _find(path, revision, where)
     config = _read_json(folder / "config.json", where)
     files, tensors = _read_weights(folder, where)
-    card = {
-        "path": path,
-        "revision": commit,
-        "format": _family(config, list(tensors)),
-        "sha256": _hash(files),
-    }
+    card = {"path": path, "revision": commit, "sha256": _hash(files)}
     if (folder / "card.json").is_file():
         own = _read_json(folder / "card.json", where)
         card |= {"training": own["training"]} if "training" in own else {}

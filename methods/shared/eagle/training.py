@@ -135,7 +135,7 @@ def unrolled_steps(
     place = torch.zeros_like(row.ids)
     place[rows] = torch.arange(len(rows), device=rows.device)
     states = head.project(features[None])
-    embedded = _embed(head, target, row.ids.roll(-1)[None])
+    embedded = embed(head, target, row.ids.roll(-1)[None])
     outputs = head(embedded, states, row.positions[None], attention.first_step, rows)
     steps: list[Step] = []
     for number in range(recipe.ttt_length):
@@ -148,7 +148,7 @@ def unrolled_steps(
             if not len(rows):
                 break
             attention.narrow(kept)
-            embedded = _embed(head, target, row.ids[rows + 1 + number][None])
+            embedded = embed(head, target, row.ids[rows + 1 + number][None])
             outputs = head(
                 embedded, outputs[:, kept], row.positions[rows][None] + number, attention.later_step
             )
@@ -170,7 +170,7 @@ def regression_step(
     if recipe.noise:
         noisy = features + (torch.rand_like(features) - 0.5) * (2 * recipe.noise)
     tokens = row.ids.roll(-1)[None]
-    embedded = _embed(head, target, tokens)
+    embedded = embed(head, target, tokens)
     guessed = head(embedded, noisy[None], row.positions[None], attention.first_step, rows)[0]
     wanted = features[rows + 1]
     count = len(rows) if recipe.loss_norm == "mask" else len(row.ids)
@@ -278,7 +278,8 @@ def _repeat(part: Tensor, groups: int) -> Tensor:
     return part if groups == 1 else part.repeat_interleave(groups, dim=1)
 
 
-def _embed(head: DraftHead, target: TargetView, tokens: Tensor) -> Tensor:
+def embed(head: DraftHead, target: TargetView, tokens: Tensor) -> Tensor:
+    """The embeddings [..., H] of token ids [...], in the head's dtype."""
     embedded = (head.embed_tokens or target.embed)(tokens)
     result: Tensor = embedded.to(head.fc.weight.dtype)
     return result

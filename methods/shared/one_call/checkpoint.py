@@ -14,7 +14,7 @@ from harness.config import ConfigError
 from harness.system.files import write_json
 from methods.shared.eagle.checkpoint import TargetFacts
 from methods.shared.eagle.config import HeadConfig, parse_config
-from methods.shared.eagle.files import HeadFiles, read_raw
+from methods.shared.eagle.files import HeadFiles, read_unnamed
 from methods.shared.eagle.filling import MAPS, filled, refuse_differences, vocabulary_map
 from methods.shared.one_call.network import NetworkShape, OneCallNetwork
 
@@ -60,7 +60,7 @@ class Layout(NamedTuple, Generic[Shape, Network]):
             ConfigError: there is none, it cannot be read, is incomplete or was made for another target.
         """
         where = f"head={path}"
-        files = read_raw(path, revision, where)
+        files = read_unnamed(path, revision, where)
         stated = {key: value for key, value in files.config.items() if key not in _UNUSED}
         common = _common(parse_config(stated, where), files, where)
         shape = self.read_shape(files, common, where)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-
 from methods.shared.eagle.heads.layer import LayerShape, PlainLayer, rope_config
 
 

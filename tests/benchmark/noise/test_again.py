@@ -145,7 +145,7 @@ def test_a_void_block_is_measured_again_without_its_own_answers_in_the_memory(
 
     quiet = accepted("quiet", "")
     assert accepted("stopped", "stopped") == quiet
-    monkeypatch.setattr(Local, "begin_run", lambda self: None)
+    monkeypatch.setattr(Local, "begin_run", lambda self, logs=None: None)
     assert accepted("never forgets", "stopped") != quiet
 
 

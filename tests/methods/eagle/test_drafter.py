@@ -37,6 +37,7 @@ from harness.drafting.drafter import Outcome
 from harness.drafting.trees import DynamicTree, StaticTree, TreePolicy
 from harness.target.model import Target
 from methods.eagle import Eagle
+from methods.shared.eagle import tap_check
 from methods.shared.eagle.checkpoint import save_head
 from methods.shared.eagle.heads.architectures import new_head
 from methods.shared.eagle.heads.base import DraftHead, HeadShape
@@ -370,35 +371,35 @@ def test_the_host_waits_once_a_round(
     assert sum(extra.values()) == rounds[1] - rounds[0], extra
 
 
-def test_a_wrong_reading_of_the_tapped_layers_is_refused(tmp_path: Path) -> None:
+def test_a_wrong_reading_of_the_tapped_layers_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A head that is right about every token under one reading, and about none under the other."""
     loop = loop_on()
     folder = folder_of(random_weights(HEADS["eagle3"]), tmp_path)
-
-    class Oracle(Eagle):
-        right = "input"
-
-        def _guess(self, ids: Any, states: Any) -> Any:
-            read = [self._target.trace(ids, [t])[1][0] for t in self._as(self.right)]
-            best = self._target.trace(ids, [])[0][:, 1:].argmax(-1)
-            same = all(torch.equal(a, b) for a, b in zip(read, states, strict=True))
-            return best if same else (best + 1) % VOCAB
-
-        def _as(self, point: str) -> Any:
-            return [replace(tap, point=point) for tap in self._taps]
-
     for right, given in (("input", "output"), ("output", "input")):
-        drafter = Oracle(
+        drafter = Eagle(
             architecture="eagle3",
             tree=DynamicTree(total_token=6, depth=4, top_k=1),
             head=folder,
             aux_convention=given,
         )
         drafter.bind(loop.target)
-        drafter.right = right
+        taps = drafter._taps
+        readings = [right]
+
+        def oracle(
+            target: Any, _head: Any, ids: Any, states: Any, taps: Any = taps, by: Any = readings
+        ) -> Any:
+            read = [target.trace(ids, [replace(tap, point=by[-1])])[1][0] for tap in taps]
+            best = target.trace(ids, [])[0][:, 1:].argmax(-1)
+            same = all(torch.equal(a, b) for a, b in zip(read, states, strict=True))
+            return best if same else (best + 1) % VOCAB
+
+        monkeypatch.setattr(tap_check, "_guess", oracle)
         with pytest.raises(ConfigError, match=f"type aux_convention={right}"):
             drafter.check([PROMPT, PROMPT[:4], [1]])
-        drafter.right = given
+        readings.append(given)
         drafter.check([PROMPT])
 
 

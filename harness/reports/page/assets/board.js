@@ -5,6 +5,13 @@ const DATA = JSON.parse(document.getElementById("content-data").textContent);
 const STATE = { filters: {}, search: "", column: null, descending: true };
 const RUNGS = unique(DATA.rows.flatMap((row) => Object.keys(row.speedup_vs)));
 
+/** Heading, field and writer of what is known about output that may differ from vanilla's. */
+const QUALITIES = [
+  ["agreement", "agreement", (value) => percent(value)],
+  ["log-likelihood / token", "log_likelihood", (value) => number(value, 3)],
+  ["score", "score", (value) => percent(value)],
+].filter(([, field]) => DATA.rows.some((row) => known(row.quality?.[field])));
+
 /** Whether something that stands at these axes passes the filters. */
 function passes(at) {
   return Object.entries(STATE.filters).every(([axis, value]) => !value || at[axis] === undefined || at[axis] === value);
@@ -56,6 +63,9 @@ function columns() {
     { name: "tokens/s", key: (row) => row.tokens_per_s, show: (row) => number(row.tokens_per_s, 1) },
     { name: "tau", key: (row) => row.tau, show: (row) => withEnds(number(row.tau), row.method === DATA.baseline ? null : row.tau_ci) },
     { name: "verdict", text: true, key: (row) => row.verdict, show: (row) => badge(row.verdict) },
+    ...QUALITIES.map(([name, field, show]) => ({
+      name, key: (row) => row.quality?.[field] ?? null, show: (row) => show(row.quality?.[field] ?? null),
+    })),
     ...RUNGS.map((rung) => ({
       name: `vs ${rung}`, key: (row) => row.speedup_vs[rung],
       show: (row) => withEnds(times(row.speedup_vs[rung]), row.method === rung ? null : row.speedup_vs_ci[rung]),

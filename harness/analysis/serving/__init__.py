@@ -1,0 +1,1 @@
+"""Numbers of answers that a server streamed, as its users observe them."""

@@ -1,0 +1,1 @@
+"""The quality of output that may differ from vanilla's."""

@@ -1,0 +1,1 @@
+"""Recorded cases of block drafters: DFlash, DFlash2, DSpark, and the heads that speculators trains."""

@@ -1,0 +1,1 @@
+"""Recorded cases of GTO's rules: rewards of trees, advantages of groups, the loss and its gradient."""

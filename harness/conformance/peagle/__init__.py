@@ -1,0 +1,1 @@
+"""Recorded cases of P-EAGLE heads, as speculators trains them."""

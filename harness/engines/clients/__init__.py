@@ -1,0 +1,1 @@
+"""How a server is asked: one module per dialect, and when requests are sent."""

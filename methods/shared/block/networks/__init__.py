@@ -1,0 +1,1 @@
+"""The networks of block drafters: the backbone, and the parts that some heads have beside it."""

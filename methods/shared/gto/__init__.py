@@ -1,0 +1,1 @@
+"""Group tree optimisation: drafters trained for the tree that they grow, not for one path."""

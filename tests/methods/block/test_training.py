@@ -1,0 +1,146 @@
+"""Block drafters learn what they are shown, from the blocks that drafting would ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.config import ConfigError
+from harness.decoding.acceptance import Coupled
+from harness.decoding.batch import Request
+from harness.decoding.loop import DecodingLoop
+from harness.decoding.sampling import DecodingParams
+from harness.drafting.trainable import TrainingStep
+from harness.target.model import Target
+from methods.dflash import DFlash
+from methods.shared.block.learning.labels import draw_anchors, labels_of
+from methods.shared.block.learning.losses import length_weights
+from methods.shared.block.learning.training import BlockRecipe
+from tests.methods.eagle.test_training import row_of
+from tests.support.targets import tiny_model
+
+STEP = TrainingStep(number=0, num_steps=1)
+DSPARK = BlockRecipe(ce=0.1, tv=1.8, confidence=1.0)
+
+
+def texts(target: Target, count: int = 4, length: int = 30) -> list[list[int]]:
+    """Texts that the target writes itself."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(4, 40, (count, 6), generator=generator)
+    for _ in range(length - 6):
+        ids = torch.cat([ids, target.trace(ids, ())[0][:, -1:].argmax(-1)], dim=1)
+    return [one.tolist() for one in ids]
+
+
+def student(kind: Any, **settings: Any) -> tuple[DFlash, Target, Any]:
+    target = Target(tiny_model("llama"))
+    drafter = DFlash(kind=kind, head="random", num_layers=2, block_size=5, **settings)
+    drafter.bind(target)
+    row = row_of(target, drafter.taps, texts(target), 6)
+    return drafter, target, row
+
+
+def test_labels_end_with_the_document_and_with_the_first_token_that_is_not_learned() -> None:
+    ids = torch.arange(10, 22)
+    documents = torch.tensor([0] * 6 + [1] * 6)
+    supervised = torch.ones(12, dtype=torch.bool)
+    supervised[9] = False
+    labels = labels_of(ids, torch.tensor([2, 4, 7]), 3, supervised, documents)
+    assert labels.tokens[0].tolist() == [13, 14, 15]
+    assert labels.previous[0].tolist() == [12, 13, 14]
+    assert labels.places[0].tolist() == [2, 3, 4]
+    assert labels.counts.tolist() == [[True, True, True], [True, False, False], [True, False, False]]
+
+
+def test_anchors_are_learned_tokens_with_a_learned_one_behind_them() -> None:
+    supervised = torch.tensor([0, 0, 1, 1, 1, 0, 1, 1, 1, 1]).bool()
+    documents = torch.tensor([0] * 8 + [1] * 2)
+    every = draw_anchors(supervised, 99, documents)
+    assert every.tolist() == [2, 3, 6, 8]
+    some = draw_anchors(supervised, 2, documents, torch.Generator().manual_seed(0))
+    assert len(some) == 2
+    assert set(some.tolist()) <= set(every.tolist())
+
+
+def test_a_slot_weighs_what_it_adds_to_the_expected_length() -> None:
+    confidence = torch.tensor([[0.5, 0.5, 0.9]])
+    counts = torch.tensor([[True, True, False]])
+    # Kept up to slot 0 with 0.75, up to slot 1 with 0.5625.
+    assert length_weights(confidence, counts, 0.5).tolist() == [[0.75 + 0.5625, 0.5625, 0.0]]
+
+
+@pytest.mark.parametrize(("kind", "recipe"), [("dflash", BlockRecipe()), ("dspark", DSPARK)])
+def test_a_head_overfitted_on_four_texts_drafts_them(kind: Any, recipe: BlockRecipe, tmp_path: Path) -> None:
+    drafter, target, row = student(kind, recipe=recipe)
+    torch.manual_seed(0)
+    module = drafter.begin_training(torch.ones(target.vocab_size), [row], 0)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(120):
+        optimiser.zero_grad()
+        loss = drafter.loss([row], STEP)
+        loss.total.backward()
+        optimiser.step()
+        losses.append(float(loss.total.detach()))
+    assert losses[-1] < losses[0] / 3
+    assert loss.numbers["accuracy_0"] > 0.9
+    engine, params = DecodingLoop(target, (), 512, timed=False), DecodingParams(name="g", max_new_tokens=20)
+    asked = [Request(prompt=text[:6], key=0) for text in texts(target)]
+
+    def tau(one: DFlash) -> float:
+        emitted = [n for made in engine.generate(asked, one, params, Coupled()) for n in made.emitted]
+        return sum(emitted) / len(emitted)
+
+    drafter.deploy()
+    assert tau(drafter) > 2.5
+    drafter.export(tmp_path, {})
+    again = DFlash(kind=kind, head=str(tmp_path))
+    again.bind(target)
+    assert tau(again) == pytest.approx(tau(drafter), rel=0.1)
+
+
+def test_a_training_goes_on_from_weights_and_random_state_alone() -> None:
+    recipe = BlockRecipe(num_anchors=3)
+    runs = []
+    for _ in range(2):
+        drafter, target, row = student("dspark", recipe=recipe)
+        torch.manual_seed(5)
+        module = drafter.begin_training(torch.ones(target.vocab_size), [row], 0)
+        runs.append([float(drafter.loss([row], STEP).total.detach()) for _ in range(3)])
+        state, random = module.state_dict(), torch.get_rng_state()
+        expected = float(drafter.loss([row], STEP).total.detach())
+    assert runs[0] == runs[1]
+    drafter, target, row = student("dspark", recipe=recipe)
+    drafter.begin_training(torch.ones(target.vocab_size), [row], 1).load_state_dict(state)
+    torch.set_rng_state(random)
+    assert float(drafter.loss([row], STEP).total.detach()) == expected
+
+
+def test_a_head_that_is_trained_on_begins_as_it_was(tmp_path: Path) -> None:
+    drafter, target, row = student("dflash")
+    drafter.begin_training(torch.ones(target.vocab_size), [row], 0)
+    drafter.export(tmp_path, {})
+    again = DFlash(kind="dflash", head=str(tmp_path))
+    again.bind(target)
+    again.begin_training(torch.ones(target.vocab_size), [row], 9)
+    losses = []
+    for one in (drafter, again):
+        torch.manual_seed(0)
+        losses.append(float(one.loss([row], STEP).total.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def test_a_row_without_an_answer_has_a_loss_of_nothing() -> None:
+    drafter, target, row = student("dflash")
+    drafter.begin_training(torch.ones(target.vocab_size), [row], 0)
+    row.answer.zero_()
+    assert float(drafter.loss([row], STEP).total.detach()) == 0.0
+
+
+def test_a_head_with_convolutions_is_not_trained() -> None:
+    drafter, target, row = student("dflash2")
+    with pytest.raises(ConfigError, match="only dflash and dspark"):
+        drafter.begin_training(torch.ones(target.vocab_size), [row], 0)
