@@ -4,7 +4,7 @@ round.
 The first call guesses K tokens after the pending one and, for each, how far down its list the target's token
 may stand. The tree branches accordingly, and the second call guesses K more tokens after every branch. Where
 this departs from the release: each row (feature, next token) enters the cache once, at its own position, as
-in training; the release's decoding shifts tokens by one and skips positions.
+in training; the release's decoding shifts tokens by one and skips positions, see `methods.specblock.rows`.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from harness.config import ConfigError, configurable
 from harness.drafting.drafter import HiddenTap, TargetView
 from harness.drafting.trainable import Loss, TrainingRow, TrainingStep
 from methods.shared.eagle.checkpoint import TargetFacts
-from methods.shared.eagle.pair_drafter import PairDrafter
 from methods.shared.eagle.training import counting_rows, drawn, feature_scale, lm_head_rows
 from methods.shared.one_call.checkpoint import Loaded, Sizes, sizes_like
 from methods.specblock.checkpoint import LAYOUT, save
 from methods.specblock.growth import BlockGrowth
 from methods.specblock.network import BlockNetwork, BlockShape, target_layers
+from methods.specblock.rows import RowsDrafter
 from methods.specblock.steps import BlockSteps
 from methods.specblock.training import BlockGoals, BlockRecipe, Unrolling, block_loss, drawn_lengths
 from methods.specblock.tree import RankTree
@@ -37,7 +37,7 @@ _INIT_STD, _LM_HEAD_SCALE = 0.02, 0.2
 
 
 @configurable
-class SpecBlock(PairDrafter):
+class SpecBlock(RowsDrafter):
     """Drafts trees of blocks."""
 
     head: str | None = None
@@ -98,7 +98,7 @@ class SpecBlock(PairDrafter):
 
     @override
     def new_growth(self, row: int | None = None) -> BlockGrowth:
-        return BlockGrowth(self._block_steps, row)
+        return BlockGrowth(self._block_steps, row, self.skipped(row))
 
     @property
     @override

@@ -21,6 +21,11 @@ _CHUNK = 256
 class BlockGrowth:
     """The `Grower` of one round, which trees of blocks can ask for whole blocks, too."""
 
+    outputs: Tensor
+    """[B, I, K, H]: of the blocks so far; the first is the one after the pending token."""
+    base: Tensor
+    """[B] int64: the position of the last row that was fed, which all blocks share."""
+
     def __init__(
         self, steps: BlockSteps, row: int | None = None, skipped: Sequence[int] | None = None
     ) -> None:
@@ -81,8 +86,8 @@ class BlockGrowth:
             self._cache.advance(fed)
             last = torch.tensor(list(counts)).to(device, non_blocking=True) - 1
         rows = torch.arange(num_rows, device=device)
-        self._base = first + last
-        self._outputs = found[rows, last][:, None]
+        self.base = first + last
+        self.outputs = found[rows, last][:, None]
         self._seen = torch.zeros(num_rows, 1, slots, dtype=torch.bool, device=device)
         self._guesses: Guesses | None = None
         self._at = torch.zeros(2, num_rows, 1, dtype=torch.int64, device=device)
@@ -90,7 +95,7 @@ class BlockGrowth:
 
     def rewind(self) -> None:
         """Forget the blocks that were started from guesses; what was fed stays."""
-        self._outputs, self._seen = self._outputs[:, :1], self._seen[:, :1, : self._num_slots]
+        self.outputs, self._seen = self.outputs[:, :1], self._seen[:, :1, : self._num_slots]
         self._at = self._at[:, :, :1]
         if self._guesses is not None:
             self._guesses = Guesses(*(part[:, :1] for part in self._guesses))
@@ -104,7 +109,7 @@ class BlockGrowth:
     def first(self, num_children: int) -> Guesses:
         """What the block after the pending token guesses; r = 1."""
         if self._guesses is None:
-            self._guesses = self._steps.guess(self._outputs, num_children)
+            self._guesses = self._steps.guess(self.outputs, num_children)
         return self._guesses
 
     def blocks(self, origins: Tensor, slots: Tensor, tokens: Tensor, num_children: int) -> Guesses:
@@ -126,12 +131,12 @@ class BlockGrowth:
         outputs = self._steps.run(
             self._rows,
             tokens,
-            self._outputs[rows, origins, slots],
-            self._base[:, None].expand_as(tokens),
+            self.outputs[rows, origins, slots],
+            self.base[:, None].expand_as(tokens),
             tree,
             again=count,
         )
-        self._outputs = torch.cat([self._outputs, outputs], dim=1)
+        self.outputs = torch.cat([self.outputs, outputs], dim=1)
         more = num_blocks * count
         self._seen = torch.cat([pad(self._seen, (0, more)), pad(seen, (0, more))], dim=1)
         return self._steps.guess(outputs, num_children)

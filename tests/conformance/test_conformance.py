@@ -181,7 +181,17 @@ def test_cases_of_other_families_are_counted_by_family_and_never_match(
 
 
 def test_every_folder_of_the_package_is_a_family() -> None:
-    assert list(families()) == ["block", "cast", "drafter_trace", "eagle", "eagle31", "gto", "peagle", "tts"]
+    assert list(families()) == [
+        "block",
+        "cast",
+        "drafter_trace",
+        "eagle",
+        "eagle31",
+        "gto",
+        "peagle",
+        "specblock",
+        "tts",
+    ]
 
 
 @pytest.mark.parametrize(

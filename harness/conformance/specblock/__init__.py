@@ -1,0 +1,1 @@
+"""SpecBlock: single calls, trees, whole rounds and training losses of the official code."""
