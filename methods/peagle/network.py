@@ -22,10 +22,10 @@ from methods.shared.block.checkpoint import refuse_differences
 from methods.shared.eagle.checkpoint import TargetFacts, random_head
 from methods.shared.eagle.config import parse_config
 from methods.shared.eagle.files import read_unnamed
-from methods.shared.eagle.filling import vocabulary_map
 from methods.shared.eagle.heads.architectures import head_shape
 from methods.shared.eagle.heads.base import HeadShape
 from methods.shared.eagle.heads.eagle3 import Eagle3Head
+from methods.shared.eagle.heads.filling import vocabulary_map
 from methods.shared.eagle.heads.layer import PlainLayer
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]

@@ -10,85 +10,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from typing_extensions import override
 
 from harness.drafting.trees import Proposals
+from methods.shared.one_call.growth import OneCallGrowth
 from methods.specblock.steps import BlockSteps, Guesses
 
-_CHUNK = 256
-"""Rows of a prompt that are fed at once; their mask is quadratic."""
 
-
-class BlockGrowth:
+class BlockGrowth(OneCallGrowth):
     """The `Grower` of one round, which trees of blocks can ask for whole blocks, too."""
-
-    outputs: Tensor
-    """[B, I, K, H]: of the blocks so far; the first is the one after the pending token."""
-    base: Tensor
-    """[B] int64: the position of the last row that was fed, which all blocks share."""
 
     def __init__(
         self, steps: BlockSteps, row: int | None = None, skipped: Sequence[int] | None = None
     ) -> None:
-        """
-        row: the only sequence of the cache that is fed and grown; None: all of them. skipped: of each fed
-        sequence, by how much the position of its next row exceeds the number of rows before it; None: by
-        nothing.
-        """
-        self._steps, self._cache, self._row, self._skipped = steps, steps.cache, row, skipped
-        self._num_slots = steps.slots_per_row
+        """row, skipped: see `OneCallGrowth`. `outputs` grow to [B, I, K, H] with the blocks that are asked
+        for."""
+        super().__init__(steps, row, skipped)
+        self._steps, self._num_slots = steps, steps.slots_per_row
 
-    def begin(self, num_rows: int) -> None:
-        """Forget the cache."""
-        self._cache.clear(num_rows)
-
-    def padded(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and tokens of pairs, with rows added up to a number that is compiled for."""
-        more = self._steps.size_for(*tokens.shape) - tokens.shape[1]
-        if more and self._row is None:
-            return pad(features, (0, 0, 0, more)), pad(tokens, (0, more))
-        return features, tokens
-
+    @override
     def feed(self, features: Tensor, tokens: Tensor, counts: Sequence[int] | Tensor) -> Tensor:
-        """Take in true pairs: features [B, m, F], and tokens [B, m] that each follow their feature.
-
-        The first `counts[b]` rows of each sequence stay in the cache; counts is a tensor [B] where the host
-        does not know them. Returns the outputs [B, m, K, H] of the rows.
-        """
-        features, tokens = self.padded(features, tokens)
-        (num_rows, num_pairs), slots, device = tokens.shape, self._num_slots, tokens.device
-        conditions = self._steps.network.condition(features)
-        first = self._cache.base(device)[self._rows] // slots
-        if self._skipped is not None:
-            first = first + torch.tensor(list(self._skipped)).to(device, non_blocking=True)
-        pieces = []
-        for start in range(0, num_pairs, _CHUNK):
-            here = slice(start, start + _CHUNK)
-            count = tokens[:, here].shape[1]
-            behind = torch.ones(count * slots, (start + count) * slots, dtype=torch.bool, device=device)
-            places = torch.arange(start, start + count, device=device)
-            outputs = self._steps.run(
-                self._rows,
-                tokens[:, here],
-                conditions[:, here],
-                first[:, None] + places,
-                behind.tril(start * slots).expand(num_rows, -1, -1),
-                # The remainder of a long prompt may have any length.
-                plain=num_pairs > _CHUNK,
-            )
-            pieces.append(outputs)
-        found = torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
-        if isinstance(counts, Tensor):
-            self._cache.advance(counts * slots)
-            last = counts - 1
-        else:
-            fed = [0] * len(self._cache.lengths)
-            fed[self._rows] = [count * slots for count in counts]
-            self._cache.advance(fed)
-            last = torch.tensor(list(counts)).to(device, non_blocking=True) - 1
-        rows = torch.arange(num_rows, device=device)
-        self.base = first + last
-        self.outputs = found[rows, last][:, None]
-        self._seen = torch.zeros(num_rows, 1, slots, dtype=torch.bool, device=device)
+        found = super().feed(features, tokens, counts)
+        num_rows, device = len(tokens), tokens.device
+        self._seen = torch.zeros(num_rows, 1, self._num_slots, dtype=torch.bool, device=device)
         self._guesses: Guesses | None = None
         self._at = torch.zeros(2, num_rows, 1, dtype=torch.int64, device=device)
         return found
@@ -99,12 +43,6 @@ class BlockGrowth:
         self._at = self._at[:, :, :1]
         if self._guesses is not None:
             self._guesses = Guesses(*(part[:, :1] for part in self._guesses))
-
-    @property
-    def context(self) -> float:
-        """Cached rows per sequence, which are as many as tokens that the target has cached."""
-        lengths = self._cache.lengths[self._rows]
-        return sum(lengths) / len(lengths) / self._num_slots
 
     def first(self, num_children: int) -> Guesses:
         """What the block after the pending token guesses; r = 1."""
@@ -166,7 +104,3 @@ class BlockGrowth:
         slots = torch.where(follows, slots + 1, 0)
         self._at = torch.cat([self._at, torch.stack([origins, slots])], dim=-1)
         return Proposals(guesses.tokens[rows, origins, slots], guesses.log_probs[rows, origins, slots])
-
-    @property
-    def _rows(self) -> slice:
-        return slice(0, len(self._cache.lengths)) if self._row is None else slice(self._row, self._row + 1)

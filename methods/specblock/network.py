@@ -11,7 +11,7 @@ vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -68,11 +68,18 @@ class BlockNetwork(OneCallNetwork):
     def sharpen(self) -> None:
         self.norm.weight.data *= _SHARPNESS
 
-    def condition(self, features: Tensor) -> Tensor:
-        """Conditions [B, n, H] of first blocks, from the target's features [B, n, F]."""
-        projected: Tensor = self.input_layer.condition_proj(features)
-        return projected
+    @property
+    @override
+    def feature_layer(self) -> nn.Linear:
+        layer: nn.Linear = self.input_layer.condition_proj
+        return layer
 
+    @property
+    @override
+    def embedding(self) -> nn.Module | None:
+        return self.input_layer.embed_tokens
+
+    @override
     def forward(
         self,
         conditions: Tensor,
@@ -158,9 +165,3 @@ def rank_features(logits: Tensor, num_best: int) -> Tensor:
     gaps = [best[..., :1] - best[..., place : place + 1] for place in (1, 2, 4)]
     entropy = -(probs * log_probs).sum(-1, keepdim=True)
     return torch.cat([log_probs[..., :_NUM_LISTED], *gaps, probs[..., :1], entropy], dim=-1)
-
-
-def target_layers(num_layers: int) -> Sequence[int]:
-    """The blocks of a target of `num_layers` whose outputs are the features."""
-    wanted = (1, num_layers // 2 - 1, num_layers - 4)
-    return tuple(min(max(layer, 0), num_layers - 1) for layer in wanted)

@@ -21,13 +21,13 @@ from typing_extensions import override
 
 from harness.config import configurable
 from harness.drafting.drafter import HiddenTap, Outcome
-from methods.shared.eagle.pair_drafter import PairDrafter
 from methods.shared.eagle.steps import CachedSteps
+from methods.shared.one_call.drafter import OneCallDrafter
 
 
 @configurable
-class RowsDrafter(PairDrafter):
-    """A `PairDrafter` that can feed the rows of the release."""
+class RowsDrafter(OneCallDrafter):
+    """A `OneCallDrafter` that can feed the rows of the release."""
 
     rows: Literal["aligned", "released"] = "aligned"
     """The rows of training, or those of the release's decoding, to compare."""

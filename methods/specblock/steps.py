@@ -12,14 +12,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from harness.drafting.drafter import TargetView
-from harness.runtime.attention import grouped
 from harness.runtime.cache import SlotCache
-from methods.shared.eagle.heads.layer import Attend
-from methods.shared.eagle.steps import CachedSteps
+from methods.shared.one_call.steps import SIZES, OneCallSteps
 from methods.specblock.network import BlockNetwork
-
-_SIZES = (1, 4, 8)
-"""Rows of pairs that are compiled for on a CPU; the tree adds those that it starts blocks from."""
 
 
 class Guesses(NamedTuple):
@@ -33,7 +28,7 @@ class Guesses(NamedTuple):
     """[B, r, K] int64: the estimated class of rank of the target's token, 0 to 3."""
 
 
-class BlockSteps(CachedSteps):
+class BlockSteps(OneCallSteps):
     """The network behind a cache with K slots per position, as `BlockGrowth` runs it."""
 
     def __init__(
@@ -46,31 +41,12 @@ class BlockSteps(CachedSteps):
     ) -> None:
         """
         cache: see `CachedSteps`. rank_topk: see `rank_features`. tree_sizes: further numbers of rows to
-        compile for.
+        compile for: those that the tree starts blocks from.
         """
-        sizes = sorted({*_SIZES, *tree_sizes})
-        super().__init__(target, self._block, cache, sizes, network.shape.num_slots)
-        self._target, self.network, self._rank_topk = target, network, rank_topk
+        sizes = sorted({*SIZES, *tree_sizes})
+        super().__init__(target, network, cache, sizes, network.shape.num_slots)
+        self.network, self._rank_topk = network, rank_topk
         self._guesses = target.program(self._guess, sizes) if cache is None else None
-
-    def run(
-        self,
-        rows: slice,
-        tokens: Tensor,
-        conditions: Tensor,
-        positions: Tensor,
-        tree: Tensor,
-        again: int = 0,
-        plain: bool = False,
-    ) -> Tensor:
-        """Run blocks from r rows of the sequences `rows`, which gives outputs [B, r, K, H].
-
-        tokens [B, r] int64, conditions [B, r, H], positions [B, r] int64: see `BlockNetwork`. tree
-        [B, r * K, E + r * K], again, plain: see `CachedSteps.forward`.
-        """
-        inputs = (tokens.contiguous(), conditions, positions.contiguous())
-        outputs: Tensor = self.forward(rows, inputs, tree, again, plain)
-        return outputs
 
     def guess(self, states: Tensor, num_children: int) -> Guesses:
         """What slots with the outputs [B, r, K, H] guess."""
@@ -78,23 +54,6 @@ class BlockSteps(CachedSteps):
         if compiled is None or not compiled.serves(*states.shape[:2]):
             return Guesses(*self._guess(states, num_children))
         return Guesses(*compiled(states.contiguous(), constants=[num_children]))
-
-    def _block(
-        self, tokens: Tensor, conditions: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache
-    ) -> Tensor:
-        network = self.network
-        embed = network.input_layer.embed_tokens or self._target.embed
-        embedded = embed(tokens).to(conditions.dtype)
-
-        def attend(layer: int) -> Attend:
-            def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-                keys, values = cache.update(key, value, layer)
-                return grouped(network, query, keys, values, mask)[0]
-
-            return attention
-
-        outputs: Tensor = network(conditions, embedded, positions, attend)
-        return outputs
 
     def _guess(self, states: Tensor, num_children: int) -> tuple[Tensor, Tensor, Tensor]:
         network = self.network

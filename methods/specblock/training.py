@@ -12,7 +12,6 @@ Shapes: L tokens of a packed row, R rows that are unrolled, K slots, H hidden si
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from harness.config import configurable
 from methods.shared.eagle.heads.layer import Attend
+from methods.shared.one_call.packed import Goals, attended, cross_entropy, spans_of
 from methods.specblock.network import RANK_CLASSES, BlockNetwork
 
 _RANK_BOUNDS = (1, 4, 10)
@@ -59,28 +59,6 @@ class BlockRecipe:
 
 
 @dataclass(frozen=True)
-class BlockGoals:
-    """What slots are compared with. Goal j is about the token after token j + 1."""
-
-    probs: Tensor
-    """[J, V] float32: the target's distribution over the draft vocabulary."""
-    place: Tensor
-    """[L] int64: the index in `probs` of every goal, -1 where there is none."""
-    counts: Tensor
-    """[L] bool: goals that enter the loss."""
-    group: Tensor
-    """[L] int64: a slot of row i has goal j only if both are of one group."""
-
-    def find(self, rows: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """For goals `rows + step` [R]: their index in `probs`, whether there is one, and whether it
-        counts."""
-        wanted = (rows + step).clamp(max=len(self.place) - 1)
-        found = self.place[wanted]
-        known = (rows + step < len(self.place)) & (self.group[wanted] == self.group[rows]) & (found >= 0)
-        return found.clamp(min=0), known, known & self.counts[wanted]
-
-
-@dataclass(frozen=True)
 class BlockLoss:
     """The losses of a block."""
 
@@ -101,7 +79,7 @@ def block_loss(
     outputs: Tensor,
     rows: Tensor,
     offset: int,
-    goals: BlockGoals,
+    goals: Goals,
     recipe: BlockRecipe,
     valid_prefix: bool,
 ) -> BlockLoss:
@@ -123,7 +101,7 @@ def block_loss(
         best = probs.argmax(-1)
         right = logits.argmax(-1) == best
         chosen = drafted[needed]
-        draft.append(_cross_entropy(logits[chosen], probs[chosen], recipe.draft_loss_topk))
+        draft.append(cross_entropy(logits[chosen], _likeliest(probs[chosen], recipe.draft_loss_topk)))
         num_right.append(float(right[chosen].sum()))
         num_rows.append(int(chosen.sum()))
         class_right = rank.add(
@@ -134,13 +112,12 @@ def block_loss(
     return BlockLoss(torch.stack(draft), rank.mean(outputs), num_right, num_rows, rank.found)
 
 
-def _cross_entropy(logits: Tensor, probs: Tensor, topk: int | None) -> Tensor:
-    """The mean over rows [n, V]; 0 where there are none."""
-    if topk is not None:
-        best = probs.topk(topk, dim=-1)
-        probs = torch.zeros_like(probs).scatter(-1, best.indices, best.values)
-    losses = -(probs * logits.log_softmax(-1)).sum(-1)
-    return losses.sum() / max(len(losses), 1)
+def _likeliest(probs: Tensor, count: int | None) -> Tensor:
+    """Distributions [n, V] of which only the largest probabilities are left; None: all."""
+    if count is None:
+        return probs
+    best = probs.topk(count, dim=-1)
+    return torch.zeros_like(probs).scatter(-1, best.indices, best.values)
 
 
 class _RankLoss:
@@ -207,9 +184,7 @@ class Unrolling:
         """document, positions [L]: see `TrainingRow`. rows [R] int64, ascending: those that are unrolled."""
         self._network, self._rows, self._mask = network, rows, mask
         self._positions = positions
-        ends = (document[1:] != document[:-1]).nonzero()[:, 0] + 1
-        cuts = [0, *ends.tolist(), len(document)]
-        self._spans = [slice(begin, end) for begin, end in itertools.pairwise(cuts)]
+        self._spans = spans_of(document)
         self._first: list[tuple[Tensor, Tensor]] = []
         self._own: list[list[tuple[Tensor, Tensor]]] = []
         """Per block, of which the first is block 1 at the unrolled rows, per layer: keys and values [R, kv,
@@ -249,19 +224,7 @@ class Unrolling:
 
         def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             self._first.append((key, value))
-            pieces = []
-            for span in self._spans:
-                here = slice(span.start * slots, span.stop * slots)
-                pieces.append(
-                    torch.nn.functional.scaled_dot_product_attention(
-                        query[:, :, here],
-                        key[:, :, here],
-                        value[:, :, here],
-                        is_causal=True,
-                        enable_gqa=query.shape[1] != key.shape[1],
-                    )
-                )
-            return torch.cat(pieces, dim=2).transpose(1, 2)
+            return attended(self._spans, slots, query, key, value)
 
         return attend
 

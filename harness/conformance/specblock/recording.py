@@ -22,7 +22,7 @@ from harness.runtime.cache import SlotCache
 
 _FILE = files("conf") / "recorded" / "specblock.yaml"
 RANK_TOLERANCE = 5e-4
-"""Of what the rank head reads and says, and of losses."""
+"""For what the rank head reads and says, and for losses."""
 
 
 @cache

@@ -83,7 +83,7 @@ def _goals(network: Any, tensors: dict[str, Tensor]) -> Any:
     inside = torch.isin(ahead.argmax(-1), ids)
     counts = inside & (tensors["loss_mask"] > 0)
     num_rows, length = counts.shape
-    return module("training").BlockGoals(
+    return module("goals").Goals(
         ahead[..., ids].softmax(-1).flatten(0, 1),
         torch.arange(num_rows * length),
         counts.flatten(),

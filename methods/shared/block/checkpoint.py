@@ -23,7 +23,7 @@ from methods.shared.block.config import Readings, read_shape
 from methods.shared.block.networks.network import BlockNetwork
 from methods.shared.block.shape import BlockShape, Kind, spread_taps
 from methods.shared.eagle.files import read_unnamed
-from methods.shared.eagle.filling import vocabulary_map
+from methods.shared.eagle.heads.filling import vocabulary_map
 
 _MAPS = ("d2t", "t2d")
 _SPELLINGS = (

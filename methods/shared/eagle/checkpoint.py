@@ -19,9 +19,9 @@ from harness.config import ConfigError
 from harness.system.files import write_json
 from methods.shared.eagle.config import HeadConfig, parse_config
 from methods.shared.eagle.files import official_name, read_files
-from methods.shared.eagle.filling import MAPS, filled, refuse_differences, vocabulary_map
 from methods.shared.eagle.heads.architectures import HEADS, head_shape, new_head
 from methods.shared.eagle.heads.base import Architecture, DraftHead, HeadShape
+from methods.shared.eagle.heads.filling import MAPS, filled, refuse_differences, vocabulary_map
 
 _SWITCHES = ("qkv_bias", "mlp_bias", "norm_before_residual", "norm_output", "fc_norm", "norm_before_fc")
 """Fields of `HeadShape` that have the same name in a config.json."""

@@ -15,7 +15,7 @@ from harness.system.files import write_json
 from methods.shared.eagle.checkpoint import TargetFacts
 from methods.shared.eagle.config import HeadConfig, parse_config
 from methods.shared.eagle.files import HeadFiles, read_unnamed
-from methods.shared.eagle.filling import MAPS, filled, refuse_differences, vocabulary_map
+from methods.shared.eagle.heads.filling import MAPS, filled, refuse_differences, vocabulary_map
 from methods.shared.one_call.network import NetworkShape, OneCallNetwork
 
 Shape = TypeVar("Shape", bound=NetworkShape)
@@ -31,6 +31,7 @@ class Loaded(NamedTuple, Generic[Network]):
     network: Network
     card: dict[str, Any]
     """JSON types: where it comes from, its number of parameters and its sizes."""
+    shape: NetworkShape
 
 
 class Sizes(NamedTuple):
@@ -131,7 +132,7 @@ class Layout(NamedTuple, Generic[Shape, Network]):
             "draft_vocab_size",
         )
         sizes = {name: getattr(shape, name) for name in (*names, "rope_theta")}
-        return Loaded(network, {**card, "num_parameters": count, **sizes})
+        return Loaded(network, {**card, "num_parameters": count, **sizes}, shape)
 
 
 def sizes_like(target: TargetFacts, like: Any, sizes: Sizes, draft_vocab_size: int | None) -> dict[str, Any]:

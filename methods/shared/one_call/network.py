@@ -1,8 +1,12 @@
-"""The base of networks that guess several tokens at once: their sizes, layers and draft vocabulary."""
+"""The base of networks that guess several tokens at once: their sizes, layers and draft vocabulary.
+
+Shapes: B sequences, n rows, K guesses of a row, H hidden size, F width of the target's features.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from methods.shared.eagle.heads.layer import LayerShape, PlainLayer, rope_config
+from methods.shared.eagle.heads.layer import Attend, LayerShape, PlainLayer, rope_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +45,41 @@ class OneCallNetwork(nn.Module, ABC):
         super().__init__()
         self.layers = nn.ModuleList(PlainLayer(shape) for _ in range(shape.num_layers))
         self.rotary = LlamaRotaryEmbedding(rope_config(shape))
-        self._num_ids = shape.vocab_size, shape.draft_vocab_size
+        self.num_ids = shape.vocab_size, shape.draft_vocab_size
+        """Tokens of the target, and those of them that can be drafted."""
         self.register_buffer("d2t", torch.zeros(shape.draft_vocab_size, dtype=torch.int64))
+
+    @property
+    @abstractmethod
+    def feature_layer(self) -> nn.Linear:
+        """The layer that reads the target's features; it has no bias."""
+
+    @property
+    def embedding(self) -> nn.Module | None:
+        """The network's own embedding of the target's tokens; None: the target's is used."""
+        return None
+
+    def condition(self, features: Tensor) -> Tensor:
+        """Conditions [B, n, H] of rows, from the target's features [B, n, F]."""
+        projected: Tensor = self.feature_layer(features)
+        return projected
+
+    @abstractmethod
+    def forward(
+        self,
+        conditions: Tensor,
+        embedded: Tensor,
+        positions: Tensor,
+        attend: Callable[[int], Attend],
+    ) -> Tensor:
+        """Outputs [B, n, K, H] of n rows with K guesses each.
+
+        Args:
+            conditions: [B, n, H], see `condition`.
+            embedded: [B, n, H], embeddings of the tokens after the features.
+            positions: [B, n] int64, the index of the features.
+            attend: of layer 0, 1, ...: the attention over the past and these rows.
+        """
 
     @abstractmethod
     def sharpen(self) -> None:
@@ -50,7 +87,7 @@ class OneCallNetwork(nn.Module, ABC):
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         """The target's token ids of draft ids."""
-        whole, drafted = self._num_ids
+        whole, drafted = self.num_ids
         return draft_ids if whole == drafted else draft_ids + self.d2t[draft_ids]
 
     @property
@@ -66,3 +103,9 @@ class OneCallNetwork(nn.Module, ABC):
         self.eval()
         self.requires_grad_(False)
         return self
+
+
+def target_layers(num_layers: int) -> Sequence[int]:
+    """The blocks of a target of `num_layers` whose outputs are the features."""
+    wanted = (1, num_layers // 2 - 1, num_layers - 4)
+    return tuple(min(max(layer, 0), num_layers - 1) for layer in wanted)

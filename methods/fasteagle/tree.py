@@ -1,0 +1,104 @@
+"""BackboneTree: FastEagle's tree, a chain of the likeliest tokens with leaves beside it.
+
+Huang et al. 2025, arXiv 2509.20416: the likeliest token of the first level carries on, the others are side
+branches. Not stated there, and chosen here: every level branches so, and side nodes are dropped by their
+confidence where a budget is given. A level's distribution does not depend on the tokens before it, so it only
+makes sense below the likeliest of them.
+
+Shapes: B sequences, N levels, c children.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Protocol, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from typing_extensions import override
+
+from harness.config import ConfigError, configurable
+from harness.drafting.draft import Draft
+from harness.drafting.trees import Grower, Pool, Proposals, TreePolicy
+
+
+class LevelGrower(Grower, Protocol):
+    """A `Grower` whose network guesses all levels at once; see `CascadeGrowth`."""
+
+    def levels(self, num_children: int) -> Proposals:
+        """The likeliest tokens [B, N, c] of every level."""
+
+
+@configurable
+class BackboneTree(TreePolicy):
+    """One chain with siblings beside its nodes; siblings have no children."""
+
+    device_only: ClassVar[bool] = True
+    budget: int = Field(default=60, ge=1)
+    """Nodes verified, the pending token not counted: those of the chain, then the likeliest siblings."""
+    level_widths: tuple[int, ...] = Field(default=(10,), min_length=1)
+    """Children of the chain's nodes, level by level; the last number holds for all further levels."""
+    keep_backbone: bool = True
+    """Whether the chain is kept whatever its confidence; else all nodes compete for the budget."""
+
+    @property
+    @override
+    def num_drafted(self) -> None:
+        """The number of levels is the network's."""
+        return None
+
+    @property
+    @override
+    def num_nodes(self) -> int:
+        return self.budget
+
+    @property
+    @override
+    def num_children(self) -> int:
+        return max(self.level_widths)
+
+    @property
+    @override
+    def num_expanded(self) -> int:
+        """None: all levels come of the call that feeds the true rows."""
+        return 0
+
+    @override
+    def grow(self, grower: Grower) -> Draft:
+        if not hasattr(grower, "levels"):
+            raise ConfigError(
+                "tree: BackboneTree needs a network that guesses all levels at once, as method=fasteagle has;"
+                " type methods.NAME.tree=dynamic"
+            )
+        tokens, log_probs = cast(LevelGrower, grower).levels(self.num_children)
+        (num_rows, num_levels, _), device = tokens.shape, tokens.device
+        widths = [self.level_widths[min(level, len(self.level_widths) - 1)] for level in range(num_levels)]
+        begins = [sum(widths[:level]) for level in range(num_levels)]
+        # The chain's node of every level is the first one of the level.
+        above = [-1 if level == 0 else begins[level - 1] for level in range(num_levels)]
+        chain = log_probs[..., 0].cumsum(-1)
+        before = torch.cat([torch.zeros_like(chain[:, :1]), chain[:, :-1]], dim=1)
+        scores = before[..., None] + log_probs
+        pool = Pool(
+            tokens=torch.cat([tokens[:, level, :width] for level, width in enumerate(widths)], 1),
+            scores=torch.cat([scores[:, level, :width] for level, width in enumerate(widths)], 1),
+            parents=torch.cat(
+                [
+                    torch.full((num_rows, width), parent, dtype=torch.int64, device=device)
+                    for width, parent in zip(widths, above, strict=True)
+                ],
+                1,
+            ),
+        )
+        return pool.draft(self._kept(pool, begins), num_levels, is_chain=max(widths) == 1)
+
+    def _kept(self, pool: Pool, begins: list[int]) -> Tensor:
+        """Indices [B, n] of the nodes that are drafted, ascending."""
+        scores = pool.scores
+        if self.keep_backbone:
+            scores = scores.clone()
+            for begin in begins:
+                scores[:, begin] = math.inf
+        best = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.budget]
+        return best.sort(dim=1).values
