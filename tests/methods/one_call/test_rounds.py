@@ -154,3 +154,23 @@ def test_a_tree_or_head_that_does_not_fit_is_refused(method: str) -> None:
     drafter = bound(method, tree=other)
     with pytest.raises(ConfigError, match="needs a network that guesses"):
         drafter.tree.grow(drafter.new_growth())
+
+
+@torch.no_grad()
+def test_released_rows_that_wait_for_a_draft_are_fed_round_by_round() -> None:
+    """A router may not ask for a draft after every round."""
+    generator = torch.Generator().manual_seed(4)
+    drafts = []
+    width = bound("specblock").feature_shape[0] // 3
+    given = [[torch.randn(1, count, width, generator=generator) for _ in range(3)] for count in (5, 2, 1, 3)]
+    for asks in (True, False):
+        drafter = bound("specblock", rows="released")
+        drafter.reset(1)
+        for number, taps in enumerate(given):
+            committed = [list(range(4, 4 + taps[0].shape[1]))]
+            drafter.observe(Outcome(committed=committed, pending=[6 + number], taps=taps))
+            if asks or number == len(given) - 1:
+                draft = drafter.propose([9])
+        drafts.append(draft)
+    assert torch.equal(drafts[0].tokens, drafts[1].tokens)
+    assert torch.equal(drafts[0].parents, drafts[1].parents)
