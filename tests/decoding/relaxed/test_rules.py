@@ -68,10 +68,11 @@ def round_of(seed: int, temperature: float) -> tuple[Any, ...]:
     for row in range(ROWS):
         taken: set[tuple[int, int]] = set()
         for node in range(NODES):
-            parent = int(torch.randint(-1, node, (1,), generator=random)) if node else -1
-            token = int(torch.randint(SIZE, (1,), generator=random))
-            while (parent, token) in taken:
-                token = (token + 1) % SIZE
+            while True:
+                parent = int(torch.randint(-1, node, (1,), generator=random)) if node else -1
+                token = int(torch.randint(SIZE, (1,), generator=random))
+                if (parent, token) not in taken:
+                    break
             taken.add((parent, token))
             tokens[row, node], parents[row, node] = token, parent
     size = torch.randint(NODES + 1, (ROWS,), generator=random)
