@@ -53,9 +53,10 @@ class Started(LaunchedEngine):
 
 
 def left() -> list[str]:
-    """Command lines of what this process has started and still runs."""
+    """Command lines of what this process has started and still runs, but for other tests' W&B service."""
     found = psutil.Process().children(recursive=True)
-    return [" ".join(one.cmdline()) for one in found if one.status() != psutil.STATUS_ZOMBIE]
+    lines = [" ".join(one.cmdline()) for one in found if one.status() != psutil.STATUS_ZOMBIE]
+    return [line for line in lines if "wandb-core" not in line]
 
 
 def server(folder: Path, *more: str, **options: float) -> ServerProcess:
