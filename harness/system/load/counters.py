@@ -60,7 +60,7 @@ class Usage(NamedTuple):
     throttled_s: float | None
     missing_s: float
     """Wall time in which the reading thread did not run, and in which nothing that could have kept it waiting
-    ran either: other processes (also a server that it asked), other machines, a disk, a quota. Means something
+    ran either: other processes (also servers of the run), other machines, a disk, a quota. Means something
     only for a thread that computes all the time, or waits for what does."""
     num_stops: int
 
