@@ -15,6 +15,7 @@ import psutil
 import pytest
 from typing_extensions import override
 
+from harness.analysis.summary import summarise
 from harness.config import ConfigError, configurable
 from harness.engines.clients.openai_client import OpenAIClient
 from harness.engines.clients.streams import Client
@@ -209,6 +210,7 @@ def test_an_engine_as_a_rung_is_timed_beside_our_loop_and_rests_meanwhile(tmp_pa
     assert timed
     assert {one.kind for one in timed} == {"rung"}
     assert all(one.total_ns > 0 for one in timed)
-    # Its tokens are made up.
-    assert {one.verdict.kind for one in timed if one.verdict} == {"broken"}
+    # Its tokens are made up: too many differences for the rounding of other kernels.
+    assert {one.verdict.kind for one in timed if one.verdict} == {"unexplained"}
+    assert {row.method: row.verdict for row in summarise([run])}["other"] == "broken"
     assert left() == []
