@@ -144,6 +144,7 @@ def test_the_best_lossless_number_is_bold_and_never_a_broken_or_lossy_one() -> N
     line = next(line for line in text.splitlines() if line.startswith("lossy"))
     assert "bfseries" not in line
     assert r"\ddagger" in line
+    assert r"lossy, T = 0, smoke: 33.3 \%, -0.500, 50.0 \%" in text
 
 
 def test_only_what_is_distinguishable_from_vanilla_is_bold_and_vanilla_never() -> None:
