@@ -6,7 +6,7 @@ Shapes: B sequences, n new tokens, C readable cache slots, H hidden size, V voca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from harness.config import ConfigError
-from harness.drafting.drafter import Tap
+from harness.drafting.drafter import OwnParts, Tap
 from harness.runtime import attention
 from harness.runtime.cache import SlotCache
+from harness.runtime.compiled_blocks import Region
 from harness.runtime.packed_linear import PackedLinear, kernel_problem, layout, pack, refresh
 from harness.target.footprint import resident_bytes
 from harness.target.taps import Taps
@@ -130,6 +131,11 @@ class ModelAdapter:
         """The transformers configuration (text part); read only."""
         return self.model.config.get_text_config()
 
+    @property
+    def own_parts(self) -> OwnParts:
+        """What the target's blocks are made of; see `TargetView.own_parts`."""
+        return _own_parts(self.model.get_decoder(), self.config, self.kernel, self._as_added)
+
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings [..., H] of token ids [...]."""
         embedded: Tensor = self.model.get_input_embeddings()(ids)
@@ -203,3 +209,24 @@ class ModelAdapter:
             return mask
         least = torch.finfo(self.dtype).min
         return torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(~mask, least)
+
+
+def _own_parts(decoder: Any, config: Any, kernel: str, as_mask: Callable[[Tensor], Tensor]) -> OwnParts:
+    last = decoder.layers[-1]
+    copied = deepcopy(config)
+    # Blocks choose their kind by their number: this one is the first and the last, and like the trunk's last.
+    if getattr(copied, "layer_types", None):
+        copied.layer_types = ["full_attention"]
+    if getattr(copied, "mlp_layer_types", None):
+        copied.mlp_layer_types = copied.mlp_layer_types[-1:]
+    if hasattr(copied, "first_k_dense_replace"):
+        copied.first_k_dense_replace = 0
+    copied.num_hidden_layers = 1
+    copied._attn_implementation = kernel
+    return OwnParts(
+        block=type(last.block if isinstance(last, Region) else last),
+        norm=type(decoder.norm),
+        config=copied,
+        rotary=decoder.rotary_emb,
+        as_mask=as_mask,
+    )
