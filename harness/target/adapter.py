@@ -6,7 +6,7 @@ Shapes: B sequences, n new tokens, C readable cache slots, H hidden size, V voca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -29,7 +29,7 @@ class ModelAdapter:
     steps."""
 
     def __init__(self, model: Any, kernel: str, linear: str, compiled: bool = False) -> None:
-        """`model`: a causal LM with full attention in every layer. kernel, linear: see `Target`.
+        """`model`: a causal LM of full and sliding attention. kernel, linear: see `Target`.
 
         The linear layers are replaced by `install`, after whoever compiles has looked at the blocks.
 
@@ -44,6 +44,8 @@ class ModelAdapter:
         attention.register()
         self.model = model
         self.kernel = attention.GROUPED if kernel == "grouped" else kernel
+        self.masks = attention.MaskForm(attention.Window.of(self.config), self.kernel, self.dtype)
+        """How the model takes its masks."""
         self._packed: list[PackedLinear] = []
         self._compiled = compiled
         possible = layout(model)
@@ -97,7 +99,16 @@ class ModelAdapter:
             pack(module, self._compiled)
 
     def copied_model(self) -> Any:
-        """A copy of the model; see `TargetView.copied_model`."""
+        """A copy of the model; see `TargetView.copied_model`.
+
+        Raises:
+            ConfigError: layers have a sliding window, which one mask for all of them cannot say.
+        """
+        if self.masks.window is not None:
+            raise ConfigError(
+                f"target: {self.config.model_type} has layers of sliding attention, and the target itself is"
+                " only trained with full attention in every layer; train a head instead, with method=eagle3"
+            )
         with self.traced(()):
             copy = deepcopy(self.model)
         for module in copy.modules():
@@ -134,7 +145,7 @@ class ModelAdapter:
     @property
     def own_parts(self) -> OwnParts:
         """What the target's blocks are made of; see `TargetView.own_parts`."""
-        return _own_parts(self.model.get_decoder(), self.config, self.kernel, self._as_added)
+        return _own_parts(self.model.get_decoder(), self.config, self.masks)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings [..., H] of token ids [...]."""
@@ -164,7 +175,7 @@ class ModelAdapter:
             outputs = self.model.get_decoder()(
                 input_ids=ids[None],
                 position_ids=positions[None],
-                attention_mask=visible[None, None],
+                attention_mask=self.masks.between(positions[None], visible[None, None]),
                 use_cache=False,
             )
         states: Tensor = outputs.last_hidden_state[0]
@@ -186,7 +197,12 @@ class ModelAdapter:
             traced.set_taps(())
 
     def _step(
-        self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: SlotCache, keep: int | list[int] = 0
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        mask: attention.Masks | None,
+        cache: SlotCache,
+        keep: int | list[int] = 0,
     ) -> Tensor:
         """Logits of a forward over ids [B, n] at positions [B, n], with an aimed cache; also compiled.
 
@@ -202,16 +218,8 @@ class ModelAdapter:
         ).logits
         return logits
 
-    def _as_added(self, mask: Tensor) -> Tensor:
-        """The bool mask in the form that the kernel takes: transformers' eager kernels add it to the
-        scores."""
-        if self.kernel != "eager":
-            return mask
-        least = torch.finfo(self.dtype).min
-        return torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(~mask, least)
 
-
-def _own_parts(decoder: Any, config: Any, kernel: str, as_mask: Callable[[Tensor], Tensor]) -> OwnParts:
+def _own_parts(decoder: Any, config: Any, masks: attention.MaskForm) -> OwnParts:
     last = decoder.layers[-1]
     copied = deepcopy(config)
     # Blocks choose their kind by their number: this one is the first and the last, and like the trunk's last.
@@ -222,11 +230,11 @@ def _own_parts(decoder: Any, config: Any, kernel: str, as_mask: Callable[[Tensor
     if hasattr(copied, "first_k_dense_replace"):
         copied.first_k_dense_replace = 0
     copied.num_hidden_layers = 1
-    copied._attn_implementation = kernel
+    copied._attn_implementation = masks.kernel
     return OwnParts(
         block=type(last.block if isinstance(last, Region) else last),
         norm=type(decoder.norm),
         config=copied,
         rotary=decoder.rotary_emb,
-        as_mask=as_mask,
+        as_mask=masks.added,
     )
