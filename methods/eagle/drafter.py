@@ -26,7 +26,7 @@ from typing_extensions import override
 
 from harness.config import ConfigError, configurable
 from harness.drafting.drafter import TargetView
-from harness.drafting.trainable import Loss, TrainingRow, TrainingStep
+from harness.drafting.trainable import Loss, TrainableDrafter, TrainingRow, TrainingStep
 from methods.shared.eagle.checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head
 from methods.shared.eagle.files import CARDS
 from methods.shared.eagle.heads.base import Architecture, AuxLayers, DraftHead
@@ -46,7 +46,7 @@ from methods.shared.gto.objective import GroupTrees
 
 
 @configurable
-class Eagle(OnlineHeadDrafter):
+class Eagle(OnlineHeadDrafter, TrainableDrafter):
     """Drafts trees with a trained head."""
 
     architecture: Architecture

@@ -14,19 +14,18 @@ from typing_extensions import override
 
 from harness.config import configurable
 from harness.drafting.draft import Draft
-from harness.drafting.drafter import HiddenTap, Outcome
+from harness.drafting.drafter import Drafter, HiddenTap, Outcome
 from harness.drafting.step_costs import StepCosts
-from harness.drafting.trainable import TrainableDrafter
 from harness.drafting.trees import TreePolicy
 from methods.shared.eagle.growth import Growth
-from methods.shared.eagle.heads.base import DraftHead
+from methods.shared.eagle.heads.network import HeadNetwork
 from methods.shared.eagle.steps import HeadSteps
 from methods.shared.eagle.waiting import Pairs
 
 
 @configurable
-class HeadDrafter(TrainableDrafter):
-    """Base of drafters with a `DraftHead`; a subclass gives the head to `use` when it is bound.
+class HeadDrafter(Drafter):
+    """Base of drafters with a head; a subclass gives the head to `draft_with` when it is bound.
 
     A round feeds the pairs (true feature, next token) of the last round to the head's cache. The tree is then
     grown on rows behind them that are dropped afterwards, so no key of a guessed feature survives.
@@ -39,9 +38,9 @@ class HeadDrafter(TrainableDrafter):
     as this, only so many, the latest, are fed. None feeds all. What waits since the prompt is fed
     completely."""
 
-    def use(self, network: DraftHead, taps: tuple[HiddenTap, ...]) -> None:
+    def draft_with(self, network: HeadNetwork, taps: tuple[HiddenTap, ...]) -> None:
         """Draft with this head from now on; it reads the target's states at `taps`."""
-        self.network, self._taps = network, taps
+        self._taps = taps
         self._target.prepare(network)
         self._steps = HeadSteps(self._target, network)
         self._cache = self._steps.cache
@@ -70,16 +69,17 @@ class HeadDrafter(TrainableDrafter):
     @property
     @override
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self.network.parameters(), *self.network.buffers()))
+        network = self._steps.network
+        return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
 
     @override
     def rehearse(self, num_rows: int, context: int) -> Callable[[int], None]:
         """Time the head over sibling nodes, from their embedding to their best children."""
         self.reset(num_rows)
-        network, device = self.network, self._target.device
-        width = network.shape.feature_size
+        network, device = self._steps.network, self._target.device
         growth = Growth(self._steps)
-        features = torch.ones(num_rows, context, width, dtype=network.fc.weight.dtype, device=device)
+        size = (num_rows, context, network.feature_size)
+        features = torch.ones(size, dtype=network.dtype, device=device)
         growth.feed(
             features, torch.ones(num_rows, context, dtype=torch.int64, device=device), [context] * num_rows
         )
@@ -97,7 +97,7 @@ class HeadDrafter(TrainableDrafter):
         """Grow a tree after every number of pairs that a round may bring, and expand every number of nodes
         that a tree may."""
         self.reset(num_rows)
-        size, dtype = self.network.shape.feature_size, self.network.fc.weight.dtype
+        size, dtype = self._steps.network.feature_size, self._steps.network.dtype
         # Nothing is compiled for an empty cache; the first tree fills it.
         for count in (1, *self._steps.sizes):
             self._counts = [count] * num_rows
@@ -128,7 +128,7 @@ class HeadDrafter(TrainableDrafter):
             [*committed[1:], pending] + [0] * (longest - len(committed))
             for committed, pending in zip(outcome.committed, outcome.pending, strict=True)
         ]
-        device, dtype = self._target.device, self.network.fc.weight.dtype
+        device, dtype = self._target.device, self._steps.network.dtype
         tokens = torch.tensor(following).to(device, non_blocking=True)
         features = torch.cat([states.to(device, dtype) for states in outcome.taps], dim=-1)
         if outcome.rows is None:
