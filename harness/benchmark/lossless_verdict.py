@@ -55,7 +55,7 @@ class Referee:
         if self._judge is None:
             return _without_weights(vanilla.generation, one.generation)
         verdict = self._judge.compare(one.request, vanilla.generation, one.generation, one.player.width)
-        if verdict.kind == "broken" and not self._engine.in_process:
+        if verdict.kind == "broken" and not (self._engine.in_process and one.player.in_process):
             # Other kernels round in their own way, which these weights cannot tell from a fault.
             return verdict._replace(kind="unexplained")
         return verdict

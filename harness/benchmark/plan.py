@@ -70,7 +70,10 @@ class Plan:
         rungs = self.rungs.values() if self.measure.rung_repeats_at(params.greedy) else ()
         return [
             *arms,
-            *(Player(name=rung.name, method=rung, kind="rung", width=rung.width) for rung in rungs),
+            *(
+                Player(name=rung.name, method=rung, kind="rung", width=rung.width, in_process=rung.in_process)
+                for rung in rungs
+            ),
         ]
 
     def repeats(self, params: DecodingParams) -> dict[str, int]:

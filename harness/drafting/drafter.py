@@ -51,6 +51,25 @@ class HiddenTap:
     point: str = "output"
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnParts:
+    """What the target's blocks are made of, for a head that is one more of them.
+
+    The classes are those of the loaded model, so a head needs no modelling code of its own.
+    """
+
+    block: Callable[[Any, int], torch.nn.Module]
+    """Makes a block with fresh weights of a configuration and the block's number."""
+    norm: Callable[..., torch.nn.Module]
+    """Makes a norm of a width and `eps`."""
+    config: Any
+    """A copy of the target's configuration, for a single block with full attention over a tree's mask."""
+    rotary: Callable[[Tensor, Tensor], Any]
+    """Position embeddings, as a block takes them, for states [B, n, H] at positions [B, n]."""
+    as_mask: Callable[[Tensor], Tensor]
+    """A bool mask [B, 1, n, C] in the form that a block takes."""
+
+
 class TargetView(Protocol):
     """The part of the target that a drafter may use. It cannot reach the cache, the acceptor or the clock."""
 
@@ -69,6 +88,10 @@ class TargetView(Protocol):
     @property
     def config(self) -> Any:
         """The target's transformers configuration (text part); read only."""
+
+    @property
+    def own_parts(self) -> OwnParts:
+        """What the target's blocks are made of."""
 
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings [..., H] of token ids [...]."""

@@ -81,6 +81,8 @@ class Rung(ABC):
 
     name: ClassVar[str]
     samples: ClassVar[bool] = True
+    in_process: ClassVar[bool] = True
+    """Whether its forwards are transformers', which this process can compute again."""
 
     @property
     def knowledge(self) -> str:

@@ -253,6 +253,19 @@ def _signs(row: Row) -> list[str]:
     return [sign for sign, holds in signs if holds]
 
 
+def _qualities(rows: Sequence[Row]) -> list[str]:
+    """How good the outputs are, where any may differ from vanilla's; columns would leave no room."""
+    told = [
+        f"{formatting.method(row)}, T = {row.where.temperature:g}, {row.where.task}:"
+        f" {formatting.percent(row.quality.agreement)}, {formatting.number(row.quality.log_likelihood, 3)},"
+        f" {formatting.percent(row.quality.score)}"
+        for row in rows
+        if row.quality
+    ]
+    meaning = "Agreement with plain decoding, log-likelihood per token in nats, score"
+    return [f"{meaning}: {escape('; '.join(told))}."] if told else []
+
+
 def _footnotes(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
     used = {sign for row in rows for sign in _signs(row)}
     reasons = {
@@ -273,6 +286,6 @@ def _footnotes(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
     wide = [row for row in rows if row.scope not in formatting.NARROW_SCOPES]
     scopes = dict.fromkeys(f"{row.method}: {row.scope}" for row in wide)
     lines += [f"State is kept beyond a conversation: {escape('; '.join(scopes))}."] if scopes else []
-    lines += [escape(note) for note in notes]
+    lines += [*_qualities(rows), *(escape(note) for note in notes)]
     # A paragraph per line, small, as wide as the text.
     return [rf"\par\smallskip{{\footnotesize {line}\par}}" for line in lines]

@@ -6,6 +6,7 @@ Shapes: B sequences, Hq query heads, H key/value heads, n new tokens, C readable
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -117,3 +118,77 @@ def tree_mask(lengths: Sequence[int] | Tensor, tree: Tensor, num_slots: int | No
     place = (base + torch.arange(num_behind, device=device)).expand(tree.shape)
     mask[:, 0].scatter_(2, place, tree)
     return mask
+
+
+Masks = Tensor | dict[str, Tensor]
+"""One mask of a forward, or one for each kind of layer, by transformers' names of the kinds."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The sliding window of some layers, or of all."""
+
+    size: int
+    """A token sees those that are fewer positions behind it."""
+    by_kind: bool
+    """Whether other layers have none, so that each kind needs a mask of its own."""
+
+    @classmethod
+    def of(cls, config: Any) -> Window | None:
+        """The window of a model with this transformers configuration; None where every layer sees all."""
+        size, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+        if kinds:
+            return cls(int(size or 0), True) if "sliding_attention" in kinds else None
+        return cls(int(size), False) if size and getattr(config, "use_sliding_window", True) else None
+
+    def masks(self, mask: Tensor, positions: Tensor, slots: Tensor) -> Masks:
+        """What a mask [B, 1, n, C] leaves, for new tokens at positions [B, n] over slots [B, C] of the cache.
+
+        slots: the position of the token in each slot. Rows of the cache stay until they are overwritten, so
+        that a window may move back as far as a rollback goes.
+        """
+        near = positions[:, None, :, None] - slots[:, None, None, :] < self.size
+        sliding = mask & near
+        return {"full_attention": mask, "sliding_attention": sliding} if self.by_kind else sliding
+
+
+@dataclass(frozen=True)
+class MaskForm:
+    """How a model takes its masks: by the window of its layers, and as its attention kernel reads them."""
+
+    window: Window | None
+    kernel: str
+    dtype: torch.dtype
+    """The type of masks that a kernel adds."""
+
+    def between(self, positions: Tensor, mask: Tensor) -> Masks:
+        """A mask [B, 1, n, n] between tokens at positions [B, n], for a kernel that takes bool masks."""
+        return mask if self.window is None else self.window.masks(mask, positions, positions)
+
+    def explicit(self, mask: Tensor | None, start: int, count: int, device: torch.device) -> Tensor | None:
+        """The mask of `count` new tokens behind `start` others; None where the kernel needs none."""
+        if mask is not None or self.window is None:
+            return mask
+        # The kernel's own masks, of what is left out here, know no window.
+        causal = torch.ones(count, start + count, dtype=torch.bool, device=device).tril(start)
+        return causal[None, None]
+
+    def over_slots(self, mask: Tensor, positions: Tensor, base: Tensor | Sequence[int]) -> Masks:
+        """A mask [B, 1, n, C] of new tokens at positions [B, n] behind `base` [B] committed ones."""
+        if self.window is None:
+            return self.added(mask)
+        if not isinstance(base, Tensor):
+            base = torch.tensor(list(base)).to(mask.device, non_blocking=True)
+        slots = torch.arange(mask.shape[-1], device=mask.device).expand(len(positions), -1)
+        new = base[:, None] + torch.arange(positions.shape[1], device=mask.device)
+        masks = self.window.masks(mask, positions, slots.scatter(1, new, positions))
+        if isinstance(masks, Tensor):
+            return self.added(masks)
+        return {kind: self.added(one) for kind, one in masks.items()}
+
+    def added(self, mask: Tensor) -> Tensor:
+        """The bool mask in the form that the kernel takes: transformers' eager kernels add it to scores."""
+        if self.kernel != "eager":
+            return mask
+        least = torch.finfo(self.dtype).min
+        return torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(~mask, least)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from harness.config import ConfigError
+from harness.runtime.attention import Masks
 from harness.runtime.block_programs import NoProgram
 from harness.runtime.cache import SlotCache
 from harness.runtime.cuda_graphs import can_capture
@@ -86,7 +87,7 @@ class Program:
     def __call__(
         self,
         *tensors: Tensor,
-        mask: Tensor | None = None,
+        mask: Masks | None = None,
         cache: SlotCache | None = None,
         constants: Sequence[str | int] = (),
         variant: str = "",
@@ -104,7 +105,8 @@ class Program:
                 self._undivide(problem)
         if mask is not None and cache is not None and not self.by_shape:
             cache.mark()
-            mark_dynamic(mask, 3)
+            for one in mask.values() if isinstance(mask, dict) else (mask,):
+                mark_dynamic(one, 3)
         return self._compiled_as(variant)(*tensors, *past, *constants)
 
     def _undivide(self, problem: NoProgram) -> None:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from harness.config import ConfigError
-from harness.drafting.drafter import Tap
+from harness.drafting.drafter import OwnParts, Tap
 from harness.runtime import attention
 from harness.runtime.cache import SlotCache
+from harness.runtime.compiled_blocks import Region
 from harness.runtime.packed_linear import PackedLinear, kernel_problem, layout, pack, refresh
 from harness.target.footprint import resident_bytes
 from harness.target.taps import Taps
@@ -28,7 +29,7 @@ class ModelAdapter:
     steps."""
 
     def __init__(self, model: Any, kernel: str, linear: str, compiled: bool = False) -> None:
-        """`model`: a causal LM with full attention in every layer. kernel, linear: see `Target`.
+        """`model`: a causal LM of full and sliding attention. kernel, linear: see `Target`.
 
         The linear layers are replaced by `install`, after whoever compiles has looked at the blocks.
 
@@ -43,6 +44,8 @@ class ModelAdapter:
         attention.register()
         self.model = model
         self.kernel = attention.GROUPED if kernel == "grouped" else kernel
+        self.masks = attention.MaskForm(attention.Window.of(self.config), self.kernel, self.dtype)
+        """How the model takes its masks."""
         self._packed: list[PackedLinear] = []
         self._compiled = compiled
         possible = layout(model)
@@ -96,7 +99,16 @@ class ModelAdapter:
             pack(module, self._compiled)
 
     def copied_model(self) -> Any:
-        """A copy of the model; see `TargetView.copied_model`."""
+        """A copy of the model; see `TargetView.copied_model`.
+
+        Raises:
+            ConfigError: layers have a sliding window, which one mask for all of them cannot say.
+        """
+        if self.masks.window is not None:
+            raise ConfigError(
+                f"target: {self.config.model_type} has layers of sliding attention, and the target itself is"
+                " only trained with full attention in every layer; train a head instead, with method=eagle3"
+            )
         with self.traced(()):
             copy = deepcopy(self.model)
         for module in copy.modules():
@@ -130,6 +142,11 @@ class ModelAdapter:
         """The transformers configuration (text part); read only."""
         return self.model.config.get_text_config()
 
+    @property
+    def own_parts(self) -> OwnParts:
+        """What the target's blocks are made of; see `TargetView.own_parts`."""
+        return _own_parts(self.model.get_decoder(), self.config, self.masks)
+
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings [..., H] of token ids [...]."""
         embedded: Tensor = self.model.get_input_embeddings()(ids)
@@ -158,7 +175,7 @@ class ModelAdapter:
             outputs = self.model.get_decoder()(
                 input_ids=ids[None],
                 position_ids=positions[None],
-                attention_mask=visible[None, None],
+                attention_mask=self.masks.between(positions[None], visible[None, None]),
                 use_cache=False,
             )
         states: Tensor = outputs.last_hidden_state[0]
@@ -180,7 +197,12 @@ class ModelAdapter:
             traced.set_taps(())
 
     def _step(
-        self, ids: Tensor, positions: Tensor, mask: Tensor | None, cache: SlotCache, keep: int | list[int] = 0
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        mask: attention.Masks | None,
+        cache: SlotCache,
+        keep: int | list[int] = 0,
     ) -> Tensor:
         """Logits of a forward over ids [B, n] at positions [B, n], with an aimed cache; also compiled.
 
@@ -196,10 +218,23 @@ class ModelAdapter:
         ).logits
         return logits
 
-    def _as_added(self, mask: Tensor) -> Tensor:
-        """The bool mask in the form that the kernel takes: transformers' eager kernels add it to the
-        scores."""
-        if self.kernel != "eager":
-            return mask
-        least = torch.finfo(self.dtype).min
-        return torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(~mask, least)
+
+def _own_parts(decoder: Any, config: Any, masks: attention.MaskForm) -> OwnParts:
+    last = decoder.layers[-1]
+    copied = deepcopy(config)
+    # Blocks choose their kind by their number: this one is the first and the last, and like the trunk's last.
+    if getattr(copied, "layer_types", None):
+        copied.layer_types = ["full_attention"]
+    if getattr(copied, "mlp_layer_types", None):
+        copied.mlp_layer_types = copied.mlp_layer_types[-1:]
+    if hasattr(copied, "first_k_dense_replace"):
+        copied.first_k_dense_replace = 0
+    copied.num_hidden_layers = 1
+    copied._attn_implementation = masks.kernel
+    return OwnParts(
+        block=type(last.block if isinstance(last, Region) else last),
+        norm=type(decoder.norm),
+        config=copied,
+        rotary=decoder.rotary_emb,
+        as_mask=masks.added,
+    )

@@ -13,6 +13,7 @@ import huggingface_hub
 import torch
 
 from harness.config import ConfigError
+from harness.runtime.attention import Window
 from harness.system import hub
 
 _WITHOUT_HUB = (
@@ -20,6 +21,12 @@ _WITHOUT_HUB = (
     "or target=tiny (random weights)."
 )
 _INDEX = "model.safetensors.index.json"
+WINDOWED = (
+    *("afmoe", "cohere2", "exaone4", "gemma3_text", "gemma4_text", "kolibri1", "ministral", "mistral"),
+    *("olmo3", "qwen2", "qwen3", "smollm3"),
+)
+"""Architectures whose layers of sliding attention take a mask of each kind, and that were tried. Others bring
+more than a window: attention sinks, or a bound on the scores."""
 _NUM_SAMPLES, _SAMPLE_BYTES = 64, 1 << 14
 """How much of every weight file goes into its fingerprint."""
 
@@ -262,6 +269,12 @@ def readable_config(checkpoint: Checkpoint, path: str, trust_remote_code: bool) 
     reason = why_refused(
         config.get_text_config(), remote="auto_map" in checkpoint.config and trust_remote_code
     )
+    text = config.get_text_config()
+    if not reason and text is not config and Window.of(text) is not None:
+        reason = (
+            f"its text model ({text.model_type}) has sliding_attention and lies within a {config.model_type},"
+            " whose own masks allow for other inputs than text"
+        )
     if reason:
         raise _refusal(path, reason)
     return config
@@ -269,8 +282,8 @@ def readable_config(checkpoint: Checkpoint, path: str, trust_remote_code: bool) 
 
 def _refusal(path: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"target.path={path}: cannot be served: {reason}. Try a decoder-only model with full attention "
-        "in every layer, such as target=llama31_8b, target=qwen3_4b or target=smollm2_135m."
+        f"target.path={path}: cannot be served: {reason}. Try a decoder-only model with full "
+        "attention, such as target=llama31_8b, target=qwen3_4b or target=smollm2_135m."
     )
 
 
@@ -280,24 +293,36 @@ def why_refused(config: Any, remote: bool = False) -> str | None:
     Rows of its cache must be removable one by one and its positions explicit. `remote`: the architecture
     comes with the checkpoint, so transformers' own tables do not say what it is.
     """
-    kinds = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention"})
-    window = getattr(config, "sliding_window", None)
     if getattr(config, "is_encoder_decoder", False):
         return f"it is an encoder-decoder ({config.model_type}); a causal language model is needed"
     if not remote:
         problem = _architecture_problem(config)
         if problem:
             return problem
-    if kinds:
-        return f"it has layers of {' and '.join(kinds)}; every layer must be full_attention"
-    if "local" in getattr(config, "attention_layers", ()):
-        return "it has layers of local attention; every layer must attend to the whole context"
-    if window is not None and getattr(config, "use_sliding_window", True):
-        return f"it uses sliding-window attention (sliding_window={window})"
+    problem = _attention_problem(config)
+    if problem:
+        return problem
     if config.model_type in ("bloom", "mpt") or getattr(config, "alibi", False):
         return "its positions are ALiBi, which a token tree cannot set"
     if not remote and not _model_class(config)._supports_attention_backend:
         return f"its architecture ({config.model_type}) does not take transformers' attention interface"
+    return None
+
+
+def _attention_problem(config: Any) -> str | None:
+    """Why the kinds of a model's layers rule it out."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if others := sorted(kinds - {"full_attention", "sliding_attention"}):
+        return f"it has layers of {' and '.join(others)}; allowed are full_attention and sliding_attention"
+    if "local" in getattr(config, "attention_layers", ()):
+        return "it has layers of local attention; every layer must attend to the whole context"
+    if "sliding_attention" not in kinds and (kinds or Window.of(config) is None):
+        return None
+    if config.model_type not in WINDOWED:
+        return (
+            f"its architecture ({config.model_type}) has sliding_attention, which is served for"
+            f" {', '.join(WINDOWED)}"
+        )
     return None
 
 

@@ -47,4 +47,5 @@ def cache_bytes_per_token(model: Any) -> int:
     """Bytes of one token's keys and values over all layers, measured on a forward of one token."""
     ids = torch.zeros(1, 1, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
     layers = model(input_ids=ids, use_cache=True).past_key_values.layers
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    # Layers that read the keys of an earlier one keep none.
+    return sum(one.nbytes for layer in layers for one in (layer.keys, layer.values) if one is not None)

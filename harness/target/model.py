@@ -51,7 +51,7 @@ class Target(ModelAdapter):
         cache: str = "dynamic",
         compiled: bool = False,
     ):
-        """`model`: a causal LM with full attention in every layer. `kernel`: grouped, sdpa or eager.
+        """`model`: a causal LM of full and sliding attention. `kernel`: grouped, sdpa or eager.
 
         linear: `plain` as torch multiplies; `packed`, `joined` (see `harness.runtime.packed_linear`);
         `auto`: whichever is possible.
@@ -163,8 +163,10 @@ class Target(ModelAdapter):
     def _verify(self, pending: Tensor, draft: Draft, kind: str) -> Tensor:
         lengths = self.cache.known_lengths
         ids = torch.cat([pending[:, None], draft.forward_ids], dim=1)
-        base = self.cache.base(pending.device)[:, None]
-        positions = base if ids.shape[1] == 1 else torch.cat([base, base + draft.forward_offsets], dim=1)
+        base = self.cache.base(pending.device)
+        positions = base[:, None]
+        if ids.shape[1] > 1:
+            positions = torch.cat([positions, positions + draft.forward_offsets], dim=1)
         rows = slice(0, len(pending))
         if kind == "dynamic":
             return self._forward(ids, positions, self._mask(draft), rows)
@@ -174,7 +176,8 @@ class Target(ModelAdapter):
             self.cache.aim(WritePlan.program(lengths, count, self.device))
         else:
             self.cache.aim(WritePlan.static_decode(self.cache.lengths, count, self.device))
-        mask = self._as_added(attention.tree_mask(lengths, draft.visible, self.cache.num_slots))
+        seen = attention.tree_mask(lengths, draft.visible, self.cache.num_slots)
+        mask = self.masks.over_slots(seen, positions, base)
         if compiled:
             # With hooks at other places it is another program.
             hooks = str(self._taps.places)
@@ -210,13 +213,14 @@ class Target(ModelAdapter):
     ) -> Tensor:
         """A forward that reads the slots in use; keep: see `_step`."""
         count, lengths = ids.shape[1], self.cache.lengths
+        mask = self.masks.explicit(mask, lengths[rows.start], count, ids.device)
         fresh = self.steps.by_shape and mask is None and count > 1
         # The first forward of all allocates, block by block, and is not compiled.
         if fresh and self.cache.num_slots:
             self.cache.aim(WritePlan.fresh_prompt(lengths, rows, count, self.device))
         else:
             self.cache.aim(WritePlan.decode(lengths, rows, count, self.device))
-        added = None if mask is None else self._as_added(mask)
+        added = None if mask is None else self.masks.over_slots(mask, positions, lengths[rows])
         with any_sizes() if fresh else nullcontext():
             return self._step(ids, positions, added, self.cache, keep=keep)
 

@@ -64,7 +64,7 @@ class Features:
             self._target.model.get_decoder()(
                 input_ids=ids[None],
                 position_ids=positions[None],
-                attention_mask=mask[None, None],
+                attention_mask=self._target.masks.between(positions[None], mask[None, None]),
                 use_cache=False,
             )
             return [state[0] for state in traced.states()]

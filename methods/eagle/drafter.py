@@ -26,7 +26,7 @@ from typing_extensions import override
 
 from harness.config import ConfigError, configurable
 from harness.drafting.drafter import TargetView
-from harness.drafting.trainable import Loss, TrainingRow, TrainingStep
+from harness.drafting.trainable import Loss, TrainableDrafter, TrainingRow, TrainingStep
 from methods.shared.eagle.checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head
 from methods.shared.eagle.files import CARDS
 from methods.shared.eagle.heads.base import Architecture, AuxLayers, DraftHead
@@ -46,7 +46,7 @@ from methods.shared.gto.objective import GroupTrees
 
 
 @configurable
-class Eagle(OnlineHeadDrafter):
+class Eagle(OnlineHeadDrafter, TrainableDrafter):
     """Drafts trees with a trained head."""
 
     architecture: Architecture
@@ -97,7 +97,7 @@ class Eagle(OnlineHeadDrafter):
             raise ConfigError(
                 f"tree: {self.tree.num_children} children of a node, but the head's vocabulary has {width}"
             )
-        self.draft_with(network, taps)
+        self.use_head(network, taps)
 
     @override
     def card(self) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Eagle(OnlineHeadDrafter):
     @override
     def deploy(self) -> None:
         head = folded(self._student, self._scale).place(self._target.device, self._dtype(self._target))
-        self.draft_with(head, self._taps)
+        self.use_head(head, self._taps)
 
     @override
     def export(self, folder: Path, card: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 The target was trained to read mask tokens behind a text and to predict one token by each, at once. The masks
 ride along in every forward; what they predict is the next draft. There is no second model.
 
-With `accept=keep_all` nothing is verified, as in the paper: `confidence=null` keeps the draft whole (static
+With `accept=all` nothing is verified, as in the paper: `confidence=null` keeps the draft whole (static
 k), a number keeps it up to the first token whose probability is not above it (ConfAdapt). That output is the
 model's own in another order, and lossy. With `accept=coupled` the next forward verifies the draft, and the
 output is that of the trained model at k = 1, token for token. `masks=every` then has masks behind every

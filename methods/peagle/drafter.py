@@ -34,7 +34,7 @@ _CHUNK = 1024
 
 
 @configurable
-class PEagle(Drafter):
+class ParallelDrafter(Drafter):
     """Drafts chains with an EAGLE-3 head that was trained to fill mask tokens."""
 
     head: str | None = None
@@ -58,6 +58,8 @@ class PEagle(Drafter):
     """Layers of a random head."""
     seed: int = Field(default=0, ge=0)
     """Decides random weights and the noise that tokens are drawn with."""
+    draft_vocab_size: int | None = Field(default=None, ge=1)
+    """Draft vocabulary of a random head; None is the target's whole vocabulary."""
 
     @override
     def bind(self, target: TargetView) -> None:
@@ -229,4 +231,5 @@ class PEagle(Drafter):
             )
         if self.head != "random":
             return load_network(self.head, self.revision, self.mask_token_id, dtype, target.device)
-        return random_network(target, self.num_layers, self.mask_token_id, dtype, self.seed)
+        size = self.draft_vocab_size
+        return random_network(target, self.num_layers, self.mask_token_id, dtype, self.seed, size)

@@ -10,7 +10,8 @@ D head dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,13 @@ from torch import Tensor, nn
 from harness.config import ConfigError
 from harness.drafting.drafter import TargetView
 from methods.shared.block.checkpoint import refuse_differences
-from methods.shared.eagle.checkpoint import TargetFacts, random_head
+from methods.shared.eagle.checkpoint import (
+    TargetFacts,
+    official_config,
+    random_head,
+    with_vocabulary_maps,
+    write_files,
+)
 from methods.shared.eagle.config import parse_config
 from methods.shared.eagle.files import read_unnamed
 from methods.shared.eagle.heads.architectures import head_shape
@@ -136,7 +143,12 @@ def load_network(
 
 
 def random_network(
-    target: TargetView, num_layers: int, mask_token_id: int | None, dtype: torch.dtype, seed: int
+    target: TargetView,
+    num_layers: int,
+    mask_token_id: int | None,
+    dtype: torch.dtype,
+    seed: int,
+    draft_vocab_size: int | None = None,
 ) -> tuple[PEagleNetwork, int, dict[str, Any]]:
     """A head with random weights and the sizes of a real one for `target`, its mask token and its card.
 
@@ -150,7 +162,7 @@ def random_network(
         architecture="eagle3",
         target=facts,
         like=config,
-        draft_vocab_size=None,
+        draft_vocab_size=draft_vocab_size,
         dtype=dtype,
         device=target.device,
         seed=seed,
@@ -182,3 +194,32 @@ def _named(written: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
             short = f"head.{short}"
         named[short] = tensor
     return named, len(more)
+
+
+def save_network(
+    network: PEagleNetwork,
+    folder: Path,
+    *,
+    aux_layers: Sequence[int],
+    mask_token_id: int,
+    card: Mapping[str, Any],
+) -> None:
+    """Write config.json, model.safetensors and card.json in the layout that `load_network` reads.
+
+    aux_layers: the tapped blocks, numbered by their inputs.
+    """
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        part, _, rest = name.partition(".")
+        if part == "more":
+            number, _, rest = rest.partition(".")
+            rest = f"layers.{int(number) + 1}.{rest}"
+        elif part == "head":
+            rest = f"layers.0.{rest.removeprefix('layer.')}" if rest.startswith("layer.") else rest
+        tensors[rest or name] = tensor.detach().cpu().contiguous()
+    config = {
+        **official_config(network.head, aux_layers),
+        "num_hidden_layers": 1 + len(network.more),
+        "mask_token_id": mask_token_id,
+    }
+    write_files(folder, with_vocabulary_maps(tensors, network.shape), config, card)

@@ -17,6 +17,7 @@ from harness.config import ConfigError
 from harness.reports.formatting import marks
 from harness.store.records import Failure, Probe, Run, Verdict
 from tests.support.builders import (
+    JUDGED,
     ROUND_NS,
     broken_run,
     failed_run,
@@ -209,9 +210,6 @@ def test_an_untimed_run_has_acceptance_and_no_speed() -> None:
     assert math.isnan(found.speedup)
     assert math.isnan(found.tokens_per_s)
     assert pairwise(make_run(sample_records({"ngram": 0.5}, timed=False))) == []
-
-
-JUDGED = {"num_agreeing": 2, "surprisal_unat": 3_000_000, "score_ppm": 500_000}
 
 
 def test_a_lossy_acceptor_marks_its_rows_and_says_how_good_they_are() -> None:

@@ -25,7 +25,9 @@ def plan() -> Plan:
         return make_plan(compose("bench"), [])
 
 
-WITHOUT_A_SHIPPED_HEAD = {"DDTree", "DFlash", "DFlash2", "DSpark", "FastEagle", "Mtp", "PEagle", "SpecBlock"}
+WITHOUT_A_SHIPPED_HEAD = {
+    *("DDTree", "DFlash", "DFlash2", "DSpark", "FastEagle", "Mtp", "MtpHead", "PEagle", "SpecBlock"),
+}
 MADE_OF_WHAT_IS_SHOWN = {"Hybrid", "SpS", "SuffixTree", "Tts"}
 """A first look should not take longer for a router, a second model, another tree, a head that learns."""
 

@@ -32,7 +32,7 @@ KEYS = {
     *("target", "task", "method", "temperature", "batch_size", "profile", "baseline", "acceptor", "tau"),
     *("tau_ci", "engine", "scenario"),
     *("tokens_per_s", "latency_s", "speedup", "speedup_ci", "speedup_vs", "verdict", "roof_fraction"),
-    *("num_prompts", "num_tokens", "variant", "others_share", "disturbed_share"),
+    *("num_prompts", "num_tokens", "variant", "others_share", "disturbed_share", "quality"),
 }
 TINY = [
     "~experiment",

@@ -20,7 +20,7 @@ from harness.reports.csv_files import csv, csv_of
 from harness.reports.latex import escape, latex
 from harness.reports.markdown import markdown
 from harness.store.records import Failure, Run, Verdict
-from tests.support.builders import make_record, make_run, sample_records, sample_run, sample_runs
+from tests.support.builders import JUDGED, make_record, make_run, sample_records, sample_run, sample_runs
 
 GOLDEN = Path(__file__).parent / "golden"
 NOTES = ['a: device.name = "one_two"']
@@ -57,7 +57,10 @@ def test_vanilla_shows_its_floor_and_methods_their_intervals() -> None:
 
 
 def test_every_mark_is_shown() -> None:
-    records = [*sample_records({"idle": 0.0}, num_prompts=5), make_record("lossy", verdict=Verdict("lossy"))]
+    records = [
+        *sample_records({"idle": 0.0}, num_prompts=5),
+        make_record("lossy", verdict=Verdict("lossy"), **JUDGED),
+    ]
     run = make_run(
         records,
         profile="quick",
@@ -134,11 +137,14 @@ def test_the_best_lossless_number_is_bold_and_never_a_broken_or_lossy_one() -> N
     assert "bfseries" not in suffix[1] + suffix[2]
     assert "bfseries" in suffix[3]
     assert "bfseries" in next(line for line in at_one if line.startswith("ngram")).split(" & ")[1]
-    lossy = [make_record("lossy", f"c{i:02}", [4], [4], verdict=Verdict("lossy")) for i in range(12)]
+    lossy = [
+        make_record("lossy", f"c{i:02}", [4], [4], verdict=Verdict("lossy"), **JUDGED) for i in range(12)
+    ]
     text = latex(summarise(make_run([*sample_records({"ngram": 0.5}, num_prompts=12), *lossy])))
     line = next(line for line in text.splitlines() if line.startswith("lossy"))
     assert "bfseries" not in line
     assert r"\ddagger" in line
+    assert r"lossy, T = 0, smoke: 33.3 \%, -0.500, 50.0 \%" in text
 
 
 def test_only_what_is_distinguishable_from_vanilla_is_bold_and_vanilla_never() -> None:

@@ -41,6 +41,10 @@ ROUND_NS = 10_000_000
 _OF_RUN = ("nulls", "exhibits", "probes", "loads", "failures", "finished")
 
 
+JUDGED = {"num_agreeing": 2, "surprisal_unat": 3_000_000, "score_ppm": 500_000}
+"""The quality of an output that may differ from vanilla's, as a record has it."""
+
+
 def make_record(
     arm: str = "ngram",
     conversation: str = "c00",

@@ -252,8 +252,14 @@ def test_messages_cannot_command_the_terminal(capsys: pytest.CaptureFixture[str]
 
 MAY_WRITE = {
     "harness/cli/report_command.py: print": "a text that it redacts",
+    "harness/engines/cpu/llamacpp_worker.py: print": "the address of a server",
+    "harness/engines/cpu/openvino_export.py: write_text": "a model's configuration with another class name",
+    "harness/engines/cpu/openvino_worker.py: write": "an answer to its client",
+    "harness/engines/servers/process.py: open": "the log of a server, whose output is not read",
+    "harness/engines/servers/process.py: write": "a command that it redacts",
     "harness/reports/figures/drawing.py: savefig": "a picture in memory",
     "harness/reports/figures/drawing.py: write_whole": "pictures of what the store holds",
+    "harness/serve/job.py: print": "the address that it listens at",
     "harness/store/run_store.py: pwrite": "a line of the journal, which `_write` redacts",
     "harness/store/run_store.py: write_whole": "manifests and records that were redacted before",
     "harness/store/upkeep/archives.py: write": "files of the store, byte for byte",
@@ -268,6 +274,7 @@ MAY_WRITE = {
     "harness/training/folder.py: save": "tensors, and the digest of a configuration",
     "methods/rest/datastore.py: save": "token ids",
     "methods/rest/drafter.py: print": "messages of a command that reads no configuration",
+    "methods/shared/block/checkpoint.py: save_file": "tensors",
     "methods/shared/eagle/checkpoint.py: save_file": "tensors",
 }
 """Calls that write without the functions of `harness.system.files`, and what they write."""

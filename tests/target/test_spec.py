@@ -355,8 +355,11 @@ def test_a_folder_without_weights_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"model_type": "mistral", "sliding_window": 4096}, "sliding-window attention .sliding_window=4096"),
-        ({"model_type": "gemma2"}, "sliding_attention"),
+        ({"model_type": "mixtral", "sliding_window": 4096}, r"mixtral. has sliding_attention, .* mistral"),
+        ({"model_type": "gemma2"}, "gemma2. has sliding_attention"),
+        ({"model_type": "gpt_oss"}, "gpt_oss. has sliding_attention"),
+        ({"model_type": "gemma3"}, "gemma3_text. has sliding_attention and lies within a gemma3"),
+        ({"model_type": "llama4_text"}, "layers of chunked_attention"),
         ({"model_type": "gpt_neo"}, "local attention"),
         ({"model_type": "qwen3_next"}, "recurrent state"),
         ({"model_type": "mamba"}, "recurrent state"),
@@ -388,12 +391,14 @@ def test_what_the_loop_cannot_serve_is_refused_by_name(
         {"model_type": "qwen2", "sliding_window": 131072, "use_sliding_window": False},
         {"model_type": "qwen3", "sliding_window": None, "use_sliding_window": False},
         {"model_type": "mistral", "sliding_window": None},
+        {"model_type": "mistral", "sliding_window": 4096},
+        {"model_type": "gemma3_text"},
         {"model_type": "mixtral", "sliding_window": None},
         {"model_type": "qwen3", "layer_types": ["full_attention"] * 2, "num_hidden_layers": 2},
         {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]},
     ],
 )
-def test_full_attention_is_served_whatever_else_the_config_says(
+def test_full_attention_and_known_windows_are_served_whatever_else_the_config_says(
     tmp_path: Path, fields: dict[str, Any]
 ) -> None:
     path = write_config(tmp_path / "model", **fields)

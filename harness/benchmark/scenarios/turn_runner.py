@@ -37,6 +37,8 @@ class Player:
     """The `GenerationRecord.kind` of its records."""
     width: int = 1
     """Most tokens of one target forward, for a player that does not tell its rounds."""
+    in_process: bool = True
+    """Whether its forwards are transformers'; False for another engine beside one of this process."""
 
     @property
     def remembers_run(self) -> bool:

@@ -66,7 +66,7 @@ class Typical(Relaxed):
 
 
 @configurable
-class KeepAll(Relaxed):
+class AcceptAll(Relaxed):
     """Every token may stay: what was drafted is what is said.
 
     For models that predict several tokens themselves, whose forward over a draft then only continues it.
@@ -75,7 +75,7 @@ class KeepAll(Relaxed):
     @property
     @override
     def name(self) -> str:
-        return "keep_all"
+        return "all"
 
     @override
     def lets_stay(self, seen: Verification) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
@@ -26,6 +26,7 @@ from harness.target.spec import TargetSpec
 class EngineRung(Rung):
     """An engine that is started here, as its users run it; it is stopped while anybody else is measured."""
 
+    in_process: ClassVar[bool] = False
     # The base has one name per class, and here every rung has its own.
     name: str  # type: ignore[misc]
     engine: LaunchedEngine

@@ -39,6 +39,8 @@ class Counters(NamedTuple):
     """Time that the hypervisor gave to other machines."""
     own_s: float
     """Processor time of the run: this process, its children, and those that torchrun started with it."""
+    helpers_s: float
+    """The part of `own_s` that other processes used, as servers that this one has started."""
     thread_s: float
     """Processor time of the thread that reads."""
     throttled_s: float | None
@@ -58,8 +60,8 @@ class Usage(NamedTuple):
     throttled_s: float | None
     missing_s: float
     """Wall time in which the reading thread did not run, and in which nothing that could have kept it waiting
-    ran either: other processes, other machines, a disk, a quota. Means something only for a thread that
-    computes all the time."""
+    ran either: other processes (also servers of the run), other machines, a disk, a quota. Means something
+    only for a thread that computes all the time, or waits for what does."""
     num_stops: int
 
 
@@ -76,7 +78,8 @@ def usage(before: Counters, after: Counters) -> Usage:
     wall_s, own_s = after.wall_s - before.wall_s, passed("own_s") or 0.0
     others_s = max((passed("busy_s") or 0.0) - own_s, 0.0)
     stolen_s, throttled_s = passed("stolen_s"), passed("throttled_s")
-    excused_s = others_s + (stolen_s or 0.0) + (throttled_s or 0.0) + (passed("waiting_s") or 0.0)
+    told = (stolen_s, throttled_s, passed("waiting_s"), passed("helpers_s"))
+    excused_s = others_s + sum(one or 0.0 for one in told)
     return Usage(
         wall_s=wall_s,
         slept_s=passed("asleep_s"),
@@ -133,6 +136,7 @@ class CounterReader:
         def total(*names: str) -> float:
             return float(sum(getattr(one, name, 0.0) for one in times for name in names))
 
+        own_s, alone = sum(map(_process_s, self._family)), os.times()
         return Counters(
             wall_s=time.monotonic(),
             asleep_s=_asleep_s(),
@@ -140,7 +144,8 @@ class CounterReader:
             busy_s=total("user", "nice", "system", "irq", "softirq", "interrupt", "dpc"),
             waiting_s=total("iowait"),
             stolen_s=total("steal") if times and hasattr(times[0], "steal") else None,
-            own_s=sum(map(_process_s, self._family)),
+            own_s=own_s,
+            helpers_s=max(own_s - alone.user - alone.system, 0.0),
             thread_s=time.thread_time(),
             throttled_s=_throttled_s(self._quota),
             num_continued=_num_continued,

@@ -158,18 +158,32 @@ def save_head(
         official_name(name, head.official_layer): tensor.detach().cpu().contiguous()
         for name, tensor in head.state_dict().items()
     }
+    write_files(folder, with_vocabulary_maps(tensors, shape), official_config(head, aux_layers), card)
+
+
+def with_vocabulary_maps(tensors: Mapping[str, Tensor], shape: HeadShape) -> dict[str, Tensor]:
+    """The tensors of a head with both maps of its draft vocabulary; `d2t` goes where there is none."""
+    mapped = dict(tensors)
     if shape.draft_vocab_size == shape.vocab_size:
-        tensors.pop("d2t", None)  # official checkpoints have no map then
+        mapped.pop("d2t", None)  # official checkpoints have no map then
     else:
-        tensors["t2d"] = torch.zeros(shape.vocab_size, dtype=torch.bool)
-        tensors["t2d"][tensors["d2t"] + torch.arange(shape.draft_vocab_size)] = True
+        mapped["t2d"] = torch.zeros(shape.vocab_size, dtype=torch.bool)
+        mapped["t2d"][mapped["d2t"] + torch.arange(shape.draft_vocab_size)] = True
+    return mapped
+
+
+def write_files(
+    folder: Path, tensors: dict[str, Tensor], config: Mapping[str, Any], card: Mapping[str, Any]
+) -> None:
+    """Write a head's config.json, model.safetensors and card.json."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    for name, content in (("config.json", _official_config(head, aux_layers)), ("card.json", dict(card))):
+    for name, content in (("config.json", dict(config)), ("card.json", dict(card))):
         write_json(folder / name, content, indent=2)
 
 
-def _official_config(head: DraftHead, aux_layers: Sequence[int] | None) -> dict[str, Any]:
+def official_config(head: DraftHead, aux_layers: Sequence[int] | None) -> dict[str, Any]:
+    """The config.json of a head in SafeAILab's layout."""
     shape = head.shape
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],

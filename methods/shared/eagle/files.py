@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -79,6 +80,32 @@ def read_unnamed(path: str, revision: str | None, where: str) -> HeadFiles:
         own = _read_json(folder / "card.json", where)
         card |= {"training": own["training"]} if "training" in own else {}
     return HeadFiles(config=config, tensors=tensors, card=card)
+
+
+def read_part(path: str, revision: str | None, where: str, wanted: Callable[[str], bool]) -> HeadFiles:
+    """As `read_unnamed`, of a checkpoint that holds more than a head: only the tensors with `wanted` names.
+
+    The hash is that of these tensors. Only the files that hold them are opened.
+
+    Raises:
+        ConfigError: there is none, it has no safetensors, or a file cannot be read.
+    """
+    folder, commit = _find(path, revision, where)
+    files = [file for file in _weight_files(folder, where) if file.suffix == ".safetensors"]
+    tensors: dict[str, Tensor] = {}
+    total = hashlib.sha256()
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                names = list(opened.keys())
+                tensors |= {name: opened.get_tensor(name) for name in names if wanted(name)}
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{where}: {file.name} cannot be read; is it whole? ({error})") from error
+    for name in sorted(tensors):
+        total.update(name.encode())
+        total.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    card = {"path": path, "revision": commit, "sha256": total.hexdigest()[:16]}
+    return HeadFiles(config=_read_json(folder / "config.json", where), tensors=tensors, card=card)
 
 
 def official_name(name: str, layer_prefix: str) -> str:

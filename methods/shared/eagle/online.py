@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from harness.config import configurable
 from harness.drafting.draft import Draft
-from harness.drafting.drafter import TargetView
+from harness.drafting.drafter import HiddenTap, TargetView
 from harness.drafting.online import OnlineDrafter
 from methods.shared.eagle.drafter import HeadDrafter
 from methods.shared.eagle.heads.base import DraftHead
@@ -29,6 +29,11 @@ from methods.shared.eagle.training import unfolded
 @configurable
 class OnlineHeadDrafter(HeadDrafter, OnlineDrafter):
     """A drafter with a head that can be trained while it drafts one sequence."""
+
+    def use_head(self, network: DraftHead, taps: tuple[HiddenTap, ...]) -> None:
+        """Draft with this head from now on; it reads the target's states at `taps`."""
+        self.network = network
+        self.draft_with(network, taps)
 
     @property
     @override

@@ -16,9 +16,8 @@ from typing_extensions import override
 
 from harness.config import configurable
 from harness.drafting.draft import Draft
-from harness.drafting.drafter import HiddenTap, Outcome
+from harness.drafting.drafter import Drafter, HiddenTap, Outcome
 from harness.drafting.step_costs import StepCosts
-from harness.drafting.trainable import TrainableDrafter
 from harness.drafting.trees import Grower, TreePolicy
 from methods.shared.eagle.steps import CachedSteps
 from methods.shared.eagle.waiting import Pairs
@@ -38,7 +37,7 @@ class PairGrowth(Grower, Protocol):
 
 
 @configurable
-class PairDrafter(TrainableDrafter):
+class PairDrafter(Drafter):
     """Base of drafters with a network of their own, which a subclass gives to `use` when it is bound.
 
     A round feeds the pairs (true feature, next token) of the last round to the network's cache. The tree is

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from harness.drafting.drafter import TargetView
 from harness.drafting.trees import Proposals
-from harness.runtime.attention import grouped, tree_mask
+from harness.runtime.attention import tree_mask
 from harness.runtime.cache import SlotCache
 from harness.runtime.write_plan import WritePlan
-from methods.shared.eagle.heads.base import DraftHead
+from methods.shared.eagle.heads.network import HeadNetwork
 
 _SIZES = (1, 4, 8)
 """Numbers of rows that are compiled for on a CPU; each takes seconds."""
@@ -114,7 +114,7 @@ class CachedSteps:
 class HeadSteps(CachedSteps):
     """A head behind a cache, as `Growth` runs it."""
 
-    def __init__(self, target: TargetView, network: DraftHead, cache: SlotCache | None = None) -> None:
+    def __init__(self, target: TargetView, network: HeadNetwork, cache: SlotCache | None = None) -> None:
         """cache: see `CachedSteps`."""
         super().__init__(target, self._layer, cache)
         self._target, self.network = target, network
@@ -162,16 +162,7 @@ class HeadSteps(CachedSteps):
     def _layer(
         self, tokens: Tensor, states: Tensor, positions: Tensor, mask: Tensor, cache: SlotCache
     ) -> Tensor:
-        network = self.network
-        embed = network.embed_tokens or self._target.embed
-        embedded = embed(tokens).to(states.dtype)
-
-        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys, values = cache.update(key, value, 0)
-            return grouped(network, query, keys, values, mask)[0]
-
-        output: Tensor = network(embedded, states, positions, attend)
-        return output
+        return self.network.advance(tokens, states, positions, mask, cache, self._target)
 
     def _best(self, states: Tensor, num_children: int) -> tuple[Tensor, Tensor]:
         logits = self.score(states).float()

@@ -15,9 +15,10 @@ from harness.drafting.drafter import HiddenTap, TargetView
 from harness.runtime.cache import SlotCache
 from methods.shared.eagle.growth import Growth
 from methods.shared.eagle.heads.base import DraftHead
+from methods.shared.eagle.heads.network import HeadNetwork
 from methods.shared.eagle.steps import HeadSteps
 
-_MARGIN = 0.1
+MARGIN = 0.1
 """By how much the other reading of the tapped layers must be right more often; few rows are noisy."""
 _OTHER_POINT = {"input": "output", "output": "input"}
 
@@ -42,32 +43,43 @@ def refuse_misread(
         ConfigError: the other reading is right far more often.
     """
     others = tuple(HiddenTap(tap.layer, _OTHER_POINT[tap.point]) for tap in taps)
-    num_right = num_right_otherwise = num_rows = 0
-    for prompt in prompts:
-        if len(prompt) < 3:
-            continue
-        ids = torch.tensor([list(prompt)], device=target.device)
-        logits, states = target.trace(ids, (*taps, *others))
-        best = logits[:, 1:].argmax(-1)
-        num_right += int((_guess(target, head, ids, states[: len(others)]) == best).sum())
-        num_right_otherwise += int((_guess(target, head, ids, states[len(others) :]) == best).sum())
-        num_rows += best.shape[1]
-    if num_right_otherwise - num_right > _MARGIN * num_rows:
+    right, otherwise, num_rows = num_right(target, head, (taps, others), prompts)
+    if otherwise - right > MARGIN * num_rows:
         given, layers = taps[0].point, [tap.layer for tap in taps]
         other = _OTHER_POINT[given]
         raise ConfigError(
             f"aux_convention: fed the {given}s of blocks {layers}, the head {name} guesses"
-            f" {num_right / num_rows:.0%} of the target's tokens, but fed their {other}s"
-            f" {num_right_otherwise / num_rows:.0%}; type aux_convention={other} for this method"
+            f" {right / num_rows:.0%} of the target's tokens, but fed their {other}s"
+            f" {otherwise / num_rows:.0%}; type aux_convention={other} for this method"
         )
 
 
-def _guess(target: TargetView, head: DraftHead, ids: Tensor, states: Sequence[Tensor]) -> Tensor:
+def num_right(
+    target: TargetView,
+    head: HeadNetwork,
+    readings: tuple[Sequence[HiddenTap], Sequence[HiddenTap]],
+    prompts: Sequence[Sequence[int]],
+) -> tuple[int, int, int]:
+    """How many of the target's next tokens the head guesses when it is fed each reading, and of how many."""
+    right, num_rows = [0, 0], 0
+    for prompt in prompts:
+        if len(prompt) < 3:
+            continue
+        ids = torch.tensor([list(prompt)], device=target.device)
+        first, second = readings
+        logits, states = target.trace(ids, (*first, *second))
+        best = logits[:, 1:].argmax(-1)
+        for number, seen in enumerate((states[: len(first)], states[len(first) :])):
+            right[number] += int((_guess(target, head, ids, seen) == best).sum())
+        num_rows += best.shape[1]
+    return right[0], right[1], num_rows
+
+
+def _guess(target: TargetView, head: HeadNetwork, ids: Tensor, states: Sequence[Tensor]) -> Tensor:
     """The head's most probable tokens [1, n - 1]: token i + 2 from feature i and token i + 1."""
     steps = HeadSteps(target, head, SlotCache())
     growth = Growth(steps)
     growth.begin(1)
-    dtype = head.fc.weight.dtype
-    features = torch.cat([state.to(dtype) for state in states], dim=-1)[:, :-1]
+    features = torch.cat([state.to(head.dtype) for state in states], dim=-1)[:, :-1]
     guessed = growth.feed(features, ids[:, 1:], [features.shape[1]])
     return steps.best(guessed, 1).tokens[..., 0]

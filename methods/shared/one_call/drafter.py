@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from harness.config import ConfigError, configurable
 from harness.drafting.drafter import HiddenTap, TargetView
-from harness.drafting.trainable import TrainingRow
+from harness.drafting.trainable import TrainableDrafter, TrainingRow
 from methods.shared.eagle.checkpoint import TargetFacts
 from methods.shared.eagle.pair_drafter import PairDrafter
 from methods.shared.eagle.training import drawn, feature_scale
@@ -28,7 +28,7 @@ _INIT_STD = 0.02
 
 
 @configurable
-class OneCallDrafter(PairDrafter):
+class OneCallDrafter(PairDrafter, TrainableDrafter):
     """Base of drafters whose network guesses several tokens in one call."""
 
     layout: ClassVar[Layout[Any, Any]]

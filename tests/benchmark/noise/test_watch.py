@@ -22,7 +22,7 @@ class World:
 
     others: float = 0.0
     """Cores that others use."""
-    counters: Counters = field(default_factory=lambda: Counters(*[0.0] * 7, None, 0))
+    counters: Counters = field(default_factory=lambda: Counters(*[0.0] * 8, None, 0))
     slept_s: list[float] = field(default_factory=list)
 
     def read(self) -> Counters:

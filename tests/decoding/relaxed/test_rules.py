@@ -15,7 +15,7 @@ from harness.decoding.acceptance import Acceptor, Coupled
 from harness.decoding.relaxed.cascade import Cascade
 from harness.decoding.relaxed.lantern import Lantern
 from harness.decoding.relaxed.rule import Relaxed, within_budget
-from harness.decoding.relaxed.thresholds import KeepAll, TopK, Typical
+from harness.decoding.relaxed.thresholds import AcceptAll, TopK, Typical
 from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.draft import Draft
 from harness.drafting.trees import DynamicTree
@@ -68,10 +68,11 @@ def round_of(seed: int, temperature: float) -> tuple[Any, ...]:
     for row in range(ROWS):
         taken: set[tuple[int, int]] = set()
         for node in range(NODES):
-            parent = int(torch.randint(-1, node, (1,), generator=random)) if node else -1
-            token = int(torch.randint(SIZE, (1,), generator=random))
-            while (parent, token) in taken:
-                token = (token + 1) % SIZE
+            while True:
+                parent = int(torch.randint(-1, node, (1,), generator=random)) if node else -1
+                token = int(torch.randint(SIZE, (1,), generator=random))
+                if (parent, token) not in taken:
+                    break
             taken.add((parent, token))
             tokens[row, node], parents[row, node] = token, parent
     size = torch.randint(NODES + 1, (ROWS,), generator=random)
@@ -127,7 +128,7 @@ def test_a_looser_threshold_never_keeps_less(ladder: str, temperature: float) ->
 @settings(max_examples=40)
 @given(seed=st.integers(0, 10_000), temperature=st.sampled_from(TEMPERATURES))
 def test_what_is_kept_is_a_path_and_the_token_after_it_is_drawn_there(seed: int, temperature: float) -> None:
-    for acceptor in (TopK(k=3), Lantern(delta=0.5), Cascade(tau_breadth=0.0, delta=1.0), KeepAll()):
+    for acceptor in (TopK(k=3), Lantern(delta=0.5), Cascade(tau_breadth=0.0, delta=1.0), AcceptAll()):
         given_, states = round_of(seed, temperature)
         logits, draft, sampler, start = given_
         acceptor.bind(View())  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from typing_extensions import override
 
+from harness.analysis.summary import summarise
 from harness.config import ConfigError, configurable
 from harness.engines.clients.openai_client import OpenAIClient
 from harness.engines.clients.streams import Client
@@ -53,9 +54,10 @@ class Started(LaunchedEngine):
 
 
 def left() -> list[str]:
-    """Command lines of what this process has started and still runs."""
+    """Command lines of what this process has started and still runs, but for other tests' W&B service."""
     found = psutil.Process().children(recursive=True)
-    return [" ".join(one.cmdline()) for one in found if one.status() != psutil.STATUS_ZOMBIE]
+    lines = [" ".join(one.cmdline()) for one in found if one.status() != psutil.STATUS_ZOMBIE]
+    return [line for line in lines if "wandb-core" not in line]
 
 
 def server(folder: Path, *more: str, **options: float) -> ServerProcess:
@@ -208,6 +210,7 @@ def test_an_engine_as_a_rung_is_timed_beside_our_loop_and_rests_meanwhile(tmp_pa
     assert timed
     assert {one.kind for one in timed} == {"rung"}
     assert all(one.total_ns > 0 for one in timed)
-    # Its tokens are made up.
-    assert {one.verdict.kind for one in timed if one.verdict} == {"broken"}
+    # Its tokens are made up: too many differences for the rounding of other kernels.
+    assert {one.verdict.kind for one in timed if one.verdict} == {"unexplained"}
+    assert {row.method: row.verdict for row in summarise([run])}["other"] == "broken"
     assert left() == []

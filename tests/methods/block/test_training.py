@@ -100,6 +100,12 @@ def test_a_head_overfitted_on_four_texts_drafts_them(kind: Any, recipe: BlockRec
     again = DFlash(kind=kind, head=str(tmp_path))
     again.bind(target)
     assert tau(again) == pytest.approx(tau(drafter), rel=0.1)
+    again.check(texts(target))
+    # Its taps are outputs; read as inputs, each is the output of the block before.
+    wrong = DFlash(kind=kind, head=str(tmp_path), tap_point="input")
+    wrong.bind(target)
+    with pytest.raises(ConfigError, match=r"^tap_point: fed the inputs of .* type tap_point=output"):
+        wrong.check(texts(target))
 
 
 def test_a_training_goes_on_from_weights_and_random_state_alone() -> None:

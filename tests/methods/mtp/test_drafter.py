@@ -17,7 +17,7 @@ from harness.config import ConfigError
 from harness.decoding.acceptance import Acceptor, Coupled
 from harness.decoding.batch import Generation, Request
 from harness.decoding.loop import DecodingLoop
-from harness.decoding.relaxed.thresholds import KeepAll
+from harness.decoding.relaxed.thresholds import AcceptAll
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.trainable import TrainingRow, TrainingStep
 from harness.target.model import Target
@@ -66,13 +66,13 @@ def recomputed(prompt: list[int], num_tokens: int, confidence: float | None, mod
 def test_cached_decoding_is_full_recomputation(num_tokens: int, confidence: float | None) -> None:
     method = Mtp(num_tokens=num_tokens, confidence=confidence)
     prompts = [[5, 6, 7], [9, 8, 11, 12, 10], [4, 4, 5, 7]]
-    for made, prompt in zip(decoded(method, KeepAll(), prompts=prompts), prompts, strict=True):
+    for made, prompt in zip(decoded(method, AcceptAll(), prompts=prompts), prompts, strict=True):
         assert made.output_ids == recomputed(prompt, num_tokens, confidence)
 
 
 def test_the_limits_of_the_threshold_are_one_token_and_all() -> None:
     def outputs(**settings: Any) -> list[list[int]]:
-        return [one.output_ids for one in decoded(Mtp(num_tokens=4, **settings), KeepAll())]
+        return [one.output_ids for one in decoded(Mtp(num_tokens=4, **settings), AcceptAll())]
 
     assert outputs(confidence=1.0) == [one.output_ids for one in decoded(Vanilla(), Coupled())]
     assert outputs(confidence=0.0) == outputs()
@@ -102,7 +102,7 @@ def test_verified_by_itself_it_writes_what_the_trained_model_writes(masks: Any, 
 
 
 def test_a_forward_reads_twice_k_less_one_tokens() -> None:
-    (made, *_) = decoded(Mtp(num_tokens=4), KeepAll())
+    (made, *_) = decoded(Mtp(num_tokens=4), AcceptAll())
     sizes = [1 + drafted + riders for drafted, riders in zip(made.drafted, made.riders, strict=True)]
     assert sizes[0] == 4
     assert set(sizes[1:-1]) == {7}
@@ -205,7 +205,7 @@ def rate_and_share_right(model: Any, confidence: float, num_tokens: int = 6) -> 
     prompts = [one[:4] for one in texts(5, 40)]
     params = DecodingParams(name="greedy", max_new_tokens=8)
     made = decoded(
-        Mtp(num_tokens=num_tokens, confidence=confidence), KeepAll(), model, prompts=prompts, params=params
+        Mtp(num_tokens=num_tokens, confidence=confidence), AcceptAll(), model, prompts=prompts, params=params
     )
     right = [one.output_ids == text[4:] for one, text in zip(made, texts(5, 40), strict=True)]
     rounds = sum(len(one.emitted) for one in made)

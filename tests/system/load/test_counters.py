@@ -29,6 +29,7 @@ ZERO = Counters(
     waiting_s=1.0,
     stolen_s=2.0,
     own_s=30.0,
+    helpers_s=10.0,
     thread_s=20.0,
     throttled_s=None,
     num_continued=0,
@@ -57,6 +58,28 @@ def test_time_in_which_nobody_ran_is_missing_unless_something_explains_it(excuse
     assert usage(ZERO, later(**stopped)).missing_s == 15
     explained = {**stopped, excuse: stopped.get(excuse, 0.0) + 15}
     assert usage(ZERO, later(**explained)).missing_s == 0
+
+
+def test_a_thread_that_waits_for_a_server_of_the_run_has_not_been_stopped() -> None:
+    asked = {"wall_s": 18.0, "own_s": 31.0, "thread_s": 3.0, "busy_s": 31.0}
+    assert usage(ZERO, later(**asked, helpers_s=28.0)).missing_s == 0
+    assert usage(ZERO, later(**asked, helpers_s=5.0)).missing_s == 10
+
+
+def test_a_reader_sees_the_work_of_a_process_that_it_has_started_as_a_helpers() -> None:
+    code = "import time\nprint(flush=True)\nwhile time.process_time() < 60: pass"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout
+            child.stdout.readline()
+            read = CounterReader()
+            before = after = read()
+            while after.helpers_s - before.helpers_s < 0.1:
+                time.sleep(0.02)
+                after = read()
+        finally:
+            child.kill()
+    assert after.own_s - before.own_s >= after.helpers_s - before.helpers_s
 
 
 def test_sleep_of_the_machine_is_the_difference_of_its_clocks() -> None:

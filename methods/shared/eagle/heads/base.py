@@ -7,7 +7,7 @@ Shapes: B sequences, n rows, H hidden size of the head, F width of the target's 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -15,11 +15,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from typing_extensions import override
 
 from harness.drafting.drafter import HiddenTap, TargetView
 from harness.drafting.trainable import TrainingRow
+from harness.runtime.attention import grouped
+from harness.runtime.cache import SlotCache
 from methods.shared.eagle.config import Evidence, HeadConfig
 from methods.shared.eagle.heads.layer import Attend, DecoderLayer, LayerShape, rope_config
+from methods.shared.eagle.heads.network import HeadNetwork
 
 if TYPE_CHECKING:
     from methods.shared.eagle.training import DraftVocabulary, EagleRecipe, Step
@@ -71,7 +75,7 @@ class HeadShape(LayerShape):
         return self.num_taps * self.target_hidden_size
 
 
-class DraftHead(nn.Module, ABC):
+class DraftHead(HeadNetwork):
     """A head of any generation. Its parameters have the names of the official EAGLE-3 checkpoints, with
     `layer.` in place of their `midlayer.`.
     """
@@ -140,9 +144,34 @@ class DraftHead(nn.Module, ABC):
     def taps(self, num_layers: int, aux: AuxLayers) -> tuple[HiddenTap, ...]:
         """The states of a target of `num_layers` blocks that `project` reads, in order."""
 
-    @abstractmethod
-    def project(self, features: Tensor) -> Tensor:
-        """First states [B, n, H] from the target's features [B, n, F]."""
+    @property
+    @override
+    def feature_size(self) -> int:
+        return self.shape.feature_size
+
+    @property
+    @override
+    def dtype(self) -> torch.dtype:
+        return self.fc.weight.dtype
+
+    @override
+    def advance(
+        self,
+        tokens: Tensor,
+        states: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        cache: SlotCache,
+        target: TargetView,
+    ) -> Tensor:
+        embed = self.embed_tokens or target.embed
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            keys, values = cache.update(key, value, 0)
+            return grouped(self, query, keys, values, mask)[0]
+
+        output: Tensor = self(embed(tokens).to(states.dtype), states, positions, attend)
+        return output
 
     @abstractmethod
     def forward(
@@ -167,16 +196,16 @@ class DraftHead(nn.Module, ABC):
     def normed(self, states: Tensor) -> Tensor:
         """What the LM head reads, from `states` [..., H]."""
 
+    @override
     def logits(self, states: Tensor, target: TargetView) -> Tensor:
-        """Logits [..., V] over the draft vocabulary, after `states` [..., H]."""
         normed = self.normed(states)
         if self.lm_head is None:
             return target.lm_head(normed.to(target.dtype)).to(states.device)
         logits: Tensor = self.lm_head(normed)
         return logits
 
+    @override
     def target_ids(self, draft_ids: Tensor) -> Tensor:
-        """The target's token ids of draft ids."""
         if self.shape.draft_vocab_size == self.shape.vocab_size:
             return draft_ids
         return draft_ids + self.d2t[draft_ids]

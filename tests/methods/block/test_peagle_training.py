@@ -1,0 +1,141 @@
+"""A P-EAGLE head learns what it is shown, from the rows that drafting would ask for."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.decoding.acceptance import Coupled
+from harness.decoding.batch import Request
+from harness.decoding.loop import DecodingLoop
+from harness.decoding.sampling import DecodingParams
+from harness.drafting.drafter import Outcome
+from harness.drafting.trainable import TrainingRow
+from harness.target.model import Target
+from methods.peagle import PEagle
+from methods.peagle.training import PEagleRecipe, rows_of, states_of
+from methods.shared.block.learning.labels import labels_of
+from tests.methods.block.test_training import STEP, texts
+from tests.methods.eagle.test_training import row_of
+from tests.support.targets import tiny_model
+
+DOCUMENTS = [[3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5], [2, 7, 1, 8, 2, 8, 1, 8]]
+
+
+def student(
+    documents: list[list[int]] | None = None, **settings: object
+) -> tuple[PEagle, Target, TrainingRow]:
+    target = Target(tiny_model("llama"))
+    drafter = PEagle(head="random", num_layers=2, draft_length=4, **settings)  # type: ignore[arg-type]
+    drafter.bind(target)
+    return drafter, target, row_of(target, drafter.taps, documents or texts(target), 6)
+
+
+@torch.no_grad()
+def test_a_rollout_in_training_is_what_a_draft_computes() -> None:
+    drafter, target, row = student(DOCUMENTS)
+    anchors = torch.arange(len(row.ids) - 1)
+    anchors, depths = anchors.repeat(4), torch.arange(4).repeat_interleave(len(anchors))
+    features = torch.cat(row.taps, dim=-1)
+    states = states_of(drafter.network, features, row, target, anchors, depths, drafter.mask)
+    logits = drafter.network.logits(states, target).view(4, -1, target.vocab_size)
+    begin = 0
+    for tokens in DOCUMENTS:
+        for place in range(len(tokens) - 1):
+            drafter.reset(1)
+            taps = [state[begin : begin + place + 1][None] for state in row.taps]
+            outcome = Outcome(committed=[tokens[: place + 1]], pending=[tokens[place + 1]], taps=taps)
+            drafter.observe(outcome)
+            drafter.propose([9])
+            torch.testing.assert_close(logits[:, begin + place], drafter.logits[0], atol=1e-4, rtol=1e-4)
+        begin += len(tokens)
+
+
+def test_rollouts_are_dropped_depth_by_depth_and_end_with_the_answer() -> None:
+    torch.manual_seed(0)
+    ids, document = torch.arange(60), torch.tensor([0] * 30 + [1] * 30)
+    answer = (torch.arange(60) % 30) >= 10
+    labels = labels_of(ids, torch.arange(1, 60), 6, answer, document)
+    anchors, depths = rows_of(labels, PEagleRecipe(keep=0.5, floor=0.3, max_rollouts=20))
+    of_depth = [set(anchors[depths == depth].tolist()) for depth in range(6)]
+    assert of_depth[0] == set(range(59))
+    assert all(shorter >= longer for shorter, longer in pairwise(of_depth))
+    assert len(of_depth[1]) == 20
+    assert len(of_depth[2]) <= 10
+    assert 0 < len(of_depth[5]) <= 6
+    for depth in range(1, 6):
+        assert all(labels.counts[anchor, depth] for anchor in of_depth[depth])
+
+
+@pytest.mark.parametrize("draft_vocab_size", [None, 40])
+def test_a_head_overfitted_on_four_texts_drafts_them(draft_vocab_size: int | None, tmp_path: Path) -> None:
+    drafter, target, row = student(draft_vocab_size=draft_vocab_size)
+    torch.manual_seed(0)
+    counts = torch.bincount(row.ids, minlength=target.vocab_size).float()
+    module = drafter.begin_training(counts, [row], 0)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(100):
+        optimiser.zero_grad()
+        loss = drafter.loss([row], STEP)
+        loss.total.backward()
+        optimiser.step()
+        losses.append(float(loss.total.detach()))
+    assert losses[-1] < losses[0] / 3
+    assert loss.numbers["accuracy_0"] > 0.85
+    engine, params = DecodingLoop(target, (), 512, timed=False), DecodingParams(name="g", max_new_tokens=20)
+    asked = [Request(prompt=text[:6], key=0) for text in texts(target)]
+
+    def tau(one: PEagle) -> float:
+        emitted = [n for made in engine.generate(asked, one, params, Coupled()) for n in made.emitted]
+        return sum(emitted) / len(emitted)
+
+    drafter.deploy()
+    assert tau(drafter) > 2
+    drafter.export(tmp_path, {})
+    again = PEagle(head=str(tmp_path), draft_length=4)
+    again.bind(target)
+    assert again.card()["training"]["recipe"]["keep"] == 0.8
+    assert tau(again) == pytest.approx(tau(drafter), rel=0.1)
+
+
+def test_a_training_goes_on_from_weights_and_random_state_alone() -> None:
+    recipe = PEagleRecipe(max_rollouts=5)
+    runs = []
+    for _ in range(2):
+        drafter, target, row = student(recipe=recipe)
+        torch.manual_seed(5)
+        module = drafter.begin_training(torch.ones(target.vocab_size), [row], 0)
+        runs.append([float(drafter.loss([row], STEP).total.detach()) for _ in range(3)])
+        state, random = module.state_dict(), torch.get_rng_state()
+        expected = float(drafter.loss([row], STEP).total.detach())
+    assert runs[0] == runs[1]
+    drafter, target, row = student(recipe=recipe)
+    drafter.begin_training(torch.ones(target.vocab_size), [row], 1).load_state_dict(state)
+    torch.set_rng_state(random)
+    assert float(drafter.loss([row], STEP).total.detach()) == expected
+
+
+def test_a_head_that_is_trained_on_begins_as_it_was_whichever_side_of_a_block_it_taps(tmp_path: Path) -> None:
+    drafter, target, row = student(aux_layers=(0, 0, 1), aux_convention="output")
+    drafter.begin_training(torch.ones(target.vocab_size), [row], 0)
+    drafter.export(tmp_path, {})
+    again = PEagle(head=str(tmp_path), draft_length=4)
+    again.bind(target)
+    assert [(tap.layer, tap.point) for tap in again.taps] == [(1, "input"), (1, "input"), (2, "input")]
+    again.begin_training(torch.ones(target.vocab_size), [row], 9)
+    losses = []
+    for one in (drafter, again):
+        torch.manual_seed(0)
+        losses.append(float(one.loss([row], STEP).total.detach()))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def test_a_row_without_an_answer_has_a_loss_of_nothing() -> None:
+    drafter, target, row = student()
+    drafter.begin_training(torch.ones(target.vocab_size), [row], 0)
+    row.answer.zero_()
+    assert float(drafter.loss([row], STEP).total.detach()) == 0.0
