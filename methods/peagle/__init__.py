@@ -1,5 +1,5 @@
 """P-EAGLE: EAGLE-3's head, which drafts a whole chain in one call."""
 
-from methods.peagle.trainable import PEagle
+from methods.peagle.drafter import PEagle
 
 __all__ = ["PEagle"]
