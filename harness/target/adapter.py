@@ -107,7 +107,7 @@ class ModelAdapter:
         if self.masks.window is not None:
             raise ConfigError(
                 f"target: {self.config.model_type} has layers of sliding attention, and the target itself is"
-                " only trained with full attention in every layer; train a head instead, with method=eagle3"
+                " only trained with full attention in every layer; train a head instead"
             )
         with self.traced(()):
             copy = deepcopy(self.model)
