@@ -29,7 +29,7 @@ from methods.specblock.growth import BlockGrowth
 from methods.specblock.network import BlockShape
 from methods.specblock.rows import RowsDrafter
 from methods.specblock.steps import BlockSteps
-from methods.specblock.training import BlockRecipe, Unrolling, block_loss, drawn_lengths
+from methods.specblock.training import SpecBlockRecipe, Unrolling, block_loss, drawn_lengths
 from methods.specblock.tree import RankTree
 
 _LM_HEAD_SCALE = 0.2
@@ -49,7 +49,7 @@ class SpecBlock(RowsDrafter):
     """Slots are fused with their predecessors between layers; without, for an ablation."""
     broadcast: bool = True
     """All slots read the known position; else the first alone does, for an ablation."""
-    recipe: BlockRecipe = Field(default_factory=BlockRecipe)
+    recipe: SpecBlockRecipe = Field(default_factory=SpecBlockRecipe)
     """Its training."""
 
     @override
@@ -83,7 +83,7 @@ class SpecBlock(RowsDrafter):
 
     @property
     @override
-    def trained_with(self) -> BlockRecipe:
+    def trained_with(self) -> SpecBlockRecipe:
         return self.recipe
 
     @override

@@ -31,7 +31,7 @@ _RANK_BOUNDS = (1, 4, 10)
 
 
 @configurable
-class BlockRecipe:
+class SpecBlockRecipe:
     """The terms of the loss and their weights."""
 
     num_blocks: int = Field(default=3, ge=1)
@@ -80,7 +80,7 @@ def block_loss(
     rows: Tensor,
     offset: int,
     goals: Goals,
-    recipe: BlockRecipe,
+    recipe: SpecBlockRecipe,
     valid_prefix: bool,
 ) -> BlockLoss:
     """The losses of a block of R rows with outputs [R, K, H].
@@ -128,7 +128,7 @@ class _RankLoss:
     it stops too early, and less where its class is frequent.
     """
 
-    def __init__(self, recipe: BlockRecipe) -> None:
+    def __init__(self, recipe: SpecBlockRecipe) -> None:
         self._budget = recipe.rank_budget
         self._sum: Tensor | None = None
         self._weight: Tensor | None = None
@@ -282,6 +282,6 @@ def _repeated(part: Tensor, groups: int, dim: int) -> Tensor:
     return part if groups == 1 else part.repeat_interleave(groups, dim=dim)
 
 
-def drawn_lengths(recipe: BlockRecipe, num_slots: int) -> Sequence[int]:
+def drawn_lengths(recipe: SpecBlockRecipe, num_slots: int) -> Sequence[int]:
     """After how many slots each further block starts, by torch's CPU generator."""
     return [int(torch.randint(1, num_slots + 1, ())) for _ in range(recipe.num_blocks - 1)]

@@ -19,7 +19,7 @@ def checks(case: Case, targets: Targets) -> list[Check]:
     goals, document = _goals(network, tensors), torch.arange(num_rows).repeat_interleave(length)
     places, rows = torch.arange(length).repeat(num_rows), torch.arange(num_rows * length)
     topk = data["draft_loss_topk"]
-    recipe = module("training").BlockRecipe(
+    recipe = module("training").SpecBlockRecipe(
         rank_budget=data["budget_per_class"],
         rank_topk=data.get("rank_features", 20),
         draft_loss_topk=topk if topk > 0 else None,

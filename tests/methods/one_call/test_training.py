@@ -24,7 +24,7 @@ from harness.training.trainer import Trainer
 from methods.fasteagle.drafter import CascadeRecipe
 from methods.fasteagle.tree import BackboneTree
 from methods.shared.eagle.training import counting_rows
-from methods.specblock.training import BlockRecipe, Unrolling
+from methods.specblock.training import SpecBlockRecipe, Unrolling
 from methods.specblock.tree import RankTree
 from methods.vanilla import Vanilla
 from tests.methods.eagle.test_training import DOCUMENTS, row_of
@@ -102,7 +102,7 @@ def test_a_network_overfitted_on_a_conversation_drafts_it_to_its_full_depth(meth
     options: dict[str, Any] = {"tree": BackboneTree(level_widths=(1,))}
     if method == "specblock":
         options["tree"] = RankTree(budget=12, first_width=1, widths=(1, 1, 1, 1))
-        options["recipe"] = BlockRecipe(num_blocks=2, prefix_from=0.5)
+        options["recipe"] = SpecBlockRecipe(num_blocks=2, prefix_from=0.5)
     drafter = bound(method, target, draft_vocab_size=None, **options)
     row = row_of(target, drafter.taps, texts, 3)
     student = drafter.begin_training(torch.bincount(row.ids, minlength=VOCAB), [row], seed=0)
@@ -131,7 +131,7 @@ def test_a_share_of_the_rows_has_the_mean_loss_of_all(method: str) -> None:
         if method == "fasteagle":
             recipe: Any = CascadeRecipe(row_share=share, feature_weight=0.1)
         else:
-            recipe = BlockRecipe(num_blocks=1, row_share=share, rank_weight=0.0, valid_prefix=False)
+            recipe = SpecBlockRecipe(num_blocks=1, row_share=share, rank_weight=0.0, valid_prefix=False)
         drafter, row = begun(method, documents, recipe=recipe, draft_vocab_size=None)
         torch.manual_seed(1)
         with torch.no_grad():
@@ -216,7 +216,7 @@ def test_a_damaged_head_is_refused(method: str, tmp_path: Path) -> None:
 
 
 def trainer(method: str, folder: Path) -> Trainer:
-    recipe: Any = CascadeRecipe(row_share=0.7) if method == "fasteagle" else BlockRecipe(row_share=0.7)
+    recipe: Any = CascadeRecipe(row_share=0.7) if method == "fasteagle" else SpecBlockRecipe(row_share=0.7)
     engine = DecodingLoop(Target(tiny_model("llama")), (), 512, timed=False)
     drafter = bound(method, engine.target, recipe=recipe)
     return Trainer(
