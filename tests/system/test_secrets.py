@@ -276,6 +276,8 @@ MAY_WRITE = {
     "methods/rest/drafter.py: print": "messages of a command that reads no configuration",
     "methods/shared/block/checkpoint.py: save_file": "tensors",
     "methods/shared/eagle/checkpoint.py: save_file": "tensors",
+    "methods/shared/one_call/checkpoint.py: save_file": "tensors",
+    "methods/specblock/checkpoint.py: save": "tensors",
 }
 """Calls that write without the functions of `harness.system.files`, and what they write."""
 WRITING = {
