@@ -47,6 +47,11 @@ class Case:
         """The path below the root, without the suffix."""
         return self.file.relative_to(self.root).with_suffix("").as_posix()
 
+    @property
+    def model_folder(self) -> Path:
+        """The folder of the case's head."""
+        return (self.root / "models" / str(self.data["model"])).resolve()
+
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         """The recorded tensors."""

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from harness.config import ConfigError
 from harness.drafting.drafter import TargetView
-from methods.shared.block.checkpoint import refuse_differences
 from methods.shared.eagle.checkpoint import (
     TargetFacts,
     official_config,
@@ -32,7 +31,7 @@ from methods.shared.eagle.files import read_unnamed
 from methods.shared.eagle.heads.architectures import head_shape
 from methods.shared.eagle.heads.base import HeadShape
 from methods.shared.eagle.heads.eagle3 import Eagle3Head
-from methods.shared.eagle.heads.filling import vocabulary_map
+from methods.shared.eagle.heads.filling import refuse_differences, vocabulary_map
 from methods.shared.eagle.heads.layer import PlainLayer
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]

@@ -2,45 +2,24 @@
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
-from importlib.resources import files
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from harness.config import build
 from harness.conformance.case import Case
+from harness.conformance.declared import Declared
 
-_FILE = files("conf") / "recorded" / "block.yaml"
-
-
-@cache
-def _declared() -> dict[str, Any]:
-    declared: Any = OmegaConf.to_container(OmegaConf.create(_FILE.read_text(encoding="utf-8")))
-    return {str(name): node for name, node in declared.items()}
-
-
-def module(name: str) -> ModuleType:
-    """One of the modules whose arithmetic is compared."""
-    return import_module(_declared()[name])
-
-
-def folder_of(case: Case) -> Path:
-    """The folder of the case's head."""
-    folder: Path = (case.root / "models" / case.data["model"]).resolve()
-    return folder
+_DECLARED = Declared("block")
+module = _DECLARED.module
 
 
 def network_of(case: Case) -> Any:
     """The head of a case, in float32 and without a target."""
     readings = module("config").Readings()
     loaded = module("checkpoint").load_block(
-        str(folder_of(case)),
+        str(case.model_folder),
         revision=None,
         readings=readings,
         dtype=torch.float32,
@@ -52,7 +31,7 @@ def network_of(case: Case) -> Any:
 def drafter_of(case: Case, **settings: Any) -> Any:
     """The drafter of a case, not yet bound."""
     kind = network_of(case).shape.kind
-    node = {**_declared()["drafter"], "kind": kind, "head": str(folder_of(case)), **settings}
+    node = {**_DECLARED.nodes["drafter"], "kind": kind, "head": str(case.model_folder), **settings}
     return build(node, "conf/recorded/block.yaml: drafter")
 
 

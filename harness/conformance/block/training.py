@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from harness.conformance.block.recording import folder_of, module, network_of
+from harness.conformance.block.recording import module, network_of
 from harness.conformance.case import Case, Check, Targets, close, equal
 
 _LOSS_TOLERANCE = 5e-4
@@ -89,7 +89,7 @@ def _deepspec_text(case: Case, network: Any, row: int) -> tuple[list[Check], dic
 
 def _gradients(case: Case, network: Any) -> list[Check]:
     gradients = {name: one.grad for name, one in network.named_parameters() if one.grad is not None}
-    padding = json.loads((folder_of(case) / "config.json").read_text(encoding="utf-8"))["pad_token_id"]
+    padding = json.loads((case.model_folder / "config.json").read_text(encoding="utf-8"))["pad_token_id"]
     # Their embedding takes no gradient for the padding token, which is the mask token here.
     gradients["embed_tokens.weight"][padding] = 0
     found = []

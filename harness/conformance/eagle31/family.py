@@ -6,18 +6,16 @@ a row are fed, and the following true tokens are then expanded as a chain.
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.resources import files
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from harness.conformance.case import Case, Check, Targets, close
+from harness.conformance.declared import Declared
 from harness.runtime.cache import SlotCache
 
-_FILE = files("conf") / "recorded" / "eagle31.yaml"
+_DECLARED = Declared("eagle31")
 _ENOUGH_LAYERS = 1 << 10
 """The features are recorded, so the target need not have the blocks that the head names."""
 
@@ -31,13 +29,12 @@ def claims(case: Case) -> bool:
 def checks(case: Case, targets: Targets) -> list[Check]:
     """Compare the log-probabilities of every step."""
     target, tensors, num_steps = targets.of(case), case.tensors, case.data["ttt_steps"]
-    declared: Any = OmegaConf.create(_FILE.read_text(encoding="utf-8"))
-    checkpoint, steps, growth = (import_module(declared[name]) for name in ("checkpoint", "steps", "growth"))
+    checkpoint, steps, growth = map(_DECLARED.module, ("checkpoint", "steps", "growth"))
     facts = checkpoint.TargetFacts(
         hidden_size=target.config.hidden_size, vocab_size=target.vocab_size, num_layers=_ENOUGH_LAYERS
     )
     loaded = checkpoint.load_head(
-        str((case.root / "models" / case.data["model"]).resolve()),
+        str(case.model_folder),
         revision=None,
         architecture="eagle3",
         target=facts,

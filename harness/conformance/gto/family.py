@@ -6,21 +6,19 @@ groups' trees were grown from are not recorded, so that these are checked for wh
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.resources import files
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from harness.conformance.case import Case, Check, Targets, close, equal
+from harness.conformance.declared import Declared
 from harness.drafting.draft import TreeShape
 
 _TOLERANCE = 1e-9
 _ETA = "lse_eta"
-_FILE = files("conf") / "recorded" / "gto.yaml"
+_DECLARED = Declared("gto")
 
 
 def claims(case: Case) -> bool:
@@ -34,7 +32,7 @@ def checks(case: Case, targets: Targets) -> list[Check]:
     Raises:
         KeyError: a case of another layout.
     """
-    rules: Any = import_module(OmegaConf.create(_FILE.read_text(encoding="utf-8")).rules)
+    rules: Any = _DECLARED.module("rules")
     if "positions" in case.data:
         return _group(rules, case.data)
     return [check for one in case.data["cases"] for check in _tree(rules, one["name"], one, one)]

@@ -29,7 +29,7 @@ def checks(case: Case, targets: Targets) -> list[Check]:
     given = OmegaConf.create(
         {
             "case": {
-                "head": str((case.root / "models" / data["model"]).resolve()),
+                "head": str(case.model_folder),
                 "num_depths": data["num_depths"],
             }
         }

@@ -5,46 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
-from importlib import import_module
-from importlib.resources import files
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from harness.config import ConfigError, build
 from harness.conformance.case import Case, Targets
+from harness.conformance.declared import Declared
 from harness.runtime.cache import SlotCache
 
-_FILE = files("conf") / "recorded" / "specblock.yaml"
 RANK_TOLERANCE = 5e-4
 """For what the rank head reads and says, and for losses."""
 
 
-@cache
-def _declared() -> dict[str, Any]:
-    declared: Any = OmegaConf.to_container(OmegaConf.create(_FILE.read_text(encoding="utf-8")))
-    return {str(name): node for name, node in declared.items()}
-
-
-def module(name: str) -> ModuleType:
-    """One of the modules whose arithmetic is compared."""
-    return import_module(_declared()[name])
-
-
-def folder_of(case: Case) -> Path:
-    """The folder of the case's head."""
-    folder: Path = (case.root / "models" / case.data["model"]).resolve()
-    return folder
+_DECLARED = Declared("specblock")
+module = _DECLARED.module
 
 
 def network_of(case: Case) -> Any:
     """The network of a case, in float32 and without a target."""
-    folder = folder_of(case)
+    folder = case.model_folder
     stated = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     facts = module("facts").TargetFacts(
         hidden_size=stated.get("target_hidden_size", stated["hidden_size"]),
@@ -95,11 +76,11 @@ def _tree_node(case: Case) -> dict[str, Any]:
     Raises:
         ConfigError: its builder is not known.
     """
-    data, known = case.data, _declared()["trees"]
+    data, known = case.data, _DECLARED.nodes["trees"]
     name = next((name for name in known if data["builder"].startswith(name)), None)
     if name is None:
         raise ConfigError(f"{case.name}: builder={data['builder']!r} is not known; known: {', '.join(known)}")
-    node = {**_declared()["tree"], **known[name], "budget": data["node_budget"]}
+    node = {**_DECLARED.nodes["tree"], **known[name], "budget": data["node_budget"]}
     if "max_blocks" in data:
         node["max_blocks"] = data["max_blocks"]
     if "beam_width" in data:
@@ -109,5 +90,10 @@ def _tree_node(case: Case) -> dict[str, Any]:
 
 def drafter_of(case: Case, **settings: Any) -> Any:
     """The drafter of a case, not yet bound, with the tree of its builder."""
-    node = {**_declared()["drafter"], "head": str(folder_of(case)), "tree": _tree_node(case), **settings}
+    node = {
+        **_DECLARED.nodes["drafter"],
+        "head": str(case.model_folder),
+        "tree": _tree_node(case),
+        **settings,
+    }
     return build(node, "conf/recorded/specblock.yaml: drafter")

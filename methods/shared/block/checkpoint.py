@@ -23,7 +23,7 @@ from methods.shared.block.config import Readings, read_shape
 from methods.shared.block.networks.network import BlockNetwork
 from methods.shared.block.shape import BlockShape, Kind, spread_taps
 from methods.shared.eagle.files import read_unnamed
-from methods.shared.eagle.heads.filling import vocabulary_map
+from methods.shared.eagle.heads.filling import blank, filled, refuse_differences, vocabulary_map
 
 _MAPS = ("d2t", "t2d")
 _SPELLINGS = (
@@ -69,10 +69,10 @@ def load_block(
     maps = {name: tensors.pop(name) for name in _MAPS if name in tensors}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     shape = read_shape(files.config, shapes, where, readings)
-    network = _blank(shape, where)
+    network = blank(lambda: BlockNetwork(shape), shape, where)
     tensors["d2t"] = vocabulary_map(maps, shape.draft_vocab_size, shape.vocab_size, where)
     refuse_differences(network, tensors, where)
-    network = _filled(network, tensors, dtype, device)
+    network = filled(network, tensors, dtype, device)
     return LoadedBlock(network=network, card={**files.card, **_describe(network)})
 
 
@@ -224,48 +224,6 @@ def _canonical(written: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
             raise ConfigError(f"{where}: has the tensor {name} under another name too.")
         named[short] = tensor
     return named
-
-
-def _blank(shape: BlockShape, where: str) -> BlockNetwork:
-    """The network without storage."""
-    try:
-        with torch.device("meta"):
-            return BlockNetwork(shape)
-    except (KeyError, ValueError, TypeError) as error:  # activations and rotary embeddings go by name
-        raise ConfigError(
-            f"{where}: its config.json asks for what transformers does not have"
-            f" (hidden_act={shape.hidden_act}, rope_scaling={shape.rope_scaling}): {error!r}"
-        ) from error
-
-
-def _filled(
-    network: BlockNetwork, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
-) -> BlockNetwork:
-    """`network` with these tensors, ready to run."""
-    # Copied, because a mapped file would have to stay unchanged as long as the head lives.
-    state = {
-        name: tensor.to(device, tensor.dtype if name == "d2t" else dtype, copy=True)
-        for name, tensor in tensors.items()
-    }
-    network.load_state_dict(state, assign=True)
-    # The frequencies are computed, not loaded, and stay float32 whatever the dtype of the weights.
-    network.rotary = type(network.rotary)(network.rotary.config).to(device)
-    return network.eval().requires_grad_(False)
-
-
-def refuse_differences(network: torch.nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Raise ConfigError unless `tensors` are exactly those that `network` has."""
-    expected = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    problems = [f"missing {name} {expected[name]}" for name in sorted(expected.keys() - found.keys())]
-    problems += [f"unexpected {name} {found[name]}" for name in sorted(found.keys() - expected.keys())]
-    problems += [
-        f"{name} {found[name]} in place of {expected[name]}"
-        for name in sorted(expected.keys() & found.keys())
-        if expected[name] != found[name]
-    ]
-    if problems:
-        raise ConfigError(f"{where}: its tensors are not those of such a head: {'; '.join(problems)}.")
 
 
 def _describe(network: BlockNetwork) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from methods.shared.eagle.config import HeadConfig, parse_config
 from methods.shared.eagle.files import official_name, read_files
 from methods.shared.eagle.heads.architectures import HEADS, head_shape, new_head
 from methods.shared.eagle.heads.base import Architecture, DraftHead, HeadShape
-from methods.shared.eagle.heads.filling import MAPS, filled, refuse_differences, vocabulary_map
+from methods.shared.eagle.heads.filling import MAPS, blank, filled, refuse_differences, vocabulary_map
 
 _SWITCHES = ("qkv_bias", "mlp_bias", "norm_before_residual", "norm_output", "fc_norm", "norm_before_fc")
 """Fields of `HeadShape` that have the same name in a config.json."""
@@ -87,7 +87,7 @@ def load_head(
             f"{where}: is an {kind.title} head, by its self_attn.q_proj.weight {query} at hidden_size "
             f"{shape.hidden_size}. Type method={kind.method}."
         )
-    head = _blank(shape, where)
+    head = blank(lambda: new_head(shape), shape, where)
     _refuse_misfit(head, config, target, where)
     if head.has_vocabulary_map:
         maps = {name: tensors.pop(name) for name in MAPS if name in tensors}
@@ -141,7 +141,7 @@ def random_head(
         tensors = sharp.state_dict()
         if size < target.vocab_size:
             tensors["d2t"] = torch.randperm(target.vocab_size)[:size].sort().values - torch.arange(size)
-    head = filled(_blank(shape, "head=random"), tensors, dtype, device)
+    head = filled(blank(lambda: new_head(shape), shape, "head=random"), tensors, dtype, device)
     card = {"path": None, "format": "random", "seed": seed, **_describe(head)}
     return LoadedHead(head=head, aux_layers=None, card=card)
 
@@ -235,18 +235,6 @@ def _refuse_misfit(head: DraftHead, config: HeadConfig, target: TargetFacts, whe
         raise ConfigError(
             f"{where}: its config.json taps layers {outside}, the target has {target.num_layers}."
         )
-
-
-def _blank(shape: HeadShape, where: str) -> DraftHead:
-    """The network without storage."""
-    try:
-        with torch.device("meta"):
-            return new_head(shape)
-    except (KeyError, ValueError, TypeError) as error:  # activations and rotary embeddings go by name
-        raise ConfigError(
-            f"{where}: its config.json asks for what transformers does not have "
-            f"(hidden_act={shape.hidden_act}, rope_scaling={shape.rope_scaling}): {error!r}"
-        ) from error
 
 
 def _sort_ranked_map(maps: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:

@@ -8,17 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.decoding.acceptance import Coupled
-from harness.decoding.batch import Request
-from harness.decoding.loop import DecodingLoop
-from harness.decoding.sampling import DecodingParams
 from harness.drafting.drafter import Outcome
 from harness.drafting.trainable import TrainingRow
 from harness.target.model import Target
 from methods.peagle import PEagle
 from methods.peagle.training import PEagleRecipe, rows_of, states_of
 from methods.shared.block.learning.labels import labels_of
-from tests.methods.block.test_training import STEP, texts
+from tests.methods.block.learning import STEP, goes_on_from_weights_and_random_state, overfit, tau, texts
 from tests.methods.eagle.test_training import row_of
 from tests.support.targets import tiny_model
 
@@ -73,50 +69,19 @@ def test_rollouts_are_dropped_depth_by_depth_and_end_with_the_answer() -> None:
 @pytest.mark.parametrize("draft_vocab_size", [None, 40])
 def test_a_head_overfitted_on_four_texts_drafts_them(draft_vocab_size: int | None, tmp_path: Path) -> None:
     drafter, target, row = student(draft_vocab_size=draft_vocab_size)
-    torch.manual_seed(0)
     counts = torch.bincount(row.ids, minlength=target.vocab_size).float()
-    module = drafter.begin_training(counts, [row], 0)
-    optimiser = torch.optim.AdamW(module.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(100):
-        optimiser.zero_grad()
-        loss = drafter.loss([row], STEP)
-        loss.total.backward()
-        optimiser.step()
-        losses.append(float(loss.total.detach()))
-    assert losses[-1] < losses[0] / 3
-    assert loss.numbers["accuracy_0"] > 0.85
-    engine, params = DecodingLoop(target, (), 512, timed=False), DecodingParams(name="g", max_new_tokens=20)
-    asked = [Request(prompt=text[:6], key=0) for text in texts(target)]
-
-    def tau(one: PEagle) -> float:
-        emitted = [n for made in engine.generate(asked, one, params, Coupled()) for n in made.emitted]
-        return sum(emitted) / len(emitted)
-
-    drafter.deploy()
-    assert tau(drafter) > 2
+    numbers = overfit(drafter, row, counts, 100)
+    assert numbers["accuracy_0"] > 0.85
+    assert tau(drafter, target) > 2
     drafter.export(tmp_path, {})
     again = PEagle(head=str(tmp_path), draft_length=4)
     again.bind(target)
     assert again.card()["training"]["recipe"]["keep"] == 0.8
-    assert tau(again) == pytest.approx(tau(drafter), rel=0.1)
+    assert tau(again, target) == pytest.approx(tau(drafter, target), rel=0.1)
 
 
 def test_a_training_goes_on_from_weights_and_random_state_alone() -> None:
-    recipe = PEagleRecipe(max_rollouts=5)
-    runs = []
-    for _ in range(2):
-        drafter, target, row = student(recipe=recipe)
-        torch.manual_seed(5)
-        module = drafter.begin_training(torch.ones(target.vocab_size), [row], 0)
-        runs.append([float(drafter.loss([row], STEP).total.detach()) for _ in range(3)])
-        state, random = module.state_dict(), torch.get_rng_state()
-        expected = float(drafter.loss([row], STEP).total.detach())
-    assert runs[0] == runs[1]
-    drafter, target, row = student(recipe=recipe)
-    drafter.begin_training(torch.ones(target.vocab_size), [row], 1).load_state_dict(state)
-    torch.set_rng_state(random)
-    assert float(drafter.loss([row], STEP).total.detach()) == expected
+    goes_on_from_weights_and_random_state(lambda: student(recipe=PEagleRecipe(max_rollouts=5)))
 
 
 def test_a_head_that_is_trained_on_begins_as_it_was_whichever_side_of_a_block_it_taps(tmp_path: Path) -> None:

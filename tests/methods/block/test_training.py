@@ -9,30 +9,16 @@ import pytest
 import torch
 
 from harness.config import ConfigError
-from harness.decoding.acceptance import Coupled
-from harness.decoding.batch import Request
-from harness.decoding.loop import DecodingLoop
-from harness.decoding.sampling import DecodingParams
-from harness.drafting.trainable import TrainingStep
 from harness.target.model import Target
 from methods.dflash import DFlash
 from methods.shared.block.learning.labels import draw_anchors, labels_of
 from methods.shared.block.learning.losses import length_weights
 from methods.shared.block.learning.training import BlockRecipe
+from tests.methods.block.learning import STEP, goes_on_from_weights_and_random_state, overfit, tau, texts
 from tests.methods.eagle.test_training import row_of
 from tests.support.targets import tiny_model
 
-STEP = TrainingStep(number=0, num_steps=1)
 DSPARK = BlockRecipe(ce=0.1, tv=1.8, confidence=1.0)
-
-
-def texts(target: Target, count: int = 4, length: int = 30) -> list[list[int]]:
-    """Texts that the target writes itself."""
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(4, 40, (count, 6), generator=generator)
-    for _ in range(length - 6):
-        ids = torch.cat([ids, target.trace(ids, ())[0][:, -1:].argmax(-1)], dim=1)
-    return [one.tolist() for one in ids]
 
 
 def student(kind: Any, **settings: Any) -> tuple[DFlash, Target, Any]:
@@ -75,31 +61,13 @@ def test_a_slot_weighs_what_it_adds_to_the_expected_length() -> None:
 @pytest.mark.parametrize(("kind", "recipe"), [("dflash", BlockRecipe()), ("dspark", DSPARK)])
 def test_a_head_overfitted_on_four_texts_drafts_them(kind: Any, recipe: BlockRecipe, tmp_path: Path) -> None:
     drafter, target, row = student(kind, recipe=recipe)
-    torch.manual_seed(0)
-    module = drafter.begin_training(torch.ones(target.vocab_size), [row], 0)
-    optimiser = torch.optim.AdamW(module.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(120):
-        optimiser.zero_grad()
-        loss = drafter.loss([row], STEP)
-        loss.total.backward()
-        optimiser.step()
-        losses.append(float(loss.total.detach()))
-    assert losses[-1] < losses[0] / 3
-    assert loss.numbers["accuracy_0"] > 0.9
-    engine, params = DecodingLoop(target, (), 512, timed=False), DecodingParams(name="g", max_new_tokens=20)
-    asked = [Request(prompt=text[:6], key=0) for text in texts(target)]
-
-    def tau(one: DFlash) -> float:
-        emitted = [n for made in engine.generate(asked, one, params, Coupled()) for n in made.emitted]
-        return sum(emitted) / len(emitted)
-
-    drafter.deploy()
-    assert tau(drafter) > 2.5
+    numbers = overfit(drafter, row, torch.ones(target.vocab_size), 120)
+    assert numbers["accuracy_0"] > 0.9
+    assert tau(drafter, target) > 2.5
     drafter.export(tmp_path, {})
     again = DFlash(kind=kind, head=str(tmp_path))
     again.bind(target)
-    assert tau(again) == pytest.approx(tau(drafter), rel=0.1)
+    assert tau(again, target) == pytest.approx(tau(drafter, target), rel=0.1)
     again.check(texts(target))
     # Its taps are outputs; read as inputs, each is the output of the block before.
     wrong = DFlash(kind=kind, head=str(tmp_path), tap_point="input")
@@ -109,20 +77,7 @@ def test_a_head_overfitted_on_four_texts_drafts_them(kind: Any, recipe: BlockRec
 
 
 def test_a_training_goes_on_from_weights_and_random_state_alone() -> None:
-    recipe = BlockRecipe(num_anchors=3)
-    runs = []
-    for _ in range(2):
-        drafter, target, row = student("dspark", recipe=recipe)
-        torch.manual_seed(5)
-        module = drafter.begin_training(torch.ones(target.vocab_size), [row], 0)
-        runs.append([float(drafter.loss([row], STEP).total.detach()) for _ in range(3)])
-        state, random = module.state_dict(), torch.get_rng_state()
-        expected = float(drafter.loss([row], STEP).total.detach())
-    assert runs[0] == runs[1]
-    drafter, target, row = student("dspark", recipe=recipe)
-    drafter.begin_training(torch.ones(target.vocab_size), [row], 1).load_state_dict(state)
-    torch.set_rng_state(random)
-    assert float(drafter.loss([row], STEP).total.detach()) == expected
+    goes_on_from_weights_and_random_state(lambda: student("dspark", recipe=BlockRecipe(num_anchors=3)))
 
 
 def test_a_head_that_is_trained_on_begins_as_it_was(tmp_path: Path) -> None:

@@ -16,14 +16,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers import LlamaConfig
-from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from harness.drafting.drafter import TargetView
 from methods.shared.block.networks.correction import ConfidenceHead, MarkovHead
 from methods.shared.block.networks.selector import CandidateSelector
 from methods.shared.block.shape import BlockShape
+from methods.shared.eagle.heads.layer import Mlp, rope_config
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Maps a layer's number, query [B, A, n, D], key and value [B, K, n, D] (rotated) to the attention's output
@@ -43,7 +42,7 @@ class BlockNetwork(nn.Module):
         self.hidden_norm = nn.RMSNorm(size, eps)
         self.layers = nn.ModuleList(_Layer(shape) for _ in range(shape.num_layers))
         self.norm = nn.RMSNorm(size, eps)
-        self.rotary = LlamaRotaryEmbedding(_rope_config(shape))
+        self.rotary = LlamaRotaryEmbedding(rope_config(shape))
         self.embed_tokens = nn.Embedding(shape.vocab_size, size) if shape.own_embedding else None
         self.lm_head = nn.Linear(size, shape.draft_vocab_size, bias=False) if shape.own_lm_head else None
         self.markov_head = MarkovHead(shape) if shape.markov else None
@@ -116,7 +115,7 @@ class _Layer(nn.Module):
         super().__init__()
         size, eps = shape.hidden_size, shape.rms_norm_eps
         self.self_attn = _Attention(shape)
-        self.mlp = _Mlp(shape)
+        self.mlp = Mlp(size, shape.intermediate_size, shape.hidden_act)
         self.input_layernorm = nn.RMSNorm(size, eps)
         self.post_attention_layernorm = nn.RMSNorm(size, eps)
         self.attention_conv = BlockConvolution(shape) if shape.conv_kernel else None
@@ -198,33 +197,3 @@ class _Attention(nn.Module):
 
     def _split(self, joined: Tensor) -> Tensor:
         return joined.view(*joined.shape[:2], -1, self.head_dim)
-
-
-class _Mlp(nn.Module):
-    def __init__(self, shape: BlockShape) -> None:
-        super().__init__()
-        size, inner = shape.hidden_size, shape.intermediate_size
-        self.gate_proj = nn.Linear(size, inner, bias=False)
-        self.up_proj = nn.Linear(size, inner, bias=False)
-        self.down_proj = nn.Linear(inner, size, bias=False)
-        self.act = ACT2FN[shape.hidden_act]
-
-    def forward(self, states: Tensor) -> Tensor:
-        output: Tensor = self.down_proj(self.act(self.gate_proj(states)) * self.up_proj(states))
-        return output
-
-
-def _rope_config(shape: BlockShape) -> LlamaConfig:
-    """The part of a configuration that the rotary embedding of transformers reads.
-
-    The base goes into `rope_parameters`: transformers 5 reads it nowhere else, and takes 10000 in silence.
-    """
-    rope = dict(shape.rope_scaling or {"rope_type": "default"})
-    rope.setdefault("rope_type", rope.pop("type", "default"))
-    return LlamaConfig(
-        hidden_size=shape.num_heads * shape.head_dim,
-        num_attention_heads=shape.num_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=shape.max_position_embeddings,
-        rope_parameters={**rope, "rope_theta": shape.rope_theta},
-    )

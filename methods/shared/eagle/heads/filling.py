@@ -15,6 +15,22 @@ MAPS = ("d2t", "t2d", "hot_token_id")
 Head = TypeVar("Head", bound=nn.Module)
 
 
+def blank(make: Callable[[], Head], shape: Any, where: str) -> Head:
+    """The network that `make` makes, without storage; `shape`: names its activation and rotary embedding.
+
+    Raises:
+        ConfigError: transformers has no such activation or embedding.
+    """
+    try:
+        with torch.device("meta"):
+            return make()
+    except (KeyError, ValueError, TypeError) as error:  # activations and rotary embeddings go by name
+        raise ConfigError(
+            f"{where}: its config.json asks for what transformers does not have "
+            f"(hidden_act={shape.hidden_act}, rope_scaling={shape.rope_scaling}): {error!r}"
+        ) from error
+
+
 def filled(head: Head, tensors: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> Head:
     """`head` with these tensors, ready to run. Only parameters take `dtype`."""
     # Copied, because a mapped file would have to stay unchanged as long as the head lives.

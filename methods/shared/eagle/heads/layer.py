@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from transformers import LlamaConfig
@@ -50,7 +50,7 @@ class DecoderLayer(nn.Module):
     def __init__(self, shape: LayerShape, width: int) -> None:
         super().__init__()
         self.self_attn = _Attention(shape, width)
-        self.mlp = _Mlp(shape)
+        self.mlp = Mlp(shape.hidden_size, shape.intermediate_size, shape.hidden_act, shape.mlp_bias)
         self.post_attention_layernorm = nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps)
 
     def inputs(self, embedded: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,22 +117,51 @@ class _Attention(nn.Module):
         return joined.view(*joined.shape[:2], -1, self.head_dim)
 
 
-class _Mlp(nn.Module):
-    def __init__(self, shape: LayerShape) -> None:
+class Mlp(nn.Module):
+    """Llama's gated feed-forward part."""
+
+    def __init__(self, size: int, inner: int, activation: str, bias: bool = False) -> None:
         super().__init__()
-        size, inner, bias = shape.hidden_size, shape.intermediate_size, shape.mlp_bias
         self.gate_proj = nn.Linear(size, inner, bias=bias)
         self.up_proj = nn.Linear(size, inner, bias=bias)
         self.down_proj = nn.Linear(inner, size, bias=bias)
-        self.act = ACT2FN[shape.hidden_act]
+        self.act = ACT2FN[activation]
 
     def forward(self, states: Tensor) -> Tensor:
+        """Outputs [B, n, H] of states [B, n, H]."""
         output: Tensor = self.down_proj(self.act(self.gate_proj(states)) * self.up_proj(states))
         return output
 
 
-def rope_config(shape: LayerShape) -> LlamaConfig:
-    """The part of a configuration that the rotary embedding of transformers reads."""
+class RotaryShape(Protocol):
+    """What determines a rotary embedding."""
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads."""
+
+    @property
+    def head_dim(self) -> int:
+        """Values per head."""
+
+    @property
+    def rope_theta(self) -> float:
+        """The base."""
+
+    @property
+    def rope_scaling(self) -> dict[str, Any] | None:
+        """As in a config.json."""
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """The longest text."""
+
+
+def rope_config(shape: RotaryShape) -> LlamaConfig:
+    """The part of a configuration that the rotary embedding of transformers reads.
+
+    The base goes into `rope_parameters`: transformers 5 reads it nowhere else, and takes 10000 in silence.
+    """
     rope = dict(shape.rope_scaling or {"rope_type": "default"})
     rope.setdefault("rope_type", rope.pop("type", "default"))
     return LlamaConfig(
