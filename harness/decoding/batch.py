@@ -62,6 +62,13 @@ def trim(tokens: Sequence[int], end_token_ids: Collection[int], limit: int) -> t
     return kept, False
 
 
+def _closed_up(num_rows: int, gone: Collection[int]) -> list[int]:
+    """The rows that stay. The last of them take the places of those that are gone, so that few move."""
+    num_left = num_rows - len(gone)
+    movers = iter([row for row in range(num_left, num_rows) if row not in gone])
+    return [next(movers) if row in gone else row for row in range(num_left)]
+
+
 class Batch:
     """The sequences of one call: the running ones, the waiting ones and their outputs."""
 
@@ -119,7 +126,7 @@ class Batch:
         while finished := self._finished():
             surplus = finished[len(self._waiting) :]
             if surplus:
-                self._keep([b for b in range(len(self.running)) if b not in surplus])
+                self._keep(_closed_up(len(self.running), surplus))
             places = self._finished() if self.running else []
             if not places:
                 break

@@ -92,9 +92,11 @@ class CacheMemory:
 
     def gather_rows(self, rows: list[int]) -> None:
         """Move these rows to the front, in this order."""
-        if rows != list(range(len(rows))):
+        moves = [(place, row) for place, row in enumerate(rows) if place != row]
+        if moves:
+            places, sources = map(list, zip(*moves, strict=True))
             for buffer in (*self.keys, *self.values):
-                buffer[: len(rows)] = buffer[rows]
+                buffer[places] = buffer[sources]
 
     def _allocate(self, like: Tensor, num_rows: int, num_slots: int) -> Tensor:
         slots = -(-max(num_slots, self.reserved * self.slots_per_token) // _STEP) * _STEP

@@ -6,6 +6,7 @@ resumes after the last line.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,9 @@ from harness.tasks.task import Task
 from harness.training.dialogue_lines import from_question, messages_of, token_ids
 from harness.training.writer import Writer
 
+_BATCHES = 4
+"""Batches that are written before lines are: a batch stays full until the last of their sequences begin."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -33,7 +37,7 @@ class Sample:
     answer: tuple[bool, ...]
     """Per token whether the assistant wrote it, end tokens included."""
     prompt: str
-    """The text of the first question."""
+    """What the user wrote, one turn after the other."""
 
 
 @configurable
@@ -137,14 +141,17 @@ class WrittenDialogues(Dialogues):
         yield from (written_sample(line) for _, line in known if line["answer_ids"])
         num_done = len(known)
         while num_done < self.num:
-            lines = self._more(writer, num_done, min(self.batch_size, self.num - num_done))
+            begin = time.monotonic()
+            lines = self._more(writer, num_done, min(_BATCHES * self.batch_size, self.num - num_done))
             if not lines:
                 return
             append_json(file, lines)
             num_done += len(lines)
             num_tokens = sum(len(line["answer_ids"]) for line in lines)
+            rate = num_tokens / (time.monotonic() - begin)
             writer.note(
-                f"{num_done} of {self.num} dialogues written, the last {num_tokens} tokens in {self.out}"
+                f"{num_done} of {self.num} dialogues written, the last {num_tokens} answer tokens at"
+                f" {rate:.0f} tokens/s, in {self.out}"
             )
             yield from (written_sample(line) for line in lines if line["answer_ids"])
 
@@ -163,7 +170,8 @@ class WrittenDialogues(Dialogues):
         )
         answers: dict[int, list[int]] = {place: [] for place in range(len(asked))}
         if useful:
-            made = writer.write([(f"answer {begin + place}", prompts[place]) for place in useful], params)
+            named = [(f"answer {begin + place}", prompts[place]) for place in useful]
+            made = writer.write(named, params, self.batch_size)
             answers.update(zip(useful, made, strict=True))
         return [
             {
@@ -215,7 +223,8 @@ class SelfSynthesised(WrittenDialogues):
             seeds=(self.seed,),
         )
         prefix = writer.user_prefix()
-        made = writer.write([(f"question {begin + i}", prefix) for i in range(count)], params)
+        named = [(f"question {begin + i}", prefix) for i in range(count)]
+        made = writer.write(named, params, self.batch_size)
         ended = [ids[-1] in writer.engine.end_token_ids for ids in made]
         texts = [writer.decode(ids).strip() for ids in made]
         return [text if text and whole else None for text, whole in zip(texts, ended, strict=True)]
@@ -268,7 +277,7 @@ def _tokenised(messages: Sequence[Message], complete: bool, writer: Writer) -> I
     """
     ids: list[int] = []
     answer: list[bool] = []
-    first = next((m.content for m in messages if m.role == "user"), "")
+    asked = "\n".join(message.content for message in messages if message.role == "user")
     for place, message in enumerate(messages):
         if message.role != "assistant":
             continue
@@ -278,11 +287,11 @@ def _tokenised(messages: Sequence[Message], complete: bool, writer: Writer) -> I
         if writer.answer_end is not None and (complete or not last):
             said = [*said, writer.answer_end]
         if prompt[: len(ids)] != ids:
-            yield Sample(tuple(ids), tuple(answer), first)
+            yield Sample(tuple(ids), tuple(answer), asked)
             ids, answer = [], []
         # Tokens that the template adds after an earlier answer belong to the next prompt.
         fresh = prompt[len(ids) :]
         ids += [*fresh, *said]
         answer += [*[False] * len(fresh), *[True] * len(said)]
     if ids:
-        yield Sample(tuple(ids), tuple(answer), first)
+        yield Sample(tuple(ids), tuple(answer), asked)

@@ -34,11 +34,29 @@ class Writer:
     note: Callable[[str], None]
     """Takes a line for people."""
 
-    def write(self, prompts: Sequence[tuple[str, list[int]]], params: DecodingParams) -> list[list[int]]:
-        """The target's continuations of a batch of prompts, each given with the name of its random stream."""
-        requests = [Request(prompt=ids, key=stream_key(params.seeds[0], name, 0, 0)) for name, ids in prompts]
-        made = self.engine.generate(requests, self.drafter, params, Coupled())
-        return [one.output_ids for one in made]
+    def write(
+        self, prompts: Sequence[tuple[str, list[int]]], params: DecodingParams, batch_size: int
+    ) -> list[list[int]]:
+        """The target's continuations of prompts, each given with the name of its random stream.
+
+        `batch_size` of them run at the same time. Those of similar length do so together, because every
+        sequence of a batch reads as many slots of the cache as the longest.
+        """
+        by_length = sorted(range(len(prompts)), key=lambda place: len(prompts[place][1]))
+        requests = [
+            Request(prompt=ids, key=stream_key(params.seeds[0], name, 0, 0))
+            for name, ids in (prompts[place] for place in by_length)
+        ]
+        loop = DecodingLoop(
+            self.engine.target,
+            self.engine.end_token_ids,
+            self.engine.max_context,
+            timed=False,
+            batch_size=batch_size,
+        )
+        made = loop.generate(requests, self.drafter, params, Coupled())
+        outputs = {place: one.output_ids for place, one in zip(by_length, made, strict=True)}
+        return [outputs[place] for place in range(len(prompts))]
 
     @cached_property
     def answer_end(self) -> int | None:
