@@ -20,6 +20,7 @@ from torch import Tensor
 from harness.config import ConfigError, configurable
 from harness.decoding.loop import DecodingLoop
 from harness.drafting.trainable import TrainableDrafter, TrainingStep
+from harness.training.averaging import WeightAverage
 from harness.training.dialogues import Sample, truncated
 from harness.training.evaluation import Averages, Evaluation, HeldOut, chunks
 from harness.training.features import Features
@@ -43,7 +44,10 @@ class Training:
     rows_per_step: int = Field(default=2, ge=1)
     """Rows per optimiser step, over all processes."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """The peak, reached after `warmup_steps`; from there a cosine leads down to a tenth of it."""
+    """The peak, reached after `warmup_steps`; from there a cosine leads down to `final_share` of it."""
+    final_share: float = Field(default=0.1, ge=0, le=1)
+    average: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the average of the weights that is evaluated and exported; 0: the last weights are."""
     warmup_steps: int = Field(default=50, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -132,6 +136,7 @@ class Trainer:
         self.student = drafter.begin_training(counts, first, training.seed)
         self._trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         self._optimiser: Any = accelerator.prepare(_optimiser(self._trained, training))
+        self._average = WeightAverage(self._trained, training.average)
         self.progress = Progress()
         self.folder = TrainingFolder(folder, identity)
         self._resume()
@@ -159,9 +164,10 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Loss and tau on the held-out dialogues as things stand."""
-        return self.held_out.evaluate(
-            self.drafter, self.engine, self.features, self._accelerator, self._place
-        )
+        with self._average.in_place():
+            return self.held_out.evaluate(
+                self.drafter, self.engine, self.features, self._accelerator, self._place
+            )
 
     @property
     def _place(self) -> TrainingStep:
@@ -192,6 +198,7 @@ class Trainer:
             num_tokens = int(accelerator.reduce(torch.tensor(num_tokens, device=accelerator.device), "sum"))
         norm = accelerator.clip_grad_norm_(self._trained, training.clip_norm)
         self._optimiser.step()
+        self._average.update(self.progress.step)
         self.progress = self.progress._replace(
             step=self.progress.step + 1, num_tokens=self.progress.num_tokens + num_tokens
         )
@@ -214,7 +221,8 @@ class Trainer:
         if self._accelerator.is_main_process and self.progress.num_worse == 0:
             own = {name.removeprefix("held_out/"): value for name, value in found.numbers.items()}
             progress = {"step": self.progress.step, "num_answer_tokens": self.progress.num_tokens}
-            self.drafter.export(self.folder.path / HEAD, {"training": {**progress, **own}})
+            with self._average.in_place():
+                self.drafter.export(self.folder.path / HEAD, {"training": {**progress, **own}})
 
     def _write_curves(self, numbers: dict[str, float], log: Callable[[dict[str, float], int], None]) -> None:
         if self._accelerator.is_main_process:
@@ -228,6 +236,7 @@ class Trainer:
                 {
                     "student": self.student.state_dict(),
                     "optimiser": self._optimiser.state_dict(),
+                    "average": self._average.values,
                     "progress": tuple(self.progress),
                     "random": torch.get_rng_state(),
                 }
@@ -239,6 +248,7 @@ class Trainer:
             return
         self.student.load_state_dict(state["student"])
         self._optimiser.load_state_dict(state["optimiser"])
+        self._average.values = state.get("average", self._average.values)
         self.progress = Progress(*state["progress"])
         torch.set_rng_state(state["random"].cpu())
         self.folder.cut_curves(self.progress.step)
@@ -284,15 +294,17 @@ def _answer_counts(samples: Sequence[Sample], vocab_size: int) -> Tensor:
 
 def _optimiser(parameters: list[torch.nn.Parameter], training: Training) -> torch.optim.AdamW:
     betas = (training.beta1, training.beta2)
+    # One pass over each parameter; the steps of a small head wait for memory.
     return torch.optim.AdamW(
-        parameters, lr=training.learning_rate, betas=betas, weight_decay=training.weight_decay
+        parameters, lr=training.learning_rate, betas=betas, weight_decay=training.weight_decay, fused=True
     )
 
 
 def _learning_rate(training: Training, step: int) -> float:
-    """The rate of step `step`: a linear warm-up, then a cosine down to a tenth."""
+    """The rate of step `step`: a linear warm-up, then a cosine down to `final_share`."""
     share = min(1.0, (step + 1) / max(training.warmup_steps, 1))
     if step >= training.warmup_steps:
         done = (step - training.warmup_steps) / max(training.num_steps - training.warmup_steps, 1)
-        share = 0.1 + 0.9 * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+        least = training.final_share
+        share = least + (1 - least) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
     return share * training.learning_rate

@@ -17,6 +17,7 @@ Shapes: L tokens of one packed row, S rows that count, H hidden size of the head
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
@@ -30,6 +31,8 @@ from harness.config import configurable
 from harness.drafting.drafter import TargetView
 from harness.drafting.trainable import TrainingRow
 from methods.shared.eagle.heads.base import DraftHead
+from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary, lm_head_rows
+from methods.shared.soft_targets import soft_cross_entropy
 
 _INIT_STD = 0.02
 _LM_HEAD_SCALE = 0.2
@@ -45,6 +48,8 @@ class EagleRecipe:
     """Weight of a step relative to the step before it."""
     loss_norm: Literal["mask", "all"] = "mask"
     """Divide the loss by the number of counting rows (`mask`) or of all rows (`all`, the official way)."""
+    goals: Literal["soft", "hard"] = "soft"
+    """Whether guesses are compared with the target's distribution or with its most probable token."""
     oov_mask: bool = True
     """Leave out rows whose most probable token is not in the draft vocabulary."""
     row_share: float = Field(default=1.0, gt=0, le=1)
@@ -84,20 +89,31 @@ class Goals:
     def of(cls, logits: Tensor, best: Tensor, recipe: EagleRecipe) -> Goals:
         """The goals from the target's logits [S, V] over the draft vocabulary, and `best` [S]."""
         counts = best >= 0 if recipe.oov_mask else torch.ones_like(best, dtype=torch.bool)
-        return cls(logits.float().softmax(-1), best, counts)
-
-    def at(self, rows: Tensor) -> Goals:
-        """The goals of some of the rows."""
-        return Goals(self.probs[rows], self.best[rows], self.counts[rows])
-
-    def cross_entropy(self, guess: Tensor, recipe: EagleRecipe, num_all: float) -> Step:
-        """The cross entropy of the head's logits `guess` [S, V]. num_all: rows in all, counting or not."""
-        losses = -(self.probs * guess.float().log_softmax(-1)).sum(-1)
-        right = (guess.argmax(-1) == self.best).sum()
-        count = (
-            self.counts.sum() if recipe.loss_norm == "mask" else torch.tensor(num_all, device=guess.device)
+        if recipe.goals == "soft":
+            return cls(logits.float().softmax(-1), best, counts)
+        # Where the most probable token cannot be drafted, the most probable one that can be is the goal.
+        likeliest = torch.where(best >= 0, best, logits.argmax(-1))
+        return cls(
+            torch.zeros_like(logits, dtype=torch.float32).scatter_(1, likeliest[:, None], 1), best, counts
         )
-        return Step((losses * self.counts).sum() / count.clamp(min=1), right, len(losses))
+
+    def compare(
+        self, guess: Tensor, places: Sequence[Tensor], num_all: Sequence[float], recipe: EagleRecipe
+    ) -> list[Step]:
+        """The steps with the head's logits `guess` [n, V], of one step behind those of the other.
+
+        places: per step its goals, as indices. num_all: per step the rows in all, counting or not.
+        """
+        losses, preferred = soft_cross_entropy(guess, self.probs, torch.cat(list(places)))
+        steps, begin = [], 0
+        for place, rows in zip(places, num_all, strict=True):
+            part = slice(begin, begin + len(place))
+            begin += len(place)
+            counts = self.counts[place]
+            count = counts.sum() if recipe.loss_norm == "mask" else torch.tensor(rows, device=guess.device)
+            loss = (losses[part] * counts).sum() / count.clamp(min=1)
+            steps.append(Step(loss, (preferred[part] == self.best[place]).sum(), len(place)))
+        return steps
 
 
 def counting_rows(row: TrainingRow, step: int) -> Tensor:
@@ -137,7 +153,8 @@ def unrolled_steps(
     states = head.project(features[None])
     embedded = embed(head, target, row.ids.roll(-1)[None])
     outputs = head(embedded, states, row.positions[None], attention.first_step, rows)
-    steps: list[Step] = []
+    # No step reads the logits of another one, and one product for all of them costs least.
+    guessed, places, num_all = list[Tensor](), list[Tensor](), list[float]()
     for number in range(recipe.ttt_length):
         if number:
             unrolled = counting_rows(row, number)[rows]
@@ -152,10 +169,10 @@ def unrolled_steps(
             outputs = head(
                 embedded, outputs[:, kept], row.positions[rows][None] + number, attention.later_step
             )
-        guess = head.logits(outputs[0], target)
-        num_all = len(row.ids) if number == 0 else recipe.row_share * len(row.ids)
-        steps.append(goals.at(place[rows + number]).cross_entropy(guess, recipe, num_all))
-    return steps
+        guessed.append(outputs[0])
+        places.append(place[rows + number])
+        num_all.append(len(row.ids) if number == 0 else recipe.row_share * len(row.ids))
+    return goals.compare(head.logits(torch.cat(guessed), target), places, num_all, recipe)
 
 
 def regression_step(
@@ -180,7 +197,8 @@ def regression_step(
         return Step(regression, torch.zeros((), device=rows.device), 0)
     guess = target.lm_head(guessed[scored].to(target.dtype))
     goals = Goals.of(target.lm_head(wanted[scored].to(target.dtype)), row.best[rows[scored] + 1], recipe)
-    entropy = goals.cross_entropy(guess, recipe, recipe.row_share * len(row.ids))
+    every = torch.arange(len(scored), device=rows.device)
+    (entropy,) = goals.compare(guess, [every], [recipe.row_share * len(row.ids)], recipe)
     return Step(regression + recipe.ce_weight * entropy.loss, entropy.num_right, entropy.num_rows)
 
 
@@ -188,42 +206,6 @@ def drawn(count: int, share: float, device: torch.device) -> Tensor:
     """[count] bool: each is true with probability `share`, by torch's CPU generator."""
     chosen = torch.rand(count) < share if share < 1 else torch.ones(count, dtype=torch.bool)
     return chosen.to(device)
-
-
-class DraftVocabulary:
-    """The draft vocabulary of a head, and the target's logits over it."""
-
-    @torch.no_grad()
-    def __init__(self, head: DraftHead, target: TargetView) -> None:
-        shape = head.shape
-        self._target = target
-        self._place: Tensor | None = None
-        if shape.draft_vocab_size < shape.vocab_size:
-            ids = head.d2t + torch.arange(len(head.d2t), device=head.d2t.device)
-            self._place = torch.full((shape.vocab_size,), -1, dtype=torch.int64, device=ids.device)
-            self._place[ids] = torch.arange(len(ids), device=ids.device)
-            self._rows, self._bias = lm_head_rows(target, ids)
-
-    def index(self, tokens: Tensor) -> Tensor:
-        """Draft ids of the target's token ids, -1 where there is none."""
-        return tokens if self._place is None else self._place[tokens]
-
-    def logits(self, final: Tensor) -> Tensor:
-        """The target's logits [S, V] after its final states [S, H]."""
-        if self._place is None:
-            return self._target.lm_head(final)
-        return torch.nn.functional.linear(final, self._rows, self._bias)
-
-
-def lm_head_rows(target: TargetView, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights [V, H] and bias [V] of the target's LM head for the tokens `ids` [V].
-
-    The LM head is linear: applied to zero it gives its bias, applied to the unit vectors its columns.
-    """
-    size = target.config.hidden_size
-    unit = torch.eye(size, device=target.device, dtype=target.dtype)
-    bias = target.lm_head(torch.zeros_like(unit[:1]))[0, ids]
-    return (target.lm_head(unit)[:, ids] - bias).T.contiguous(), bias
 
 
 def _nothing(features: Tensor) -> Step:

@@ -15,8 +15,9 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from harness.drafting.drafter import TargetView
 from harness.drafting.trainable import TrainingRow
-from methods.shared.eagle.training import lm_head_rows
+from methods.shared.eagle.heads.draft_vocabulary import lm_head_rows
 from methods.shared.one_call.network import OneCallNetwork
+from methods.shared.soft_targets import soft_cross_entropy
 
 
 def spans_of(document: Tensor) -> list[slice]:
@@ -103,5 +104,5 @@ class Goals:
 
 def cross_entropy(logits: Tensor, probs: Tensor) -> Tensor:
     """The mean of the cross entropies of rows [n, V]; 0 where there are none."""
-    losses = -(probs * logits.float().log_softmax(-1)).sum(-1)
+    losses, _ = soft_cross_entropy(logits, probs, torch.arange(len(logits), device=logits.device))
     return losses.sum() / max(len(losses), 1)

@@ -19,8 +19,9 @@ from harness.target.model import Target
 from methods.eagle import Eagle
 from methods.shared.eagle.growth import Growth
 from methods.shared.eagle.heads.base import DraftHead
+from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.steps import HeadSteps
-from methods.shared.eagle.training import DraftVocabulary, EagleRecipe, counting_rows, unrolled_steps
+from methods.shared.eagle.training import EagleRecipe, counting_rows, unrolled_steps
 from methods.vanilla import Vanilla
 from tests.methods.eagle.test_drafter import HEADS, VOCAB, model_of, random_weights
 
@@ -73,16 +74,17 @@ def test_logits_of_every_unrolled_step_are_the_drafters(kind: str, monkeypatch: 
     taps = drafter_for(target).taps
     row = row_of(target, taps, DOCUMENTS, 3)
     features = torch.cat(row.taps, dim=-1)
-    logits: list[torch.Tensor] = []
+    of_all_steps: list[torch.Tensor] = []
     original = head.logits
     monkeypatch.setattr(
         head,
         "logits",
-        lambda *args: logits.append(original(*args)) or logits[-1],  # type: ignore[func-returns-value]
+        lambda *args: of_all_steps.append(original(*args)) or of_all_steps[-1],  # type: ignore[func-returns-value]
     )
     with torch.no_grad():
         unrolled_steps(head, features, row, target, EagleRecipe(ttt_length=4), DraftVocabulary(head, target))
     monkeypatch.undo()
+    logits = torch.split(of_all_steps[0], [int(counting_rows(row, step).sum()) for step in range(4)])
     begin = 0
     num_compared = 0
     for tokens in DOCUMENTS:

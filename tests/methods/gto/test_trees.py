@@ -12,8 +12,9 @@ from harness.drafting.trees import DynamicTree, StaticTree, TreePolicy
 from harness.runtime.cache import SlotCache
 from harness.target.model import Target
 from methods.shared.eagle.growth import Growth
+from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.steps import HeadSteps
-from methods.shared.eagle.training import DraftVocabulary, counting_rows
+from methods.shared.eagle.training import counting_rows
 from methods.shared.gto import target_scores
 from methods.shared.gto.head_trees import HeadTrees
 from methods.shared.gto.target_scores import scored

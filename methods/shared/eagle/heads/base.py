@@ -26,7 +26,8 @@ from methods.shared.eagle.heads.layer import Attend, DecoderLayer, LayerShape, r
 from methods.shared.eagle.heads.network import HeadNetwork
 
 if TYPE_CHECKING:
-    from methods.shared.eagle.training import DraftVocabulary, EagleRecipe, Step
+    from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary
+    from methods.shared.eagle.training import EagleRecipe, Step
 
 Architecture = Literal["eagle", "eagle3"]
 

@@ -18,8 +18,9 @@ from harness.drafting.drafter import HiddenTap, TargetView
 from harness.drafting.trainable import TrainingRow
 from methods.shared.eagle.config import Evidence, HeadConfig
 from methods.shared.eagle.heads.base import AuxLayers, DraftHead, HeadShape
+from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.heads.layer import Attend
-from methods.shared.eagle.training import DraftVocabulary, EagleRecipe, Step, regression_step
+from methods.shared.eagle.training import EagleRecipe, Step, regression_step
 
 
 class Eagle1Head(DraftHead):

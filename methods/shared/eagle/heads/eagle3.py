@@ -19,8 +19,9 @@ from harness.drafting.drafter import HiddenTap, TargetView
 from harness.drafting.trainable import TrainingRow
 from methods.shared.eagle.config import Evidence, HeadConfig
 from methods.shared.eagle.heads.base import AuxLayers, DraftHead, HeadShape
+from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.heads.layer import Attend, DecoderLayer
-from methods.shared.eagle.training import DraftVocabulary, EagleRecipe, Step, unrolled_steps
+from methods.shared.eagle.training import EagleRecipe, Step, unrolled_steps
 
 _SHARPNESS = 32.0
 """Scale of a random head's last norm: its best token then gets most of the probability, as with a trained
