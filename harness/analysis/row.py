@@ -91,6 +91,8 @@ class Row:
     looping_share: float = math.nan
     """Share of the text that repeats with a period of at most 64 tokens."""
     loop_overhead: float = math.nan
+    contaminated: int = 0
+    """Conversations that share 13 consecutive words with a prompt that the head was trained on."""
     others_share: float = math.nan
     """Mean share of the machine's processor time that others used while the row's runs were measured."""
     disturbed_share: float = math.nan

@@ -178,6 +178,7 @@ def _row(group: _Group, method: str) -> Row:
         "kind": group.methods[method],
         "variant": group.variant,
         "scope": asking[0].manifest.arms.get(method, {}).get("scope", "conversation"),
+        "contaminated": asking[0].manifest.arms.get(method, {}).get("contaminated", 0),
         "seeds": tuple(decoding.get("seeds") or ()),
         "forced_length": bool(decoding.get("ignore_end_token")),
         "partial": any(not run.finished for run in asking),

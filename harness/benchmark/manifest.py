@@ -52,6 +52,7 @@ class ManifestMaker:
                     **plan.config["methods"][name],
                     "scope": method.knowledge,
                     **({"card": cards[name]} if name in cards else {}),
+                    **({"contaminated": count} if (count := self.session.contaminated.get(name)) else {}),
                 }
                 for name, method in plan.arms.items()
             },

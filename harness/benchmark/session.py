@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from harness.benchmark.cost_tables import known_costs
@@ -17,6 +19,7 @@ from harness.system.console import Console
 from harness.system.secrets import redact_values
 from harness.target.chat_template import render
 from harness.tasks.conversation import Message
+from harness.tasks.overlap import Fingerprints
 
 
 class Session:
@@ -88,11 +91,29 @@ class Session:
         """
         if not self._examined:
             self.engine.examine(prompts)
+            for name, count in self.contaminated.items():
+                self.console.warn(
+                    f"{name}: {count} of {len(self.conversations)} prompts share 13 words with prompts that"
+                    " its head was trained on; its rows are marked as contaminated"
+                )
             self._examined = True
 
     def cards(self) -> dict[str, dict[str, Any]]:
         """What the arms have loaded, by arm; nothing for an arm that loads nothing."""
         return {name: card for name, method in self.plan.arms.items() if (card := method.card())}
+
+    @cached_property
+    def contaminated(self) -> dict[str, int]:
+        """Conversations that share 13 consecutive words with a prompt that the arm was trained on, by arm."""
+        found = dict[str, int]()
+        known = dict[Path, Fingerprints]()
+        for name, method in self.plan.arms.items():
+            for file in method.training_prompts if isinstance(method, Drafter) else ():
+                if file not in known:
+                    known[file] = Fingerprints.load(file)
+                count = sum(known[file].share(one.turns) for one in self.conversations)
+                found[name] = max(found.get(name, 0), count)
+        return {name: count for name, count in found.items() if count}
 
     def render(self, messages: Sequence[Message]) -> list[int]:
         """Prompt ids of a chat; rendered once, so that all arms are asked the same."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import torch
@@ -22,6 +23,8 @@ from harness.runtime.cache import SlotCache
 from harness.runtime.compiled_step import SIZES, Program
 from harness.runtime.cuda_graphs import Captured
 
+TRAINING_PROMPTS = "prompts.npy"
+"""The file beside a head with the fingerprints of the prompts that it was trained on; see `tasks.overlap`."""
 Scope = Literal["round", "call", "question", "process"]
 """How long a drafter remembers what it has seen. `round`: not at all; `call`: while sequences are decoded
 together; `question`: over all calls that answer one question (samples of best-of-N, rounds of thinking);
@@ -269,11 +272,6 @@ class Drafter(ABC):
         return None
 
     @property
-    def num_verified(self) -> int | None:
-        """The number of nodes of every draft that reaches the target; None: it varies."""
-        return None if self.policy.shortens else self.num_drafted
-
-    @property
     def num_bytes(self) -> int:
         """Memory of the drafter's own model after `bind`, without what it shares with the target."""
         return 0
@@ -281,6 +279,12 @@ class Drafter(ABC):
     def card(self) -> dict[str, Any]:
         """Facts about the loaded weights, in JSON types: source, hash, origin, conventions."""
         return {}
+
+    @property
+    def training_prompts(self) -> Sequence[Path]:
+        """Files of the fingerprints of the prompts that the loaded heads were trained on
+        (`TRAINING_PROMPTS`); none where a head says nothing of them."""
+        return ()
 
     def new_call(self, keep_memory: bool) -> None:  # noqa: B027 - a hook
         """A call of the loop begins; `reset` follows.

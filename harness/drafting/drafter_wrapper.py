@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from typing_extensions import override
@@ -48,6 +49,11 @@ class DrafterWrapper(Drafter):
     @override
     def card(self) -> dict[str, Any]:
         return self.inner.card()
+
+    @property
+    @override
+    def training_prompts(self) -> Sequence[Path]:
+        return self.inner.training_prompts
 
     @override
     def bind(self, target: TargetView) -> None:

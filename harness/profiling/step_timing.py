@@ -147,7 +147,7 @@ def widths_to_time(target: Target, drafters: Iterable[Drafter]) -> list[int]:
     """
     if not target.steps.by_shape:
         return list(range(_NUM_WIDTHS) if target.steps.forward is None else _WIDTHS_OF_PROGRAMS)
-    drafted = {drafter.num_verified for drafter in drafters}
+    drafted = {None if drafter.policy.shortens else drafter.num_drafted for drafter in drafters}
     varying = {2**power - 1 for power in range(6)} if None in drafted else set()
     return sorted({0} | varying | {number for number in drafted if number is not None})
 

@@ -158,6 +158,7 @@ def marks(row: Row) -> str:
         ("forced", row.verdict == "forced"),
         ("unexplained differences", row.verdict == "unexplained"),
         (f"looped {percent(row.looping_share)}", row.looped),
+        (f"contaminated: {row.contaminated} of {row.num_prompts}", bool(row.contaminated)),
         ("partial", row.partial),
         ("clock over 1 % of a round", row.clock_heavy),
         (disturbed(row), row.disturbed),

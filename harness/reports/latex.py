@@ -35,11 +35,13 @@ _ESCAPES = {
 }
 _BROKEN, _LOSSY, _FORCED = r"\dagger", r"\ddagger", r"\sharp"
 _FAILED, _PARTIAL, _FEW, _DISTURBED = r"\ast", r"\circ", r"\diamond", r"\wr"
+_CONTAMINATED = r"\flat"
 _MEANINGS = (
     (_BROKEN, "broken: the output is not vanilla's and rounding does not explain it; not a result"),
     (_LOSSY, "lossy: the acceptor does not claim vanilla's output; never printed bold"),
     (_FORCED, "forced: how many tokens are kept was given, not found; the work of a round, not a method"),
     (_FAILED, "failed: "),
+    (_CONTAMINATED, "contaminated: prompts share 13 words with those that the head was trained on: "),
     (_PARTIAL, "partial: a run of this row did not end"),
     (_FEW, "indicative: under 12 conversations"),
     (_DISTURBED, "what disturbed the machine may explain a part of the time: "),
@@ -246,6 +248,7 @@ def _signs(row: Row) -> list[str]:
         (_BROKEN, row.verdict == "broken"),
         (_LOSSY, row.verdict == "lossy"),
         (_FORCED, row.verdict == "forced"),
+        (_CONTAMINATED, bool(row.contaminated)),
         (_PARTIAL, row.partial),
         (_FEW, row.indicative),
         (_DISTURBED, row.disturbed),
@@ -270,6 +273,11 @@ def _footnotes(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
     used = {sign for row in rows for sign in _signs(row)}
     reasons = {
         _FAILED: dict.fromkeys(formatting.failure(one) for row in rows if row.failed for one in row.failures),
+        _CONTAMINATED: dict.fromkeys(
+            f"{row.method}, {row.where.task}: {row.contaminated} of {row.num_prompts}"
+            for row in rows
+            if row.contaminated
+        ),
         _DISTURBED: dict.fromkeys(formatting.disturbed(row) for row in rows if row.disturbed),
     }
     lines = []

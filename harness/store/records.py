@@ -283,7 +283,8 @@ class RunManifest:
     run_id: str
     cell: Cell
     arms: dict[str, dict[str, Any]]
-    """The resolved configuration of each arm, with its memory `scope` and the `card` of its head."""
+    """The resolved configuration of each arm, with its memory `scope`, the `card` of its head, and how
+    many of the prompts are `contaminated`: they share 13 words with a prompt that the head was trained on."""
     rungs: list[str]
     """The names of the rungs of the ladder in this run."""
     config: dict[str, Any]

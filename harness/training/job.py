@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 import conf
 from harness.config import SERVE, ConfigError, build
 from harness.decoding.loop import DecodingLoop
-from harness.drafting.drafter import Drafter
+from harness.drafting.drafter import TRAINING_PROMPTS, Drafter
 from harness.drafting.trainable import TrainableDrafter
 from harness.system import provenance
 from harness.system.console import Console
@@ -28,6 +29,7 @@ from harness.system.secrets import redact
 from harness.target.chat_template import render
 from harness.target.model import Target
 from harness.target.spec import LoadedWeights, TargetSpec
+from harness.tasks.overlap import Fingerprints
 from harness.tasks.task import JsonlTask, Task
 from harness.tracking.tracker import NoTracker, Tracker
 from harness.training.dialogues import Dialogues, Sample
@@ -76,14 +78,12 @@ def run_training(config: DictConfig) -> None:
     if not processes.is_main_process:
         return
     source = {"data": data.card(), "excluded_tasks": excluded, "num_dropped": num_dropped}
-    _complete(
-        folder / HEAD / "card.json",
-        {
-            "target": {key: weights.card[key] for key in ("path", "revision", "source")},
-            "method": name,
-            "training": {"start": _start(drafter.card()), **source, **_summary(trainer, done)},
-        },
-    )
+    card = {
+        "target": {key: weights.card[key] for key in ("path", "revision", "source")},
+        "method": name,
+        "training": {"start": _start(drafter.card()), **source, **_summary(trainer, done)},
+    }
+    _complete(folder / HEAD, card, samples)
     console.note(_how_to_try(name, drafter, folder / HEAD, weights))
     outcome = {
         "head": str(folder / HEAD),
@@ -225,8 +225,11 @@ def _writer(
     )
 
 
-def _complete(file: Path, card: dict[str, Any]) -> None:
-    """Complete the card that the best head was written with; entries that it already has stay."""
+def _complete(folder: Path, card: dict[str, Any], samples: Sequence[Sample]) -> None:
+    """Complete the card that the best head was written with; entries that it already has stay. Beside it the
+    fingerprints of the prompts are kept."""
+    file = folder / "card.json"
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     training = {**known.get("training", {}), **card["training"]}
     write_json(file, {**known, **card, "training": training}, indent=2)
+    Fingerprints.of(sample.prompt for sample in samples).save(folder / TRAINING_PROMPTS)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
+from harness.tasks.overlap import grams
 from harness.tasks.task import Task
 from harness.training.dialogues import Sample
-
-_SHARED_GRAM = 13
-"""Consecutive words that no training prompt may share with an evaluation prompt (GPT-3: arXiv 2005.14165)."""
-_WORD = re.compile(r"\w+")
 
 
 def without_overlap(samples: Iterable[Sample], tasks: Iterable[Task]) -> tuple[list[Sample], int]:
@@ -19,16 +15,11 @@ def without_overlap(samples: Iterable[Sample], tasks: Iterable[Task]) -> tuple[l
     forbidden: set[tuple[str, ...]] = set()
     for task in tasks:
         for one in task.load():
-            forbidden.update(gram for turn in one.turns for gram in _grams(turn))
+            forbidden.update(gram for turn in one.turns for gram in grams(turn))
     kept, num_dropped = [], 0
     for sample in samples:
-        if forbidden.isdisjoint(_grams(sample.prompt)):
+        if forbidden.isdisjoint(grams(sample.prompt)):
             kept.append(sample)
         else:
             num_dropped += 1
     return kept, num_dropped
-
-
-def _grams(text: str) -> Iterator[tuple[str, ...]]:
-    words = _WORD.findall(text.lower())
-    return (tuple(words[i : i + _SHARED_GRAM]) for i in range(len(words) - _SHARED_GRAM + 1))

@@ -28,12 +28,12 @@ from harness.config import ConfigError, configurable
 from harness.drafting.drafter import TargetView
 from harness.drafting.trainable import Loss, TrainableDrafter, TrainingRow, TrainingStep
 from methods.shared.eagle.checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head
-from methods.shared.eagle.files import CARDS
+from methods.shared.eagle.files import CARDS, prompts_beside
 from methods.shared.eagle.heads.base import Architecture, AuxLayers, DraftHead
+from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.online import OnlineHeadDrafter
 from methods.shared.eagle.tap_check import reads_blocks, refuse_misread
 from methods.shared.eagle.training import (
-    DraftVocabulary,
     EagleRecipe,
     counting_rows,
     feature_scale,
@@ -106,6 +106,11 @@ class Eagle(OnlineHeadDrafter, TrainableDrafter):
         known = OmegaConf.to_container(OmegaConf.load(CARDS))
         makers = known.get(str(self.head)) if isinstance(known, dict) else None
         return {**self._loaded.card, "taps": taps, **({"known": makers} if makers else {})}
+
+    @property
+    @override
+    def training_prompts(self) -> Sequence[Path]:
+        return prompts_beside(self._loaded.card)
 
     @override
     def check(self, prompts: Sequence[Sequence[int]]) -> None:

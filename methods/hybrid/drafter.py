@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -120,6 +121,11 @@ class Hybrid(Drafter):
     @override
     def card(self) -> dict[str, Any]:
         return {name: card for name, part in self._parts.items() if (card := part.card())}
+
+    @property
+    @override
+    def training_prompts(self) -> Sequence[Path]:
+        return [file for part in self._parts.values() for file in part.training_prompts]
 
     @override
     def new_call(self, keep_memory: bool) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -70,6 +71,11 @@ class Tts(Drafter):
     @override
     def card(self) -> dict[str, Any]:
         return self.base.card()
+
+    @property
+    @override
+    def training_prompts(self) -> Sequence[Path]:
+        return self.base.training_prompts
 
     @override
     def bind(self, target: TargetView) -> None:

@@ -18,9 +18,12 @@ from harness.benchmark.scenarios.multi_turn import MultiTurn
 from harness.benchmark.session import Session
 from harness.config import ConfigError
 from harness.decoding.acceptance import Accepted, Coupled
+from harness.reports import formatting
 from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console
 from harness.tasks.conversation import Message
+from harness.tasks.overlap import Fingerprints
+from methods.ngram import NGram
 
 LINES = [
     {"question_id": 1, "category": "a", "turns": ["one two one two one", "and three"]},
@@ -226,3 +229,21 @@ def test_a_turn_that_only_another_arm_has_room_for_is_unpaired(
     run = load_run(measured(plan, tmp_path))
     kinds = {(one.arm, one.turn): one.verdict.kind for one in run.records if one.verdict}
     assert kinds == {("vanilla", 0): "identical", ("ngram", 0): "identical", ("ngram", 1): "unpaired"}
+
+
+def test_prompts_that_a_head_was_trained_on_are_counted_and_mark_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = "this prompt was shown to the head while it was trained so its tau says nothing"
+    lines = [{"question_id": 1, "turns": [seen]}, {"question_id": 2, "turns": ["this one was not"]}]
+    task = tmp_path / "task.jsonl"
+    task.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    Fingerprints.of([seen]).save(tmp_path / "prompts.npy")
+    monkeypatch.setattr(NGram, "training_prompts", [tmp_path / "prompts.npy"])
+    plan = plan_of(tmp_path, "measure=acceptance", f"task.path={task}", "task.limit=2")
+    run = load_run(measured(plan, tmp_path))
+    assert run.manifest.arms["ngram"]["contaminated"] == 1
+    marks = {row.method: formatting.marks(row) for row in summarise(run)}
+    assert "contaminated: 1 of 2" in marks["ngram"]
+    assert "contaminated" not in marks["vanilla"]
+    assert "ngram: 1 of 2 prompts share 13 words" in capsys.readouterr().err

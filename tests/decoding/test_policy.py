@@ -168,5 +168,5 @@ def test_an_arm_names_its_policy_in_its_configuration() -> None:
     drafter = build(node, "methods.ngram")
     assert isinstance(drafter, NGram)
     assert drafter.policy == FirstNodes(count=1)
-    assert drafter.num_verified is None
-    assert Vanilla().num_verified == 0, "without a policy every draft is as wide as it was proposed"
+    assert drafter.policy.shortens
+    assert not Vanilla().policy.shortens, "without a policy every draft is as wide as it was proposed"

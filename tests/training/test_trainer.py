@@ -21,6 +21,7 @@ from harness.decoding.loop import DecodingLoop
 from harness.drafting.drafter import HiddenTap
 from harness.drafting.trees import DynamicTree
 from harness.target.model import Target
+from harness.tasks.overlap import Fingerprints
 from harness.training.dialogues import Sample
 from harness.training.features import CachedFeatures, Features
 from harness.training.folder import CHECKPOINT, CURVES, HEAD
@@ -235,6 +236,8 @@ def test_the_command_ends_in_a_head_that_the_loader_takes(
     drafter.bind(Target(spec.load(quiet).model))
     assert drafter.card()["training"]["num_answer_tokens_seen"] == told["tokens"]
     assert card["training"]["start"] is None
+    (prompts,) = drafter.training_prompts
+    assert not Fingerprints.load(prompts).share(["say 3"]), "three words are too few to tell prompts by"
     # Trained on, its card tells what it began from.
     run_training(
         config_of(*overrides(tmp_path, f"method={method}", f"start={told['head']}", f"out={tmp_path}"))

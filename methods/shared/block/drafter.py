@@ -6,6 +6,7 @@ Shapes: B sequences, k drafted slots, F width of the target's features, H hidden
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from methods.shared.block.config import Readings
 from methods.shared.block.networks.network import BlockNetwork
 from methods.shared.block.shape import Kind
 from methods.shared.block.steps import BlockSteps
+from methods.shared.eagle.files import prompts_beside
 
 
 @configurable
@@ -100,6 +102,11 @@ class BlockDrafter(Drafter):
     def card(self) -> dict[str, Any]:
         taps = [[tap.layer, tap.point] for tap in self.taps]
         return {**self._loaded.card, "taps": taps, "draft_length": self.length}
+
+    @property
+    @override
+    def training_prompts(self) -> Sequence[Path]:
+        return prompts_beside(self._loaded.card)
 
     @override
     def check(self, prompts: Sequence[Sequence[int]]) -> None:

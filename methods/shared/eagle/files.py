@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from harness.config import ConfigError
+from harness.drafting.drafter import TRAINING_PROMPTS
 from harness.system import hub
 
 _WITHOUT_HUB = "Without the hub: methods.NAME.head=FOLDER (a downloaded head)."
@@ -108,6 +109,23 @@ def read_part(path: str, revision: str | None, where: str, wanted: Callable[[str
     return HeadFiles(config=_read_json(folder / "config.json", where), tensors=tensors, card=card)
 
 
+def prompts_beside(card: Mapping[str, Any]) -> list[Path]:
+    """The file of fingerprints beside the head with this card, if there is one; see
+    `TRAINING_PROMPTS`."""
+    path, revision = card.get("path"), card.get("revision")
+    if path is None:
+        return []
+    if revision is None:
+        file = _find(path, None, f"head={path}")[0] / TRAINING_PROMPTS
+    else:
+        # It came with the head.
+        file = (
+            Path(huggingface_hub.snapshot_download(path, revision=revision, local_files_only=True))
+            / TRAINING_PROMPTS
+        )
+    return [file] if file.is_file() else []
+
+
 def official_name(name: str, layer_prefix: str) -> str:
     """The name in SafeAILab's checkpoints of the tensor that `DraftHead` calls `name`."""
     return layer_prefix + name.removeprefix("layer.") if name.startswith("layer.") else name
@@ -130,7 +148,8 @@ def _find(path: str, revision: str | None, where: str) -> tuple[Path, str | None
             info = huggingface_hub.HfApi().model_info(path, revision=revision, timeout=hub.TIMEOUT_S)
             names = [file.rfilename for file in info.siblings or ()]
             safe = any(name.startswith("model") and ".safetensors" in name for name in names)
-            wanted = ["config.json", "card.json", "model*.safetensors*" if safe else "pytorch_model*"]
+            weights = "model*.safetensors*" if safe else "pytorch_model*"
+            wanted = ["config.json", "card.json", TRAINING_PROMPTS, weights]
             fetched = huggingface_hub.snapshot_download(path, revision=info.sha, allow_patterns=wanted)
     except hub.Unreachable as why:
         return _earlier_download(path, revision, where, why)

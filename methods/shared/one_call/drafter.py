@@ -17,6 +17,7 @@ from harness.config import ConfigError, configurable
 from harness.drafting.drafter import HiddenTap, TargetView
 from harness.drafting.trainable import TrainableDrafter, TrainingRow
 from methods.shared.eagle.checkpoint import TargetFacts
+from methods.shared.eagle.files import prompts_beside
 from methods.shared.eagle.pair_drafter import PairDrafter
 from methods.shared.eagle.training import drawn, feature_scale
 from methods.shared.one_call.checkpoint import Layout, Loaded, Sizes, sizes_like
@@ -84,6 +85,11 @@ class OneCallDrafter(PairDrafter, TrainableDrafter):
     @override
     def card(self) -> dict[str, Any]:
         return {**self._loaded.card, "taps": [[tap.layer, tap.point] for tap in self._taps]}
+
+    @property
+    @override
+    def training_prompts(self) -> Sequence[Path]:
+        return prompts_beside(self._loaded.card)
 
     @property
     @override
