@@ -17,7 +17,8 @@ from harness.tasks.conversation import Conversation
 def read_conversations(
     path: str, other: Callable[[int, dict[str, Any]], Conversation] | None = None
 ) -> list[Conversation]:
-    """Read a file in the common form: `question_id` (or `id`), `category`, `turns` (or `prompt`) per line.
+    """Read a file in the common form, per line `question_id` (or `id`), `category` (or `kind`), and `turns` (or
+    `prompt`).
 
     other: reads a row that is not in the common form, given its number (from 0) and its columns.
 
@@ -50,7 +51,7 @@ def _common_form(data: dict[str, Any]) -> Conversation | None:
     answer = data.get("answer")
     return Conversation(
         id=str(identity),
-        category=str(data.get("category", "")),
+        category=str(data.get("category", data.get("kind", ""))),
         turns=tuple(turns),
         answer=answer if isinstance(answer, str) else "",
     )

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 from typing_extensions import override
@@ -38,6 +38,15 @@ class Sample:
     """Per token whether the assistant wrote it, end tokens included."""
     prompt: str
     """What the user wrote, one turn after the other."""
+    category: str = ""
+    """As the line, or the task that the prompt is from, calls its kind."""
+
+
+class Question(NamedTuple):
+    """What the target is asked."""
+
+    text: str
+    category: str = ""
 
 
 @configurable
@@ -106,7 +115,8 @@ class GivenDialogues(Dialogues):
         complete = line.get("complete", True)
         if not isinstance(complete, bool):
             raise ConfigError(f"complete: needs true or false, got {complete!r}")
-        return list(_tokenised(from_question(messages_of(line)), complete, writer))
+        made = _tokenised(from_question(messages_of(line)), complete, writer)
+        return [replace(sample, category=category_of(line)) for sample in made]
 
     @override
     def card(self) -> dict[str, Any]:
@@ -130,7 +140,7 @@ class WrittenDialogues(Dialogues):
     temperature: Temperature = 0.0
 
     @abstractmethod
-    def questions(self, writer: Writer, begin: int, count: int) -> list[str | None]:
+    def questions(self, writer: Writer, begin: int, count: int) -> list[Question | None]:
         """Up to `count` questions from number `begin` on; None for an unusable one."""
 
     @override
@@ -159,7 +169,7 @@ class WrittenDialogues(Dialogues):
         """The next lines; one without an answer for an unusable question."""
         asked = self.questions(writer, begin, count)
         prompts = [
-            [] if text is None else writer.render([Message(role="user", content=text)]) for text in asked
+            [] if one is None else writer.render([Message(role="user", content=one.text)]) for one in asked
         ]
         useful = [place for place, ids in enumerate(prompts) if ids]
         params = DecodingParams(
@@ -175,12 +185,13 @@ class WrittenDialogues(Dialogues):
             answers.update(zip(useful, made, strict=True))
         return [
             {
-                "user": text,
+                "user": one and one.text,
                 "assistant": writer.decode(answers[place]),
                 "prompt_ids": prompts[place],
                 "answer_ids": answers[place],
+                **({"category": one.category} if one and one.category else {}),
             }
-            for place, text in enumerate(asked)
+            for place, one in enumerate(asked)
         ]
 
 
@@ -191,9 +202,9 @@ class AnsweredPrompts(WrittenDialogues):
     task: Task
 
     @override
-    def questions(self, writer: Writer, begin: int, count: int) -> list[str | None]:
+    def questions(self, writer: Writer, begin: int, count: int) -> list[Question | None]:
         if not hasattr(self, "_known"):
-            self._known = [one.turns[0] for one in self.task.load() if one.turns]
+            self._known = [Question(one.turns[0], one.category) for one in self.task.load() if one.turns]
         return list(self._known[begin : begin + count])
 
     @override
@@ -215,7 +226,7 @@ class SelfSynthesised(WrittenDialogues):
     """Longer questions are discarded."""
 
     @override
-    def questions(self, writer: Writer, begin: int, count: int) -> list[str | None]:
+    def questions(self, writer: Writer, begin: int, count: int) -> list[Question | None]:
         params = DecodingParams(
             name="questions",
             temperature=self.user_temperature,
@@ -227,7 +238,7 @@ class SelfSynthesised(WrittenDialogues):
         made = writer.write(named, params, self.batch_size)
         ended = [ids[-1] in writer.engine.end_token_ids for ids in made]
         texts = [writer.decode(ids).strip() for ids in made]
-        return [text if text and whole else None for text, whole in zip(texts, ended, strict=True)]
+        return [Question(text) if text and whole else None for text, whole in zip(texts, ended, strict=True)]
 
     @override
     def card(self) -> dict[str, Any]:
@@ -261,7 +272,12 @@ def written_sample(line: dict[str, Any]) -> Sample:
     """The sample in a line that the target wrote."""
     prompt, answer = line["prompt_ids"], line["answer_ids"]
     marks = (*[False] * len(prompt), *[True] * len(answer))
-    return Sample((*prompt, *answer), marks, str(line.get("user", "")))
+    return Sample((*prompt, *answer), marks, str(line.get("user", "")), category_of(line))
+
+
+def category_of(line: dict[str, Any]) -> str:
+    """The kind of a line's dialogue, under the names that data sets use."""
+    return str(next((line[name] for name in ("category", "kind", "source") if line.get(name)), ""))
 
 
 def truncated(sample: Sample, length: int) -> Sample:

@@ -148,6 +148,7 @@ def _summary(trainer: Trainer, done: Progress) -> dict[str, Any]:
     """The training as a head's card describes it."""
     return {
         "num_dialogues": len(trainer.samples),
+        "categories": _categories(trainer.samples),
         "num_held_out": len(trainer.held_out.samples),
         "num_steps": done.step,
         "num_answer_tokens_seen": done.num_tokens,
@@ -156,6 +157,16 @@ def _summary(trainer: Trainer, done: Progress) -> dict[str, Any]:
         "git": provenance.git_state(),
         "packages": {key: provenance.packages().get(key) for key in ("torch", "transformers")},
     }
+
+
+def _categories(samples: Sequence[Sample]) -> dict[str, dict[str, int]]:
+    """Dialogues and answer tokens of each kind, the kind with most tokens first."""
+    found: dict[str, dict[str, int]] = {}
+    for sample in samples:
+        counts = found.setdefault(sample.category, {"dialogues": 0, "answer_tokens": 0})
+        counts["dialogues"] += 1
+        counts["answer_tokens"] += sum(sample.answer)
+    return dict(sorted(found.items(), key=lambda item: -item[1]["answer_tokens"]))
 
 
 def _bind(name: str, drafter: TrainableDrafter, target: Target, options: dict[str, str]) -> None:

@@ -114,7 +114,8 @@ def test_lines_of_no_known_form_are_told_by_number(tmp_path: Path, writer: Write
 @pytest.mark.parametrize("kind", ["self", "answered"])
 def test_what_the_target_writes_goes_on_where_it_broke_off(kind: str, tmp_path: Path, writer: Writer) -> None:
     task = JsonlTask(
-        name="t", path=file_of(tmp_path, *({"question_id": i, "turns": [f"q{i}"]} for i in range(7)))
+        name="t",
+        path=file_of(tmp_path, *({"question_id": i, "turns": [f"q{i}"], "kind": "qa"} for i in range(7))),
     )
 
     def source(out: str, num: int) -> Any:
@@ -136,6 +137,7 @@ def test_what_the_target_writes_goes_on_where_it_broke_off(kind: str, tmp_path: 
     assert len(lines) == 7
     assert len(whole) == sum(bool(line["answer_ids"]) for line in lines)
     assert kind == "self" or [line["user"] for line in lines] == [f"q{i}" for i in range(7)]
+    assert {sample.category for sample in whole} <= ({""} if kind == "self" else {"qa"})
 
 
 def test_the_users_prefix_ends_where_the_users_words_begin(writer: Writer) -> None:

@@ -230,6 +230,7 @@ def test_the_command_ends_in_a_head_that_the_loader_takes(
     card = json.loads((tmp_path / "out" / HEAD / "card.json").read_text())
     assert card["training"]["num_steps"] == told["steps"] == 2
     assert card["training"]["num_dialogues"] == 16
+    assert card["training"]["categories"][""]["dialogues"] == 16
     node = OmegaConf.load(Path(conf.__file__).parent / "method" / f"{method}.yaml")
     drafter = build({**node, "head": told["head"], "tree": {**node.tree}}, method)
     spec = build(config_of(*overrides(tmp_path)).target, "target")
