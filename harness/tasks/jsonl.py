@@ -17,8 +17,8 @@ from harness.tasks.conversation import Conversation
 def read_conversations(
     path: str, other: Callable[[int, dict[str, Any]], Conversation] | None = None
 ) -> list[Conversation]:
-    """Read a file in the common form, per line `question_id` (or `id`), `category` (or `kind`), and `turns` (or
-    `prompt`).
+    """Read a file in the common form: per line `question_id` (or `id`), `category` (or `kind`), and `turns`
+    (or `prompt`).
 
     other: reads a row that is not in the common form, given its number (from 0) and its columns.
 
