@@ -176,7 +176,7 @@ class Trainer:
     def _step(self) -> dict[str, float]:
         """Take one optimiser step; its mean numbers."""
         training, accelerator = self.training, self._accelerator
-        rate = _learning_rate(training, self.progress.step)
+        rate = _learning_rate(training, self.progress)
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         first = self.progress.step * training.rows_per_step
@@ -300,11 +300,17 @@ def _optimiser(parameters: list[torch.nn.Parameter], training: Training) -> torc
     )
 
 
-def _learning_rate(training: Training, step: int) -> float:
-    """The rate of step `step`: a linear warm-up, then a cosine down to `final_share`."""
+def _learning_rate(training: Training, progress: Progress) -> float:
+    """The rate of the next step: a linear warm-up, then a cosine down to `final_share`.
+
+    The cosine ends with the training, at whichever of its two limits comes first.
+    """
+    step = progress.step
     share = min(1.0, (step + 1) / max(training.warmup_steps, 1))
     if step >= training.warmup_steps:
         done = (step - training.warmup_steps) / max(training.num_steps - training.warmup_steps, 1)
+        if training.num_tokens is not None:
+            done = max(done, progress.num_tokens / training.num_tokens)
         least = training.final_share
         share = least + (1 - least) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
     return share * training.learning_rate

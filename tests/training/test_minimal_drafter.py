@@ -188,3 +188,13 @@ def test_the_command_trains_a_method_that_has_none_of_its_options_fields(
     assert json.loads(said.out)["steps"] == 2
     assert "draft_vocab_size= has no effect: the method bigram has no field draft_vocab_size" in said.err
     assert (tmp_path / "out" / HEAD / "table.pt").is_file()
+
+
+@pytest.mark.parametrize("limit", [{"num_steps": 40}, {"num_steps": 10_000, "num_tokens": 900}])
+def test_the_learning_rate_ends_where_the_training_does(limit: dict[str, int], tmp_path: Path) -> None:
+    made = trainer(tmp_path, eval_every=1000, final_share=0.0, warmup_steps=2, learning_rate=0.5, **limit)
+    made.run(quiet, quiet)
+    rates = [line["learning_rate"] for line in curves(tmp_path) if "learning_rate" in line]
+    assert max(rates) == pytest.approx(0.5, rel=0.05)
+    assert rates[-1] < 0.05
+    assert sorted(rates[2:], reverse=True) == rates[2:]
