@@ -105,14 +105,15 @@ def take_generate_event(event: dict[str, Any], reply: Reply) -> None:
 
 
 def _sglang_counts(meta: dict[str, Any], num_tokens: int) -> EngineCounts:
-    """Verify steps, and what they drafted and kept as far as this version says it.
+    """Verify steps, and what they drafted and kept as far as this version says it (0.5.23 says both).
 
     A step emits what it keeps and one token more, and prefill emits the first token of an answer.
     """
     rounds = int(meta["spec_verify_ct"])
-    kept = meta.get("spec_accept_token_num")
+    kept = meta.get("spec_num_correct_drafts", meta.get("spec_accept_token_num"))
+    drafted = meta.get("spec_num_proposed_drafts", meta.get("spec_draft_token_num"))
     return EngineCounts(
         rounds,
-        int(meta.get("spec_draft_token_num") or 0),
+        int(drafted or 0),
         int(kept) if kept is not None else max(num_tokens - 1 - rounds, 0),
     )

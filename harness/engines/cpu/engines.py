@@ -16,6 +16,7 @@ from harness.config import ConfigError, configurable, near
 from harness.engines.clients.native import LlamaCppClient
 from harness.engines.clients.streams import Client
 from harness.engines.cpu.gguf_file import gguf_of
+from harness.engines.cpu.gguf_head import gguf_of_head
 from harness.engines.cpu.openvino_export import exported, exported_head
 from harness.engines.engine import Note, Workload
 from harness.engines.servers.launched import LaunchedEngine, head_location, only
@@ -26,7 +27,8 @@ _LLAMACPP: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("ngram-simple", "ngram-map-k", "ngram-map-k4v"), ("size_n", "size_m", "min_hits")),
     "ngram-mod": ("n_match", "n_min", "n_max"),
     "ngram-cache": (),
-    **dict.fromkeys(("draft-simple", "draft-eagle3", "draft-dflash"), ("model", "n_max", "n_min", "p_min")),
+    **dict.fromkeys(("draft-simple", "draft-dflash"), ("model", "n_max", "n_min", "p_min")),
+    "draft-eagle3": ("model", "head", "n_max", "n_min", "p_min"),
 }
 """What llama.cpp's drafts are set by, by their type."""
 
@@ -37,7 +39,6 @@ class _CpuEngine(LaunchedEngine):
 
     threads: int | None = Field(default=None, ge=1)
     """Threads of each server; None is as many as torch takes here."""
-    bursts_are_rounds: ClassVar[bool] = False
 
     @property
     def num_threads(self) -> int:
@@ -79,17 +80,35 @@ class LlamaCpp(_CpuEngine):
     def location(self, note: Note) -> str:
         if self.gguf:
             return str(Path(self.gguf).expanduser().resolve())
+        return str(gguf_of(self._folder(note, "engine.gguf=FILE"), self.outline.tokenizer))
+
+    def _folder(self, note: Note, instead: str) -> Path:
+        """The folder with the target's checkpoint."""
         folder = Path(super().location(note))
         if not folder.is_dir():
-            raise ConfigError(f"target.path={folder}: no folder here; type engine.gguf=FILE")
-        return str(gguf_of(folder, self.outline.tokenizer))
+            raise ConfigError(f"target.path={folder}: no folder here; type {instead}")
+        return folder
+
+    def settings(self, arm: ServedArm) -> dict[str, Any]:
+        """What an arm drafts with; a head of ours is converted on first use.
+
+        Raises:
+            ConfigError: llama.cpp has no such type, the type no such setting, or the head is none that is
+                converted here.
+        """
+        found = llamacpp_settings(arm)
+        if "head" in found:
+            folder = shipped_head(str(found.pop("head")), f"methods.{arm.name}.serve.llamacpp")
+            target = self._folder(self._note, "serve.llamacpp.model=FILE instead of head=")
+            found["model"] = str(gguf_of_head(folder, target, self.outline.tokenizer))
+        return found
 
     @override
     def command(self, arm: ServedArm, location: str, port: str) -> list[str]:
         context, slots, threads = (
             str(number) for number in (self.outline.max_context, self._workload.batch_size, self.num_threads)
         )
-        settings = llamacpp_settings(arm)
+        settings = self.settings(arm)
         if self.binary:
             whole = str(self.outline.max_context * self._workload.batch_size)
             command = ["-m", location, "--host", "127.0.0.1", "--port", port, "-c", whole, "-np", slots]
@@ -118,11 +137,23 @@ def llamacpp_settings(arm: ServedArm) -> dict[str, Any]:
             f"{where}.type={kind}: unknown.{near(kind, _LLAMACPP)} Allowed: {', '.join(_LLAMACPP)}"
         )
     found = only(arm.settings, ("type", *_LLAMACPP[kind]), where)
-    if "model" in _LLAMACPP[kind]:
+    if "model" in _LLAMACPP[kind] and "head" not in found:
         if not str(found.get("model")).endswith(".gguf"):
             raise ConfigError(f"{where}.model={found.get('model')}: a GGUF file of the drafter is needed")
         found["model"] = str(Path(str(found["model"])).expanduser().resolve())
     return found
+
+
+def shipped_head(head: str, where: str) -> Path:
+    """The folder of a head that ships with this package, or that the user has.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    folder = Path(head_location(head))
+    if not folder.is_dir():
+        raise ConfigError(f"{where}.head={head}: a folder or a shipped head is needed")
+    return folder
 
 
 def binary_flags(settings: Mapping[str, Any]) -> list[str]:
@@ -179,9 +210,7 @@ class OpenVINO(_CpuEngine):
         where = f"methods.{arm.name}.serve.openvino"
         found = only(arm.settings, ("num_assistant_tokens", "max_ngram_size", "head"), where)
         if "head" in found:
-            folder = Path(head_location(str(found.pop("head"))))
-            if not folder.is_dir():
-                raise ConfigError(f"{where}.head={folder}: a folder or a shipped head is needed")
+            folder = shipped_head(str(found.pop("head")), where)
             found["draft_model"] = str(exported_head(folder, self.interpreter, self._note))
         return found
 

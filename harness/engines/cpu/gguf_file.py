@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from harness.system.progress import waiting
 from harness.target.checkpoint import fingerprint
 from harness.target.smollm2 import cache_root
 
-_LAYER = {
+BLOCK = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -42,12 +42,17 @@ def gguf_of(folder: Path, tokenizer: Any) -> Path:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     _check(config, folder)
     file = cache_root() / "gguf" / f"{folder.name}-{fingerprint(folder)}-f32.gguf"
+    return written_once(file, lambda part: write_gguf(folder, config, tokenizer, part))
+
+
+def written_once(file: Path, write: Callable[[Path], None]) -> Path:
+    """`file`, which `write` makes under another name where it does not exist yet."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(file.with_name(f"{file.name}.lock")):
         if not file.exists():
             part = file.with_name(file.name + PART)
             with waiting("writing the weights as GGUF (once)", usual_s=10):
-                write_gguf(folder, config, tokenizer, part)
+                write(part)
             part.rename(file)
     return file
 
@@ -81,10 +86,26 @@ def write_gguf(folder: Path, config: dict[str, Any], tokenizer: Any, file: Path)
     import gguf
 
     writer = gguf.GGUFWriter(file, "llama")
+    num_heads, num_kv_heads = add_sizes(writer, folder.name, config)
+    add_vocabulary(writer, tokenizer, config["vocab_size"])
+    for name, values in _tensors(folder):
+        kind = _OTHERS.get(name) or _block_name(name)
+        if kind == "output" and config.get("tie_word_embeddings"):
+            continue
+        if kind.endswith(("attn_q", "attn_k")):
+            values = rotated(values, num_heads if kind.endswith("q") else num_kv_heads)
+        writer.add_tensor(f"{kind}.weight", values)
+    finish(writer)
+
+
+def add_sizes(writer: Any, name: str, config: dict[str, Any]) -> tuple[int, int]:
+    """Add the sizes of a network of LLaMA's blocks; returns its numbers of query and of key/value heads."""
+    import gguf
+
     num_heads = config["num_attention_heads"]
     num_kv_heads = config.get("num_key_value_heads") or num_heads
     head_dim = config.get("head_dim") or config["hidden_size"] // num_heads
-    writer.add_name(folder.name)
+    writer.add_name(name)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -98,14 +119,11 @@ def write_gguf(folder: Path, config: dict[str, Any], tokenizer: Any, file: Path)
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    _add_vocabulary(writer, tokenizer, config["vocab_size"])
-    for name, values in _tensors(folder):
-        kind = _OTHERS.get(name) or _block_name(name)
-        if kind == "output" and config.get("tie_word_embeddings"):
-            continue
-        if kind.endswith(("attn_q", "attn_k")):
-            values = rotated(values, num_heads if kind.endswith("q") else num_kv_heads)
-        writer.add_tensor(f"{kind}.weight", values)
+    return num_heads, num_kv_heads
+
+
+def finish(writer: Any) -> None:
+    """Write everything that was added, and close the file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -126,7 +144,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
 
 def _block_name(name: str) -> str:
     _, _, number, inner = name.split(".", 3)
-    return f"blk.{number}.{_LAYER[inner]}"
+    return f"blk.{number}.{BLOCK[inner]}"
 
 
 def rotated(weight: NDArray[np.float32], num_heads: int) -> NDArray[np.float32]:
@@ -140,7 +158,7 @@ def rotated(weight: NDArray[np.float32], num_heads: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows, width))
 
 
-def _add_vocabulary(writer: Any, tokenizer: Any, vocab_size: int) -> None:
+def add_vocabulary(writer: Any, tokenizer: Any, vocab_size: int) -> None:
     """Tokens, merges and the end token. Prompts and answers are ids, so that nothing depends on merges."""
     import gguf
 

@@ -103,10 +103,14 @@ def handler(pipe: Any, settings: dict[str, Any], end_token: int) -> type[BaseHTT
 
 
 def counted(made: Any) -> dict[str, int]:
-    """Accepted tokens, where the pipeline has a draft model; empty where the pipeline counts nothing."""
-    extended = getattr(made, "extended_perf_metrics", None)
-    accepted = getattr(extended, "get_num_accepted_tokens", None)
-    return {} if accepted is None else {"accepted_n": int(accepted())}
+    """Drafted and accepted tokens, where the pipeline has a draft model; empty where it counts nothing."""
+    found: Any = getattr(made, "extended_perf_metrics", None)
+    if not hasattr(found, "get_num_draft_tokens"):
+        return {}
+    return {
+        "draft_n": int(found.get_num_draft_tokens()),
+        "draft_n_accepted": int(found.get_num_accepted_tokens()),
+    }
 
 
 def main() -> None:

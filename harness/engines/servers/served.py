@@ -68,8 +68,6 @@ class ServedEngine(Engine):
     With `request_rate`, requests come as a Poisson process instead, whether or not earlier ones are answered.
     """
 
-    bursts_are_rounds: ClassVar[bool] = True
-    """Whether each event of a stream has the tokens of one round."""
     request_rate: float | None = Field(default=None, gt=0)
     """Requests per second; None keeps `measure.batch_size` requests running. Arms get the same arrivals."""
     most_at_once: int | None = Field(default=None, ge=1)

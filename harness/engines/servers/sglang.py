@@ -20,8 +20,8 @@ _TREE = {
 }
 _NGRAM = {
     "num_draft_tokens": "--speculative-num-draft-tokens",
-    "min_match_window_size": "--speculative-ngram-min-match-window-size",
-    "max_match_window_size": "--speculative-ngram-max-match-window-size",
+    "match_type": "--speculative-ngram-match-type",
+    "max_trie_depth": "--speculative-ngram-max-trie-depth",
     "min_bfs_breadth": "--speculative-ngram-min-bfs-breadth",
     "max_bfs_breadth": "--speculative-ngram-max-bfs-breadth",
     "capacity": "--speculative-ngram-capacity",
@@ -74,6 +74,8 @@ class SGLang(LaunchedEngine):
 def speculative_flags(arm: ServedArm) -> list[str]:
     """SGLang's flags for what an arm drafts; none for vanilla.
 
+    `num_drafted` is what others call the number of drafted tokens; everything else has SGLang's own name.
+
     Raises:
         ConfigError: it has no such algorithm, or the algorithm no such setting.
     """
@@ -90,6 +92,9 @@ def speculative_flags(arm: ServedArm) -> list[str]:
     if (model is None) != (algorithm in _WITHOUT_HEAD):
         word = "not given" if model is None else "takes none"
         raise ConfigError(f"{where}.model: {word}; algorithm={algorithm}")
+    if (num_drafted := settings.pop("num_drafted", None)) is not None:
+        # The pending token counts as one of SGLang's draft tokens.
+        settings["num_draft_tokens"] = int(num_drafted) + 1
     found = ["--speculative-algorithm", algorithm]
     if model is not None:
         found += ["--speculative-draft-model-path", head_location(str(model))]

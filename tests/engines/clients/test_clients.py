@@ -122,6 +122,9 @@ def test_events_of_sglang_hold_new_ids_or_all_of_them(cumulative: bool) -> None:
         take_generate_event({"output_ids": ids[0 if cumulative else start : end], "meta_info": meta}, reply)
     assert (reply.ids, reply.arrived, reply.finish) == (ids, [1, 2, 2], "length")
     assert reply.counts == EngineCounts(2, 0, 2)
+    meta |= {"spec_num_proposed_drafts": 10, "spec_num_correct_drafts": 1}
+    take_generate_event({"output_ids": ids, "meta_info": meta}, reply)
+    assert reply.counts == EngineCounts(2, 10, 1)
     with pytest.raises(EngineFault, match="without output_ids"):
         take_generate_event({"text": "a"}, Reply())
 

@@ -58,9 +58,9 @@ def test_sglang_gets_its_own_words_for_the_same(tmp_path: Path, monkeypatch: pyt
     found = commands(tmp_path, monkeypatch, *given)
     assert found["vanilla"][:4] == ["-m", "sglang.launch_server", "--model-path", "MODEL"]
     assert "--speculative-algorithm" not in found["vanilla"]
-    assert found["ngram"][-8:] == [
-        *("--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "10"),
-        *("--speculative-ngram-max-match-window-size", "3", "--speculative-ngram-min-match-window-size", "1"),
+    assert found["ngram"][-6:] == [
+        *("--speculative-algorithm", "NGRAM", "--speculative-ngram-max-bfs-breadth", "1"),
+        *("--speculative-num-draft-tokens", "11"),
     ]
     begin = found["eagle3_chain"].index("--speculative-algorithm")
     assert found["eagle3_chain"][begin + 1] == "EAGLE3"
