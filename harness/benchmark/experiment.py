@@ -250,7 +250,7 @@ class Experiment:
         for one in results:
             first = one.call.sample == one.by.repeat == 0
             if first and one.call.conversation.id in chosen and one.player.kind != "rung":
-                run.write_exhibit(exhibit(one, self._piece, self.session.decode))
+                run.write_exhibit(exhibit(one, self._piece, self.session.decode, self.session.model.paint))
 
 
 def _refuse_compilation(num_new: int, block: Block, measure: Measure) -> None:

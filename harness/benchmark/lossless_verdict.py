@@ -11,7 +11,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from harness.benchmark.scenarios.turn_runner import CallKey, TurnResult
 from harness.decoding.acceptance import Acceptor
@@ -156,11 +155,11 @@ class Judge:
         given = request.forced.places(output_ids) if request.forced else set[int]()
         self._target.use_kernel("sdpa")
         try:
-            cache, differing = DynamicCache(), 0
-            self._feed(list(request.prompt[:-1]), cache)
+            feed, differing = self._target.replay(), 0
+            feed(request.prompt[:-1])
             chunk = [request.prompt[-1], *output_ids[:-1]]
             for start in range(0, len(chunk), width):
-                logits = self._feed(chunk[start : start + width], cache)
+                logits = feed(chunk[start : start + width])
                 index = torch.arange(start, start + len(logits), device=logits.device)
                 drawn = sampler.choose(logits[None], index[None])[0].tolist()
                 expected = output_ids[start : start + len(drawn)]
@@ -198,9 +197,9 @@ class Judge:
 
     def _logits(self, prefix: list[int], tokens: list[int], row: int) -> Tensor:
         """Float32 logits [V] of one row of a forward over `tokens` behind `prefix`."""
-        cache = DynamicCache()
-        self._feed(prefix, cache)
-        return self._feed(tokens, cache)[row].float()
+        feed = self._target.replay()
+        feed(prefix)
+        return feed(tokens)[row].float()
 
     def _rounding(self, single: Tensor, wide: Tensor) -> float:
         """How far rounding can move two tokens apart, in scores, from their logits [2] in both shapes.
@@ -218,14 +217,6 @@ class Judge:
             return scores
         index = torch.tensor([[place]], device=scores.device)
         return scores + self._sampler(request).gumbel(index)[0, 0]
-
-    @torch.no_grad()
-    def _feed(self, tokens: list[int], cache: DynamicCache) -> Tensor:
-        if not tokens:
-            return torch.empty(0)
-        ids = torch.tensor([tokens]).to(self._target.device)
-        logits: Tensor = self._target.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0]
-        return logits
 
     def _sampler(self, request: Request) -> TokenSampler:
         return TokenSampler(self._params, [request.key], self._target.vocab_size, self._target.device)

@@ -9,22 +9,29 @@ from typing import Any
 from harness.benchmark.scenarios.turn_runner import TurnResult
 from harness.drafting.draft import Draft
 from harness.store.records import DraftTree, Exhibit
+from harness.target.spec import Picture
 
 MAX_CONVERSATIONS = 4
 MAX_TREES = 12
 MAX_NODES = 256
 MAX_TOKENS = 1024
 MAX_PROMPT_CHARS = 2000
+MAX_SIDE = 128
 _TORN = "\N{REPLACEMENT CHARACTER}"
 
 Piece = Callable[[int], str]
 """The text of one token id."""
 
 
-def exhibit(result: TurnResult, piece: Piece, decode: Callable[[Sequence[int]], str]) -> Exhibit:
+def exhibit(
+    result: TurnResult,
+    piece: Piece,
+    decode: Callable[[Sequence[int]], str],
+    paint: Callable[[Sequence[int]], Picture | None] | None = None,
+) -> Exhibit:
     """The part of an arm's result that is kept; without trees where the arm tells no rounds.
 
-    decode: ids of a prompt to its text.
+    decode: ids of a prompt to its text. paint: of an image model, ids of an answer to its picture.
     """
     made, call = result.generation, result.call
     turns = call.conversation.turns
@@ -42,7 +49,16 @@ def exhibit(result: TurnResult, piece: Piece, decode: Callable[[Sequence[int]], 
         prompt=said if len(said) <= MAX_PROMPT_CHARS else f"{said[: MAX_PROMPT_CHARS - 1]}…",
         pieces={token: piece(token) for token in shown},
         trees=trees,
+        picture=picture_rows(paint(made.output_ids)) if paint else None,
     )
+
+
+def picture_rows(picture: Picture | None) -> list[str] | None:
+    """A picture as an exhibit keeps it: of a large one every second pixel, every third, and so on."""
+    if not picture:
+        return None
+    step = -(-max(len(picture), len(picture[0])) // MAX_SIDE)
+    return ["".join(bytes(pixel).hex() for pixel in row[::step]) for row in picture[::step]]
 
 
 def chosen_rounds(drafted: Sequence[int]) -> list[int]:

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shlex
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import conf
 from harness.cli.interrupts import interrupts_on_signals
+from harness.cli.method_parts import as_options
 from harness.cli.outcome import FAILED, GOOD, WRONG, Collect, hand_over
 from harness.config import ConfigError, near
 from harness.store.run_store import unwritable
@@ -40,6 +42,7 @@ def main(job: Callable[[], Any]) -> int:
     """Run a Hydra application. Returns the exit status of the process, unless a callback exits first."""
     # Hydra would report errors itself, with exit status 1 and hints about its internals; this makes it raise.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv[1:] = as_options(sys.argv[1:])
     guard_process()
     try:
         with interrupts_on_signals():

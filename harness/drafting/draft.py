@@ -144,6 +144,21 @@ class Draft(TreeShape):
             riders=riders,
         )
 
+    def repeated(self, times: int) -> Draft:
+        """The trees of all sequences, then the same again, so often in all."""
+        riders = self.riders
+        if riders:
+            parts = {name: getattr(riders, name) for name in ("tokens", "offsets", "visible")}
+            riders = Riders(**{name: torch.cat([part] * times) for name, part in parts.items()})
+        return Draft(
+            tokens=self.tokens.repeat(times, 1),
+            parents=self.parents.repeat(times, 1),
+            size=self.size.repeat(times),
+            is_chain=self.is_chain,
+            num_levels=self.num_levels,
+            riders=riders,
+        )
+
     def with_rows(self, more: int) -> Draft:
         """The same trees, followed by `more` rows without nodes."""
         riders = self.riders

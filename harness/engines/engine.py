@@ -14,7 +14,7 @@ from harness.decoding.batch import Generation, Request
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.step_costs import TargetCosts
 from harness.target.model import Target
-from harness.target.spec import TargetSpec
+from harness.target.spec import Picture, TargetSpec
 
 Note = Callable[[str], None]
 """Takes a line for the user (not a result)."""
@@ -49,6 +49,8 @@ class ServedModel:
     """Token ids lie in 0 .. vocab_size - 1."""
     card: dict[str, Any]
     """JSON types, for the manifest: at least `source`; see `TargetSpec.describe` for the other keys."""
+    paint: Callable[[Sequence[int]], Picture | None] | None = None
+    """Decodes an answer of an image model into a picture; None where it is not a whole one."""
 
 
 @dataclass(frozen=True, kw_only=True)

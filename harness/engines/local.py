@@ -79,7 +79,7 @@ class Local(Engine):
             note(
                 f"target {target.name}: its generation config asks for {asked}; no arm and no rung applies it"
             )
-        self.target = Target(
+        self.target = self.weights.make(
             self.weights.model, target.attention, target.linear, target.cache, target.compile
         )
         for name, drafter in self._drafters.items():
@@ -96,6 +96,7 @@ class Local(Engine):
             end_token_ids=self.weights.end_token_ids,
             max_context=self.weights.max_context,
             vocab_size=self.target.vocab_size,
+            paint=self.weights.paint,
             card={**self.weights.card, "linear": self.target.linear, "not_applied": ignored},
         )
 

@@ -96,7 +96,7 @@ def prepared(config: DictConfig, note: Callable[[str], None], **changes: Any) ->
     with machine_lock(units_of(spec.resolved_device(), spec.device_map is not None), True, note):
         weights = spec.load(note)
         profile.check(weights.max_context)
-        target = Target(weights.model, spec.attention, spec.linear, spec.cache, spec.compile)
+        target = weights.make(weights.model, spec.attention, spec.linear, spec.cache, spec.compile)
         for name, drafter in drafters.items():
             with naming(f"methods.{name}"):
                 drafter.bind(target)

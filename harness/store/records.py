@@ -122,12 +122,17 @@ class Exhibit:
     pieces: dict[int, str]
     """The text of every token id that occurs in the answer or in a tree."""
     trees: list[DraftTree]
+    picture: list[str] | None = None
+    """What an image model's answer looks like, at most 128 pixels a side: per row of pixels, their colours as
+    hexadecimal digits, six each."""
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types; `harness.store.integrity.shapes` reads it."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["pieces"] = {str(token): text for token, text in self.pieces.items()}
         data["trees"] = [tree._asdict() for tree in self.trees]
+        if self.picture is None:
+            del data["picture"]
         return data
 
 

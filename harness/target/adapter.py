@@ -6,13 +6,14 @@ Shapes: B sequences, n new tokens, C readable cache slots, H hidden size, V voca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from harness.config import ConfigError
 from harness.drafting.drafter import OwnParts, Tap
@@ -166,6 +167,23 @@ class ModelAdapter:
         with self.traced(taps) as traced:
             logits: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
             return logits, traced.states()
+
+    def replay(self) -> Callable[[Sequence[int]], Tensor]:
+        """A function that takes the next tokens [n] of one sequence and gives the logits [n, V] after them.
+
+        It is independent of the loop: plain forwards with a cache of transformers' own.
+        """
+        cache = DynamicCache()
+
+        @torch.no_grad()
+        def feed(tokens: Sequence[int]) -> Tensor:
+            if not tokens:
+                return torch.empty(0, self.vocab_size)
+            ids = torch.tensor([list(tokens)]).to(self.device)
+            logits: Tensor = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0]
+            return logits
+
+        return feed
 
     @torch.no_grad()
     def trace_visible(self, ids: Tensor, positions: Tensor, visible: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -86,8 +87,9 @@ class TinyTarget(TargetSpec):
         )
 
 
-def byte_tokenizer(vocab_size: int) -> Any:
-    """A transformers tokenizer of 256 bytes, `<|endoftext|>`, `<|im_start|>`, `<|im_end|>` and extras."""
+def byte_tokenizer(vocab_size: int, names: Sequence[str] = ()) -> Any:
+    """A transformers tokenizer of 256 bytes, `<|endoftext|>`, `<|im_start|>`, `<|im_end|>` and extras, and
+    then tokens with these names."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -96,7 +98,7 @@ def byte_tokenizer(vocab_size: int) -> Any:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     extra = tuple(f"<|extra_{i}|>" for i in range(vocab_size - len(alphabet) - len(_SPECIAL)))
-    backend.add_special_tokens([AddedToken(token, special=True) for token in _SPECIAL + extra])
+    backend.add_special_tokens([AddedToken(token, special=True) for token in (*_SPECIAL, *extra, *names)])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token=_SPECIAL[0],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,11 @@ from harness.system import tensor_parallel
 from harness.target.chat_template import ChatFormat
 from harness.target.checkpoint import Checkpoint, ModelSource, fingerprint
 from harness.target.footprint import cache_bytes_per_token, expert_counts, step_bytes
+from harness.target.model import Target
 from harness.target.placement import Kernels, Placement
 
+Picture = Sequence[Sequence[Sequence[int]]]
+"""Red, green and blue, 0 to 255, of every pixel, row by row."""
 Progress = Callable[[str], None]
 """Takes a line that tells the user what is being done."""
 
@@ -34,6 +37,11 @@ class LoadedWeights:
     """The tokens that end an answer, sorted."""
     max_context: int
     """Tokens of prompt and answer together."""
+    make: Callable[..., Target] = Target
+    """Makes the target that is decoded with; it takes the arguments of `Target`."""
+    paint: Callable[[Sequence[int]], Picture | None] | None = None
+    """Decodes the tokens of an answer into a picture, for models that write images; None where they are not
+    a whole one."""
 
 
 @configurable

@@ -6,7 +6,7 @@ tree's budget (`BackboneTree`), and details of the network (`methods.fasteagle.n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn.functional import smooth_l1_loss
 from typing_extensions import override
 
 from harness.config import configurable
+from harness.drafting.draft import Draft
 from harness.drafting.trainable import Loss, TrainingRow, TrainingStep
 from methods.fasteagle.checkpoint import LAYOUT
 from methods.fasteagle.growth import CascadeGrowth, CascadeSteps
@@ -23,8 +24,8 @@ from methods.fasteagle.network import CascadeShape
 from methods.shared.eagle.heads.layer import Attend
 from methods.shared.eagle.training import counting_rows
 from methods.shared.one_call.checkpoint import Layout
-from methods.shared.one_call.drafter import OneCallDrafter
 from methods.shared.one_call.network import NetworkShape
+from methods.shared.one_call.online import LastRow, OnlineOneCall
 from methods.shared.one_call.packed import attended, cross_entropy, spans_of
 
 
@@ -45,7 +46,7 @@ class CascadeRecipe:
 
 
 @configurable
-class FastEagle(OneCallDrafter):
+class FastEagle(OnlineOneCall):
     """Drafts a chain with leaves beside it from one call of a cascade."""
 
     layout: ClassVar[Layout[Any, Any]] = LAYOUT
@@ -77,6 +78,24 @@ class FastEagle(OneCallDrafter):
     @override
     def tree_rows(self) -> tuple[Sequence[int], int]:
         return (), 0
+
+    @override
+    def output_parameters(self) -> Sequence[torch.nn.Parameter]:
+        return []
+
+    @override
+    def recalled(self, last: LastRow, draft: Draft, rows: Tensor) -> Callable[[], Tensor]:
+        """A level's guesses do not depend on the node that they follow."""
+        levels = torch.nn.functional.pad(draft.depths[0], (1, 0))[rows].tolist()
+        steps = self.one_call_steps
+        assert isinstance(steps, CascadeSteps)
+        head = steps.head
+
+        def guesses() -> Tensor:
+            outputs = last.outputs(torch.ones(1, 1, dtype=torch.bool, device=rows.device))[0][0, 0]
+            return head(torch.stack([self._learned.normed(outputs[level], level) for level in levels]))
+
+        return guesses
 
     @override
     def loss(self, rows: Sequence[TrainingRow], step: TrainingStep) -> Loss:

@@ -48,7 +48,7 @@ class Hybrid(Drafter):
             if part is None:
                 raise ConfigError(
                     f"{name}: a router needs two drafters; choose one by the name of its method with"
-                    f" method@methods.hybrid.{name}=NAME, as in method@methods.hybrid.{name}=token_recycling"
+                    f" methods.hybrid.{name}=NAME, as in methods.hybrid.{name}=token_recycling"
                 )
         return {name: part for name, part in named.items() if part is not None}
 

@@ -28,7 +28,7 @@ from methods.shared.one_call.network import NetworkShape
 from methods.specblock.checkpoint import LAYOUT, save
 from methods.specblock.growth import BlockGrowth
 from methods.specblock.network import BlockShape
-from methods.specblock.rows import RowsDrafter
+from methods.specblock.online import OnlineRowsDrafter
 from methods.specblock.steps import BlockSteps
 from methods.specblock.training import SpecBlockRecipe, Unrolling, block_loss, drawn_lengths
 from methods.specblock.tree import RankTree
@@ -37,7 +37,7 @@ _LM_HEAD_SCALE = 0.2
 
 
 @configurable
-class SpecBlock(RowsDrafter):
+class SpecBlock(OnlineRowsDrafter):
     """Drafts trees of blocks."""
 
     layout: ClassVar[Layout[Any, Any]] = LAYOUT

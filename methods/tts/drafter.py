@@ -89,7 +89,7 @@ class Tts(Drafter):
         if not isinstance(self.base, OnlineDrafter):
             raise ConfigError(
                 f"base: {type(self.base).__name__} cannot be trained while it drafts; name a method with a"
-                " head, with method@methods.tts.base=eagle3"
+                " head that can, as in methods.tts.base=eagle3 or methods.tts.base=specblock"
             )
         if self.base.policy.shortens:
             raise ConfigError(

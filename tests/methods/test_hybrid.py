@@ -159,7 +159,7 @@ class Half(DraftPolicy):
 @pytest.mark.parametrize(
     ("parts", "told"),
     [
-        ({"first": NGram()}, "second: a router needs two drafters; .*method@methods.hybrid.second=NAME"),
+        ({"first": NGram()}, r"second: a router needs two drafters; .*methods\.hybrid\.second=NAME"),
         ({"second": NGram()}, "first: a router needs two drafters"),
         ({"first": NGram(), "second": NGram(policy=Half())}, r"second\.policy: .* methods\.hybrid\.policy"),
         ({"first": NGram(), "second": TokenRecycling(top_k=99)}, r"second\.top_k=99"),

@@ -28,6 +28,7 @@ def answers(runs: Sequence[Run], max_shown: int = MAX_SHOWN) -> dict[str, Any]:
     left = max_shown
     for _, run, record, exhibit in found:
         left -= len(record.output_ids) + sum(len(tree.tokens) for tree in exhibit.trees)
+        left -= sum(map(len, exhibit.picture or ()))
         if left < 0:
             break
         manifest = run.manifest
@@ -76,4 +77,5 @@ def _answer(record: GenerationRecord, exhibit: Exhibit) -> dict[str, Any]:
         "emitted": record.emitted,
         "total_ns": record.total_ns,
         "trees": [tree._asdict() for tree in exhibit.trees],
+        **({"picture": exhibit.picture} if exhibit.picture else {}),
     }

@@ -6,6 +6,7 @@ Each check raises ValueError, naming the field and its value.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -130,6 +131,9 @@ def check_load(load: BlockLoad) -> None:
 
 def check_exhibit(exhibit: Exhibit) -> None:
     """Check an exhibit: the lists of a tree fit one another, and its parents come before their children."""
+    rows = exhibit.picture or []
+    if len(set(map(len, rows))) > 1 or not all(re.fullmatch(r"(?:[0-9a-f]{6})+", row) for row in rows):
+        raise ValueError("picture: its rows are not as many colours each, of six hexadecimal digits")
     for tree in exhibit.trees:
         num_nodes = len(tree.tokens)
         if len(tree.parents) != num_nodes or len(tree.confidence) not in (0, num_nodes):

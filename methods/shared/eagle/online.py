@@ -47,7 +47,7 @@ class OnlineHeadDrafter(HeadDrafter, OnlineDrafter):
     def begin_learning(self) -> torch.nn.Module:
         """The head in float32, but for the embedding; a step changes all columns of `fc` alike, however
         large the features are that they read."""
-        self._columns = column_scale(self.network) if self.network.reads_raw_features else None
+        self._columns = column_scale(self.network.fc.weight) if self.network.reads_raw_features else None
         self._learned = unfolded(self.network, self._columns).eval().requires_grad_(True)
         if self._learned.embed_tokens is not None:
             self._learned.embed_tokens.requires_grad_(False)
@@ -87,13 +87,13 @@ class OnlineHeadDrafter(HeadDrafter, OnlineDrafter):
 
 
 @torch.no_grad()
-def column_scale(head: DraftHead) -> Tensor:
-    """Powers of two [F] that bring the columns of `fc` to about the same size.
+def column_scale(weight: Tensor) -> Tensor:
+    """Powers of two [F] that bring the columns of a weight [H, F] to about the same size.
 
     A feature a thousand times larger than others has weights a thousand times smaller, and a step of Adam
     would change both by as much. Powers of two, so that multiplying and dividing changes no bit.
     """
-    size = head.fc.weight.float().pow(2).mean(0).sqrt().clamp(min=1e-12)
+    size = weight.float().pow(2).mean(0).sqrt().clamp(min=1e-12)
     scale: Tensor = torch.exp2((size.log2().mean() - size.log2()).round())
     return scale
 
@@ -125,7 +125,7 @@ class _Recall:
         place = torch.zeros(1 + draft.width, dtype=torch.int64, device=nodes.device)
         place[nodes + 1] = torch.arange(1, 1 + len(nodes), device=nodes.device)
         above = place[draft.parents[0, nodes] + 1]
-        attention = _GrowingAttention(*self.past)
+        attention = GrowingAttention(*self.past)
         begin = self.past[0].shape[2]
         outputs = self._run(attention, self.token, head.project(self.feature), begin, sees.new_ones(1, 1))
         for depth in range(1, int(depths.max()) + 1 if len(depths) else 1):
@@ -137,7 +137,7 @@ class _Recall:
         return head.logits(outputs[0, slots], self.target)
 
     def _run(
-        self, attention: _GrowingAttention, tokens: Tensor, states: Tensor, position: int, seen: Tensor
+        self, attention: GrowingAttention, tokens: Tensor, states: Tensor, position: int, seen: Tensor
     ) -> Tensor:
         """Outputs [1, R, H] of new rows at one position; seen [R, e + R] bool: of all recomputed rows."""
         head = self.head
@@ -148,7 +148,7 @@ class _Recall:
         return output
 
 
-class _GrowingAttention:
+class GrowingAttention:
     """An `Attend` over constant keys and those of the rows so far."""
 
     seen: Tensor
@@ -158,6 +158,7 @@ class _GrowingAttention:
         self._keys, self._values = [keys.float()], [values.float()]
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Take in new rows, and attend from them; see `Attend`."""
         self._keys.append(key)
         self._values.append(value)
         past = self._keys[0].shape[2]

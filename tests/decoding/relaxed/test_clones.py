@@ -23,6 +23,8 @@ from harness.decoding.relaxed.lantern import Lantern
 from harness.decoding.sampling import DecodingParams, stream_key
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, Outcome
+from harness.target.image.guidance import Guidance, Raster
+from harness.target.image.guided import GuidedTarget
 from harness.target.model import Target
 
 GROUPS, CLONES, RASTER = 16, 4, 4
@@ -33,12 +35,16 @@ PARAMS = DecodingParams(name="sampled", temperature=1.0, max_new_tokens=RASTER)
 
 
 @cache
-def clones(distinct: bool = False) -> Target:
-    """A random model whose clones have the same embedding and row of the LM head, but for noise of 0.01."""
+def clones(distinct: bool = False, guided: bool = False) -> Target:
+    """A random model whose clones have the same embedding and row of the LM head, but for noise of 0.01.
+
+    guided: with two tokens more, a text and one that opens an image, under guidance.
+    """
     torch.manual_seed(0)
+    size = VOCAB + 2 * guided
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCAB,
+            vocab_size=size,
             hidden_size=32,
             intermediate_size=64,
             num_hidden_layers=2,
@@ -50,10 +56,14 @@ def clones(distinct: bool = False) -> Target:
     with torch.no_grad():
         for weight in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
             groups = torch.randn(GROUPS, 32).repeat_interleave(CLONES, 0)
-            weight.copy_(torch.randn(VOCAB, 32) if distinct else groups + 0.01 * torch.randn(VOCAB, 32))
+            weight[:VOCAB] = torch.randn(VOCAB, 32) if distinct else groups + 0.01 * torch.randn(VOCAB, 32)
         # Logits of a few nats, so that some groups are much likelier than others.
         model.get_output_embeddings().weight.mul_(0.35)
-    return Target(model.eval())
+    if not guided:
+        return Target(model.eval())
+    raster = Raster(height=2, width=RASTER // 2, pixels=range(VOCAB))
+    guidance = Guidance(scale=1.5, opens=VOCAB + 1, begins=VOCAB + 1, raster=raster)
+    return GuidedTarget(model.eval(), guidance=guidance)
 
 
 @configurable
@@ -66,8 +76,8 @@ class GroupGuesser(Drafter):
 
     def bind(self, target: Any) -> None:
         super().bind(target)
-        ids = torch.tensor([[1, 2, token] for token in range(VOCAB)])
-        probs = target.trace(ids, ())[0][:, -1].softmax(-1)
+        ids = torch.tensor([[*prompt(target), token] for token in range(VOCAB)])
+        probs = target.trace(ids, ())[0][:, -1, :VOCAB].softmax(-1)
         self._best = probs.view(VOCAB, GROUPS, CLONES).sum(-1).argmax(-1)
 
     def reset(self, num_rows: int) -> None:
@@ -96,16 +106,23 @@ class GroupGuesser(Drafter):
         )
 
 
-def rasters(acceptor: Acceptor, count: int, siblings: int = 1, distinct: bool = False) -> tuple[Any, float]:
+def prompt(target: Any) -> list[int]:
+    """Two tokens; the last opens the image of a guided target."""
+    return [target.vocab_size - 2, target.vocab_size - 1] if isinstance(target, GuidedTarget) else [1, 2]
+
+
+def rasters(
+    acceptor: Acceptor, count: int, siblings: int = 1, distinct: bool = False, guided: bool = False
+) -> tuple[Any, float]:
     """Groups [count, RASTER] of what is written, and accepted tokens per round."""
-    loop = DecodingLoop(clones(distinct), (), 24, timed=False)
+    loop = DecodingLoop(clones(distinct, guided), (), 24, timed=False)
     drafter = GroupGuesser(num_siblings=siblings)
     drafter.bind(loop.target)
     acceptor.bind(loop.target)
     outputs, accepted, rounds = [], 0, 0
     for begin in range(0, count, BATCH):
         asked = [
-            Request(prompt=[1, 2], key=stream_key(0, str(number), 0, 0))
+            Request(prompt=prompt(loop.target), key=stream_key(0, str(number), 0, 0))
             for number in range(begin, min(begin + BATCH, count))
         ]
         for made in loop.generate(asked, drafter, PARAMS, acceptor):
@@ -132,19 +149,34 @@ RELAXED: dict[str, tuple[Acceptor, int]] = {
 
 
 @cache
-def sampled_alone() -> Any:
+def sampled_alone(guided: bool) -> Any:
     """What plain sampling writes, with other noise."""
-    groups, _ = rasters(Coupled(), NUM_RASTERS)
+    groups, _ = rasters(Coupled(), NUM_RASTERS, guided=guided)
     return groups
 
 
+@pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("name", RELAXED)
-def test_groups_keep_their_distribution_at_three_times_the_acceptance(name: str) -> None:
+def test_groups_keep_their_distribution_at_three_times_the_acceptance(name: str, guided: bool) -> None:
     acceptor, siblings = RELAXED[name]
-    groups, relaxed = rasters(acceptor, NUM_RASTERS, siblings)
-    assert distance(groups, sampled_alone()) < 0.05
-    strict = rasters(Coupled(), 1000, 1)[1]
+    groups, relaxed = rasters(acceptor, NUM_RASTERS, siblings, guided=guided)
+    assert distance(groups, sampled_alone(guided)) < 0.05
+    strict = rasters(Coupled(), 1000, 1, guided=guided)[1]
     assert relaxed >= 3 * strict
+
+
+@pytest.mark.parametrize("kind", [Cascade, Lantern])
+def test_acceptance_under_guidance_falls_as_thresholds_rise_and_ends_strict(kind: Any) -> None:
+    if kind is Cascade:
+        rules = [Cascade(tau_breadth=tau, tau_depth=2, delta=1.0) for tau in (0.0, 0.95, 2.0)]
+    else:
+        rules = [Lantern(delta=delta, num_neighbours=CLONES - 1) for delta in (1.0, 0.1, 0.0)]
+    found = [rasters(rule, 200, CLONES, guided=True) for rule in rules]
+    strict = rasters(Coupled(), 200, CLONES, guided=True)
+    lengths = [accepted for _, accepted in found]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] > lengths[-1] == strict[1]
+    assert torch.equal(found[-1][0], strict[0])
 
 
 def test_strict_acceptance_keeps_a_quarter_of_what_groups_alone_would() -> None:

@@ -47,6 +47,7 @@ function drawExplorer() {
       el("div", { class: "arms", role: "group", "aria-label": "Method" }, [...arms.keys()].map(arm))),
     el("details", { class: "prompt", open: answer.prompt.length < 400 }, el("summary", {}, `Prompt (${plural(answer.num_prompt_tokens, "token")}, ${answer.category})`), el("p", {}, answer.prompt)),
     el("p", { class: "note" }, describe(answer)),
+    answer.picture ? drawPicture(answer.picture) : null,
     drawAnswer(answer),
     el("ul", { class: "key" }, el("li", {}, el("span", { class: "round r1 sample" }, "ab", el("i", {}, "c")), "one round: drafted tokens kept, then the target's own"),
       el("li", {}, el("span", { class: "round r2 sample has-tree" }, "ab"), "its tree was kept")),
@@ -65,6 +66,21 @@ function describe(answer) {
   return `${plural(answer.num_tokens, "token")} in ${plural(rounds, "round")} (tau ${number(tau)}), stopped by the ${stop}` +
     (answer.total_ns ? `, ${(answer.total_ns / 1e9).toFixed(2)} s` : "") + (answer.verdict ? `; verdict: ${answer.verdict}` : "") +
     (answer.ids.length < answer.num_tokens ? `; the first ${answer.ids.length} tokens are shown` : "") + ".";
+}
+
+/** The picture that an image model painted, each pixel as a square of a few dots. */
+function drawPicture(rows) {
+  const [width, height] = [rows[0].length / 6, rows.length];
+  const side = Math.max(1, Math.floor(256 / Math.max(width, height)));
+  const canvas = el("canvas", { class: "picture", width: width * side, height: height * side, role: "img", "aria-label": "The picture of this answer" });
+  const pen = canvas.getContext("2d");
+  rows.forEach((row, y) => {
+    for (let x = 0; x < width; x += 1) {
+      pen.fillStyle = `#${row.slice(6 * x, 6 * x + 6)}`;
+      pen.fillRect(x * side, y * side, side, side);
+    }
+  });
+  return canvas;
 }
 
 /** Index of the first token of each round. The prefill emits token 0. */

@@ -1,0 +1,188 @@
+"""Drafters with one or two calls, trained on line: what is computed again is what was drafted from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from harness.decoding.acceptance import Coupled
+from harness.decoding.loop import DecodingLoop
+from harness.decoding.sampling import DecodingParams
+from harness.drafting.draft import Draft
+from harness.drafting.drafter import Outcome
+from harness.drafting.trees import DynamicTree
+from harness.target.model import Target
+from methods.fasteagle.growth import CascadeSteps
+from methods.specblock.network import BlockNetwork
+from methods.specblock.tree import RankTree
+from methods.tts import Tts
+from methods.tts.learner import Recipe, example_of
+from methods.tts.schedules import BanditSettings
+from methods.vanilla import Vanilla
+from tests.methods.one_call.drafters import METHODS, bound, made
+from tests.support.targets import VOCAB, requests, tiny_model
+
+LEVELS = {"tree": DynamicTree(total_token=14, depth=4, top_k=4)}
+CASES: list[tuple[str, dict[str, Any], float]] = [
+    ("specblock", LEVELS, 1.0),
+    ("specblock", {**LEVELS, "rows": "released"}, 1.0),
+    ("specblock", {"tree": RankTree(budget=12, first_width=4, widths=(3, 3, 3, 3), max_blocks=1)}, 1.0),
+    # Of two blocks that proposed the same path, one is computed again.
+    ("specblock", {}, 0.6),
+    ("fasteagle", {}, 1.0),
+]
+"""Method, its settings, and the share of guesses that must be exactly those that drafted."""
+
+
+def started(drafter: Any, num_tokens: int = 9) -> Draft:
+    """The draft behind a random prompt, and a round before it."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        states = [torch.randn(1, num_tokens, 64) for _ in drafter.taps]
+        drafter.reset(1)
+        drafter.observe(Outcome(committed=[list(range(4, 4 + num_tokens))], pending=[20], taps=states))
+        draft = drafter.propose([50])
+        states = [torch.randn(1, 3, 64) for _ in drafter.taps]
+        drafter.observe(Outcome(committed=[[20, 21, 22]], pending=[23], taps=states, draft=draft))
+        return drafter.propose([50])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("method", "options", "share"), CASES)
+def test_recalled_guesses_are_those_that_drafted(
+    method: str, options: dict[str, Any], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter = bound(method, **options)
+    drafter.begin_learning()
+    scored: list[torch.Tensor] = []
+    if method == "specblock":
+        original = BlockNetwork.rank_logits
+
+        def rank_logits(self: Any, states: Any, logits: torch.Tensor, count: int) -> Any:
+            scored.append(logits[0].flatten(0, 1))
+            return original(self, states, logits, count)
+
+        monkeypatch.setattr(BlockNetwork, "rank_logits", rank_logits)
+    else:
+        kept = CascadeSteps._guess
+
+        def guess(self: CascadeSteps, outputs: torch.Tensor, count: int) -> Any:
+            levels = [self.network.normed(outputs[0, level], level) for level in range(outputs.shape[1])]
+            scored.append(self.head(torch.stack(levels)))
+            return kept(self, outputs, count)
+
+        monkeypatch.setattr(CascadeSteps, "_guess", guess)
+    begin, propose = [0], drafter.propose
+
+    def proposed(room: Any) -> Draft:
+        begin.append(len(scored))
+        return propose(room)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(drafter, "propose", proposed)
+    draft = started(drafter)
+    drafted = torch.cat(scored[begin[-1] :])
+    rows = torch.unique(draft.parents[0] + 1)
+    assert len(rows) > 2
+    recalled = drafter.recall(draft, rows)().detach()
+    same = [float((drafted - row).abs().amax(-1).min()) < 1e-4 for row in recalled]
+    assert sum(same) >= share * len(same)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gradient_of_recalled_guesses_is_the_difference_quotient(method: str) -> None:
+    drafter = bound(method)
+    module = drafter.begin_learning()
+    draft = started(drafter)
+    rows = torch.unique(draft.parents[0] + 1)
+    recall = drafter.recall(draft, rows)
+    weights = torch.randn(len(rows), 24, generator=torch.Generator().manual_seed(3))
+    (recall() * weights).sum().backward()
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad or parameter.grad is None:
+            # A level that nothing was drafted from has no guess.
+            assert name.startswith(("rank_head", "norms.", "layers.2"))
+            continue
+        step = 3e-3 * parameter.grad / parameter.grad.norm().clamp(min=1e-6)
+        with torch.no_grad():
+            parameter += step
+            above = (recall() * weights).sum()
+            parameter -= 2 * step
+            below = (recall() * weights).sum()
+            parameter += step
+        slope = float(above - below) / 6e-3
+        assert slope == pytest.approx(float(parameter.grad.norm()), rel=0.05, abs=0.05), name
+
+
+class Costs:
+    """A forward costs about a second, an update a twentieth of it."""
+
+    def curve(self, batch: float, context: float) -> list[float]:
+        return [1 + 0.1 * number for number in range(64)]
+
+    def seconds(self, call: Any, most: int) -> list[float]:
+        call(1)
+        return [0.05] * most
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("schedule", ["always", "bandit"])
+def test_the_output_is_vanillas_whatever_is_learned(method: str, schedule: Any) -> None:
+    loop = DecodingLoop(Target(tiny_model("llama")), (), 512, timed=False)
+    params = DecodingParams(name="sampled", temperature=1.0, max_new_tokens=20)
+    drafter = Tts(
+        base=made(method),
+        schedule=schedule,
+        recipe=Recipe(learning_rate=1e-3),
+        bandit=BanditSettings(window=2, min_rejected=0),
+    )
+    drafter.bind(loop.target)
+    if drafter.weighs_costs:
+        drafter.use_costs(Costs(), 3)
+    plain = Vanilla()
+    plain.bind(loop.target)
+    learned = loop.generate(requests(), drafter, params, Coupled())
+    static = loop.generate(requests(), plain, params, Coupled())
+    assert [one.output_ids for one in learned] == [one.output_ids for one in static]
+    assert all(lane.num_updates for lane in drafter.lanes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_bandit_can_train_the_output_alone_where_there_is_one(method: str) -> None:
+    drafter = Tts(base=made(method))
+    drafter.bind(Target(tiny_model("llama")))
+    (lane,) = drafter.lanes
+    assert lane.learner is not None
+    assert lane.learner.parts == (("head", "full") if method == "specblock" else ("full",))
+    if method == "fasteagle":
+        return
+    before = {name: one.clone() for name, one in lane.learner.module.named_parameters()}
+    lane.rehearsed(drafter._target, "head")(1)
+    moved = {
+        name for name, one in lane.learner.module.named_parameters() if not torch.equal(one, before[name])
+    }
+    assert moved == {"lm_head.weight"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_round_is_learned_and_forgotten(method: str) -> None:
+    drafter = Tts(base=made(method), schedule="always", recipe=Recipe(learning_rate=2e-3))
+    drafter.bind(Target(tiny_model("llama")))
+    (lane,), network = drafter.lanes, drafter.base.network  # type: ignore[attr-defined]
+    assert lane.learner is not None
+    before = [one.detach().clone() for one in network.parameters()]
+    draft = started(drafter.base)
+    logits = 4 * torch.randn(1, 1 + draft.width, VOCAB, generator=torch.Generator().manual_seed(1))
+    example = example_of(lane.drafter, Outcome(committed=[[23]], pending=[24], draft=draft, logits=logits))
+    assert example is not None
+    found = []
+    for _ in range(12):
+        lane.learner.learn([example], "full")
+        found.append(float(lane.learner.terms.target))
+    assert found[-1] < 0.5 * found[0]
+    lane.drafter.publish()
+    assert not all(map(torch.equal, before, network.parameters()))
+    again = lane.drafter.recall(draft, torch.zeros(1, dtype=torch.int64))
+    assert torch.allclose(again()[0].log_softmax(-1), lane.learner.guesses([example])[0], atol=1e-5)
+    drafter.reset(1)
+    assert all(map(torch.equal, before, network.parameters()))
