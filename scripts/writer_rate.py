@@ -4,8 +4,8 @@ python scripts/writer_rate.py PROMPTS.jsonl [NUM [BATCH_SIZE]] [OVERRIDE ...]
 
 answers the first NUM prompts (default 128) with both, a chunk of 4 batches at a time, and prints tokens per
 second of each, their ratio per chunk, and how many answers are the same. OVERRIDE: of harness.train, such as
-target.dtype=bfloat16. `generate` gets batches of the same size, sorted by length as the writer's are, padded on
-the left, with transformers' own attention.
+target.dtype=bfloat16. `generate` gets batches of the same size, sorted by length as the writer's are, padded
+on the left, with transformers' own attention.
 """
 
 from __future__ import annotations
