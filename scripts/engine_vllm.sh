@@ -17,3 +17,5 @@ done
 # Our chain of the same length, for its tau: five drafted tokens, as serve.vllm asks for.
 python -m harness.bench "${common[@]}" 'method=[ngram,eagle3_chain]' ladder=none measure=acceptance
 python -m harness.report build --results "$results" --out "$results/tables" --allow-mixed
+# Rounds by vLLM's counters beside those of its streams, and our chain's tau over the same prompts.
+python "$(dirname "$0")/engine_rounds.py" "$results" | tee "$results/rounds.md"
