@@ -21,6 +21,7 @@ from harness.analysis.summary import pairwise, summarise
 from harness.bench import bench
 from harness.benchmark.plan import make_plan
 from harness.cli import hydra_app, report_command
+from harness.cli.method_parts import as_options
 from harness.config import build
 from harness.conformance import suite
 from harness.decoding.acceptance import Coupled
@@ -236,7 +237,7 @@ def test_every_command_is_one_that_we_have(command: str, monkeypatch: pytest.Mon
 
 def compose_one(module: str, words: list[str]) -> None:
     """Compose the first job of a command line and, of the benchmark, build its plan."""
-    typed = [word for word in words if word not in ("--multirun", "--help")]
+    typed = as_options([word for word in words if word not in ("--multirun", "--help")])
     if module == "cost" and typed and re.fullmatch("[a-z]+", typed[0]):
         typed[0] = f"command={typed[0]}"
     assert "--multirun" in words or not any(one.is_sweep_override() for one in parsed(typed))

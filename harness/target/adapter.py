@@ -171,19 +171,9 @@ class ModelAdapter:
     def replay(self) -> Callable[[Sequence[int]], Tensor]:
         """A function that takes the next tokens [n] of one sequence and gives the logits [n, V] after them.
 
-        It is independent of the loop: plain forwards with a cache of transformers' own.
+        It is independent of the loop, and needs a kernel that takes any mask (`use_kernel`).
         """
-        cache = DynamicCache()
-
-        @torch.no_grad()
-        def feed(tokens: Sequence[int]) -> Tensor:
-            if not tokens:
-                return torch.empty(0, self.vocab_size)
-            ids = torch.tensor([list(tokens)]).to(self.device)
-            logits: Tensor = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0]
-            return logits
-
-        return feed
+        return _replayed(self.model, self.device)
 
     @torch.no_grad()
     def trace_visible(self, ids: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
@@ -235,6 +225,20 @@ class ModelAdapter:
             logits_to_keep=keep,
         ).logits
         return logits
+
+
+def _replayed(model: Any, device: torch.device) -> Callable[[Sequence[int]], Tensor]:
+    cache = DynamicCache()
+
+    @torch.no_grad()
+    def feed(tokens: Sequence[int]) -> Tensor:
+        if not tokens:
+            return torch.empty(0)
+        ids = torch.tensor([list(tokens)]).to(device)
+        logits: Tensor = model(input_ids=ids, past_key_values=cache, use_cache=True).logits[0]
+        return logits
+
+    return feed
 
 
 def _own_parts(decoder: Any, config: Any, masks: attention.MaskForm) -> OwnParts:

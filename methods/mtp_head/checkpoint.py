@@ -45,12 +45,13 @@ _SHARED = ("shared_head.head.", "embed_tokens.", "lm_head.")
 _QUANTISED = ("weight_scale_inv", "weight_scale", "qweight", "scales")
 
 
-def load_network(
-    path: str, revision: str | None, target: TargetView, feed_back: State
-) -> tuple[MtpNetwork, dict[str, Any]]:
-    """The first head in the checkpoint in the folder, or at the hub id, `path`, and its card.
+def load_networks(
+    path: str, revision: str | None, target: TargetView, feed_back: State, most: int | None
+) -> tuple[list[MtpNetwork], dict[str, Any]]:
+    """The heads in the checkpoint in the folder, or at the hub id, `path`, in their order, and their card.
 
     The card holds path, revision, sha256, the layout, the conventions, and how many heads the file has.
+    most: heads that are read; None reads all.
 
     Raises:
         ConfigError: there is no such checkpoint or no head in it, or the head does not fit the target.
@@ -65,31 +66,38 @@ def load_network(
             " without one: method=suffix, or a trained head with method=eagle3."
         )
     (layout,) = layouts
-    named, num_heads = _first_head(files.tensors, str(layout), num_layers)
-    _refuse_quantised(named, where)
+    heads = _heads(files.tensors, str(layout), num_layers)
     conventions = Conventions(hidden_first=_LAYOUTS[str(layout)][2], feed_back=feed_back)
-    # Not on `meta`: a block may have buffers that no checkpoint holds.
-    network = MtpNetwork(target.own_parts, conventions)
-    state = _with_joined_experts(network, named)
-    refuse_differences(network, state, where)
-    network.load_state_dict({name: one.clone() for name, one in state.items()}, assign=True)
-    card = {**files.card, "layout": layout, "num_heads": num_heads, "heads_used": 1}
-    return network.place(target.device, target.dtype), card
+    networks = []
+    for named in heads[:most]:
+        _refuse_quantised(named, where)
+        # Not on `meta`: a block may have buffers that no checkpoint holds.
+        network = MtpNetwork(target.own_parts, conventions)
+        state = _with_joined_experts(network, named)
+        refuse_differences(network, state, where)
+        network.load_state_dict({name: one.clone() for name, one in state.items()}, assign=True)
+        networks.append(network.place(target.device, target.dtype))
+    card = {**files.card, "layout": layout, "num_heads": len(heads), "heads_used": len(networks)}
+    return networks, card
 
 
-def random_network(
-    target: TargetView, feed_back: State, hidden_first: bool, seed: int
-) -> tuple[MtpNetwork, dict[str, Any]]:
-    """A head with random weights for `target`, and its card. Torch's random state is left as it was."""
+def random_networks(
+    target: TargetView, feed_back: State, hidden_first: bool, seed: int, count: int
+) -> tuple[list[MtpNetwork], dict[str, Any]]:
+    """Heads with random weights for `target`, and their card. Torch's random state is left as it was."""
+    networks = []
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed the generators of all accelerators too.
         torch.default_generator.manual_seed(seed)
-        network = MtpNetwork(target.own_parts, Conventions(hidden_first=hidden_first, feed_back=feed_back))
-        for parameter in network.parameters():
-            # Vectors are norms and biases, which their classes initialise.
-            if parameter.ndim > 1:
-                nn.init.normal_(parameter, std=target.config.initializer_range)
-    return network.place(target.device, target.dtype), {"path": None, "seed": seed}
+        for _ in range(count):
+            conventions = Conventions(hidden_first=hidden_first, feed_back=feed_back)
+            network = MtpNetwork(target.own_parts, conventions)
+            for parameter in network.parameters():
+                # Vectors are norms and biases, which their classes initialise.
+                if parameter.ndim > 1:
+                    nn.init.normal_(parameter, std=target.config.initializer_range)
+            networks.append(network.place(target.device, target.dtype))
+    return networks, {"path": None, "seed": seed}
 
 
 def _layout_of(name: str, num_layers: int) -> str | None:
@@ -101,24 +109,26 @@ def _layout_of(name: str, num_layers: int) -> str | None:
     return None
 
 
-def _first_head(tensors: Mapping[str, Tensor], layout: str, num_layers: int) -> tuple[dict[str, Tensor], int]:
-    """The first head's tensors under their names in `MtpNetwork`, and the number of heads."""
+def _heads(tensors: Mapping[str, Tensor], layout: str, num_layers: int) -> list[dict[str, Tensor]]:
+    """The tensors of every head under their names in `MtpNetwork`, in the order of the heads.
+
+    Qwen's layout has one projection: further layers belong to the one block, and are no heads.
+    """
     prefix, spellings, _ = _LAYOUTS[layout]
     first = num_layers if layout == "deepseek" else 0
-    named, numbers = dict[str, Tensor](), {first}
+    heads: dict[int, dict[str, Tensor]] = {first: {}}
     for name, tensor in tensors.items():
         found = re.match(prefix, name)
         assert found is not None, "only tensors of heads were read"
         number = first if found[1] is None else int(found[1])
-        numbers.add(number)
         rest = name[found.end() :]
-        if number != first or rest.startswith(_SHARED):
+        if (layout == "qwen" and number != first) or rest.startswith(_SHARED):
             continue
         part, _, kind = rest.rpartition(".")
         part = spellings.get(part, part)
         inside = part not in _OWN or (layout == "qwen" and found[1] is not None)
-        named[f"{'block.' if inside else ''}{part}.{kind}"] = tensor
-    return named, len(numbers)
+        heads.setdefault(number, {})[f"{'block.' if inside else ''}{part}.{kind}"] = tensor
+    return [heads[number] for number in sorted(heads)]
 
 
 def _refuse_quantised(named: Mapping[str, Tensor], where: str) -> None:

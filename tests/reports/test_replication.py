@@ -193,6 +193,50 @@ def test_a_paper_may_have_a_reference_of_its_own_and_both_speedups_are_printed()
     assert "| our mean of rates |" in replication.markdown([paper], summarise(run), [run])
 
 
+@pytest.mark.parametrize(
+    ("experiment", "paper", "methods"),
+    [
+        ("gto_table1", "gto", {"eagle3", "gto"}),
+        ("matched_heads", "dspark", {"eagle3_chain", "dflash", "dspark"}),
+        # The papers' numbers could not be read, or name no task.
+        ("fasteagle", None, set()),
+        ("specblock", None, set()),
+    ],
+)
+def test_every_cell_of_an_experiment_has_published_numbers_where_there_are_any(
+    experiment: str, paper: str | None, methods: set[str]
+) -> None:
+    file: Any = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
+    swept = file.hydra.sweeper.params
+    cells = [
+        {(place.target, place.task, place.temperature): set(values) for place, values in one.cells.items()}
+        for one in load_papers()
+        if one.name == paper
+    ]
+    temperatures = [1.0] if experiment == "matched_heads" else [0.0, 1.0]
+    for target in swept.target.split(","):
+        for task in swept.task.split(","):
+            for temperature in temperatures:
+                assert all(methods <= known[target, task, temperature] for known in cells)
+    assert bool(cells) == bool(methods)
+
+
+def test_matched_heads_stand_beside_the_papers() -> None:
+    shares = {"eagle3_chain": 0.5, "dflash": 0.6, "dspark": 0.7}
+    run = make_run(
+        sample_records(shares),
+        "r",
+        target="qwen3_8b",
+        task="gsm8k",
+        temperature=1.0,
+        arms={"vanilla": {}, **{name: {} for name in shares}},
+    )
+    lines = lines_of(run, "dspark")
+    assert set(lines) == set(shares)
+    assert lines["eagle3_chain"].theirs.tau == 5.30
+    assert all(line.theirs.tau for line in lines.values())
+
+
 def test_an_installed_package_has_the_published_tables() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     (copied,) = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"].items()

@@ -72,6 +72,8 @@ class Growth:
             fed[self._rows] = counts
             self._cache.advance(fed)
             last = torch.tensor(list(counts)).to(tokens.device, non_blocking=True) - 1
+        # A further head may be fed no row of a sequence that begins.
+        last = last.clamp(min=0)
         self._outputs = outputs.gather(1, last[:, None, None].expand(-1, 1, outputs.shape[-1]))
         self._seen = torch.zeros(num_rows, 1, 0, dtype=torch.bool, device=tokens.device)
         return outputs

@@ -30,7 +30,7 @@ def test_a_head_is_read_as_it_was_written(family: str, tmp_path: Path) -> None:
     assert (card["num_heads"], card["heads_used"], len(card["sha256"])) == (1, 1, 16)
 
 
-def test_copies_of_the_embedding_and_further_heads_are_left_out(tmp_path: Path) -> None:
+def test_copies_of_the_embedding_are_left_out_and_further_heads_where_asked(tmp_path: Path) -> None:
     tensors = written(bound("glm").network.state_dict(), "glm")
     first = f"model.layers.{NUM_LAYERS}."
     second = {name.replace(first, f"model.layers.{NUM_LAYERS + 1}."): one for name, one in tensors.items()}
@@ -38,8 +38,10 @@ def test_copies_of_the_embedding_and_further_heads_are_left_out(tmp_path: Path) 
         f"{first}embed_tokens.weight": torch.ones(61, 32),
         f"{first}shared_head.head.weight": torch.ones(61, 32),
     }
-    card = bound("glm", save(tmp_path, {**tensors, **second, **shared}, "glm")).card()
-    assert (card["num_heads"], card["heads_used"]) == (2, 1)
+    path = save(tmp_path, {**tensors, **second, **shared}, "glm")
+    for most, used in ((None, 2), (1, 1)):
+        card = bound("glm", path, num_heads=most).card()
+        assert (card["num_heads"], card["heads_used"]) == (2, used)
 
 
 def test_a_checkpoint_without_a_head_says_what_was_looked_for(tmp_path: Path) -> None:
