@@ -113,8 +113,8 @@ def _check(
     for what, is_wrong in wrong.items():
         if is_wrong:
             raise ConfigError(
-                f"head={folder}: has {what}; only the official form of EAGLE-3 is written for engine=llamacpp"
-                " here. Give a GGUF file of it as serve.llamacpp.model=FILE, or leave the method out"
+                f"head={folder}: has {what}; only the official form of such a head is written for"
+                " engine=llamacpp here. Give a GGUF file of it as serve.llamacpp.model=FILE, or leave the method out"
             )
 
 
