@@ -114,7 +114,8 @@ def _check(
         if is_wrong:
             raise ConfigError(
                 f"head={folder}: has {what}; only the official form of such a head is written for"
-                " engine=llamacpp here. Give a GGUF file of it as serve.llamacpp.model=FILE, or leave the method out"
+                " engine=llamacpp here. Give a GGUF file of it as serve.llamacpp.model=FILE, or leave the"
+                " method out"
             )
 
 
