@@ -268,6 +268,7 @@ MAY_WRITE = {
     "harness/store/write_lock.py: pwrite": "the machine and the process that hold a lock",
     "harness/system/console.py: print": "texts that `_printable` redacts",
     "harness/system/secrets.py: write": "a traceback that it redacts",
+    "harness/tasks/overlap.py: save": "hashes",
     "harness/tracking/wandb_workspace.py: print": "the address of a saved view",
     "harness/training/dialogues.py: write": "no file: a `Writer` of ours makes token ids",
     "harness/training/features.py: save_file": "tensors",
