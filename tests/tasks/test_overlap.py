@@ -34,7 +34,7 @@ def test_thirteen_words_in_a_row_are_found_whatever_stands_around_them(
 
 def test_ten_thousand_other_texts_are_not_found() -> None:
     known = Fingerprints.of(" ".join(f"w{i}x{j}" for j in range(20)) for i in range(1000))
-    assert not any(known.share([" ".join(f"v{i}x{j}" for j in range(20))]) for i in range(10_000))
+    assert not known.share(" ".join(f"v{i}x{j}" for j in range(20)) for i in range(10_000))
 
 
 @pytest.mark.parametrize("stored", [np.zeros(3), np.zeros((3, 4), dtype=np.uint8), None])
