@@ -248,6 +248,18 @@ def test_the_command_ends_in_a_head_that_the_loader_takes(
     assert began["training"]["num_steps"] == 2
 
 
+def test_a_sweep_leaves_no_file_where_it_was_typed_and_no_secret_in_its_own(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    typed = overrides(tmp_path, "method=eagle2", "training.seed=0,1", f"results={tmp_path}")
+    typed += [f"out={tmp_path}/${{training.seed}}", "+note=hf_abcdefghijklmnopqrstuvwxyz0123"]
+    command = [sys.executable, "-m", "harness.train", "--multirun", *typed]
+    subprocess.run(command, cwd=here, check=True, capture_output=True, timeout=240)
+    assert list(here.iterdir()) == []
+    (written,) = tmp_path.glob("jobs/*/*/multirun.yaml")
+    assert "hf_abcdefghij" not in written.read_text()
+
+
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     common = overrides(tmp_path, "method=eagle3", "training.rows_per_step=2", "training.features=null")
     run_training(config_of(*common, f"out={tmp_path / 'one'}"))
