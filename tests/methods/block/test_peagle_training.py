@@ -14,7 +14,7 @@ from harness.target.model import Target
 from methods.peagle import PEagle
 from methods.peagle.training import PEagleRecipe, rows_of, states_of
 from methods.shared.block.learning.labels import labels_of
-from tests.methods.block.learning import STEP, goes_on_from_weights_and_random_state, overfit, tau, texts
+from tests.methods.block.learning import STEP, losses_of_three_trainings, overfit, tau, texts
 from tests.methods.eagle.test_training import row_of
 from tests.support.targets import tiny_model
 
@@ -81,7 +81,10 @@ def test_a_head_overfitted_on_four_texts_drafts_them(draft_vocab_size: int | Non
 
 
 def test_a_training_goes_on_from_weights_and_random_state_alone() -> None:
-    goes_on_from_weights_and_random_state(lambda: student(recipe=PEagleRecipe(max_rollouts=5)))
+    first, second, resumed = losses_of_three_trainings(lambda: student(recipe=PEagleRecipe(max_rollouts=5)))
+    assert first == second
+    assert len(set(first)) == 4, "every loss draws anew"
+    assert resumed == second[-1:]
 
 
 def test_a_head_that_is_trained_on_begins_as_it_was_whichever_side_of_a_block_it_taps(tmp_path: Path) -> None:

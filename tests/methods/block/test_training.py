@@ -14,7 +14,7 @@ from methods.dflash import DFlash
 from methods.shared.block.learning.labels import draw_anchors, labels_of
 from methods.shared.block.learning.losses import length_weights
 from methods.shared.block.learning.training import BlockRecipe
-from tests.methods.block.learning import STEP, goes_on_from_weights_and_random_state, overfit, tau, texts
+from tests.methods.block.learning import STEP, losses_of_three_trainings, overfit, tau, texts
 from tests.methods.eagle.test_training import row_of
 from tests.support.targets import tiny_model
 
@@ -77,7 +77,12 @@ def test_a_head_overfitted_on_four_texts_drafts_them(kind: Any, recipe: BlockRec
 
 
 def test_a_training_goes_on_from_weights_and_random_state_alone() -> None:
-    goes_on_from_weights_and_random_state(lambda: student("dspark", recipe=BlockRecipe(num_anchors=3)))
+    first, second, resumed = losses_of_three_trainings(
+        lambda: student("dspark", recipe=BlockRecipe(num_anchors=3))
+    )
+    assert first == second
+    assert len(set(first)) == 4, "every loss draws anew"
+    assert resumed == second[-1:]
 
 
 def test_a_head_that_is_trained_on_begins_as_it_was(tmp_path: Path) -> None:

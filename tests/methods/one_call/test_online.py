@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.decoding.acceptance import Coupled
 from harness.decoding.loop import DecodingLoop
-from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Outcome
 from harness.drafting.trees import DynamicTree
@@ -20,9 +18,9 @@ from methods.specblock.tree import RankTree
 from methods.tts import Tts
 from methods.tts.learner import Recipe, example_of
 from methods.tts.schedules import BanditSettings
-from methods.vanilla import Vanilla
 from tests.methods.one_call.drafters import METHODS, bound, made
-from tests.support.targets import VOCAB, requests, tiny_model
+from tests.support.online import slope, started, written_with_and_without
+from tests.support.targets import VOCAB, tiny_model
 
 LEVELS = {"tree": DynamicTree(total_token=14, depth=4, top_k=4)}
 CASES: list[tuple[str, dict[str, Any], float]] = [
@@ -34,19 +32,6 @@ CASES: list[tuple[str, dict[str, Any], float]] = [
     ("fasteagle", {}, 1.0),
 ]
 """Method, its settings, and the share of guesses that must be exactly those that drafted."""
-
-
-def started(drafter: Any, num_tokens: int = 9) -> Draft:
-    """The draft behind a random prompt, and a round before it."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        states = [torch.randn(1, num_tokens, 64) for _ in drafter.taps]
-        drafter.reset(1)
-        drafter.observe(Outcome(committed=[list(range(4, 4 + num_tokens))], pending=[20], taps=states))
-        draft = drafter.propose([50])
-        states = [torch.randn(1, 3, 64) for _ in drafter.taps]
-        drafter.observe(Outcome(committed=[[20, 21, 22]], pending=[23], taps=states, draft=draft))
-        return drafter.propose([50])  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(("method", "options", "share"), CASES)
@@ -103,33 +88,14 @@ def test_the_gradient_of_recalled_guesses_is_the_difference_quotient(method: str
             # A level that nothing was drafted from has no guess.
             assert name.startswith(("rank_head", "norms.", "layers.2"))
             continue
-        step = 3e-3 * parameter.grad / parameter.grad.norm().clamp(min=1e-6)
-        with torch.no_grad():
-            parameter += step
-            above = (recall() * weights).sum()
-            parameter -= 2 * step
-            below = (recall() * weights).sum()
-            parameter += step
-        slope = float(above - below) / 6e-3
-        assert slope == pytest.approx(float(parameter.grad.norm()), rel=0.05, abs=0.05), name
-
-
-class Costs:
-    """A forward costs about a second, an update a twentieth of it."""
-
-    def curve(self, batch: float, context: float) -> list[float]:
-        return [1 + 0.1 * number for number in range(64)]
-
-    def seconds(self, call: Any, most: int) -> list[float]:
-        call(1)
-        return [0.05] * most
+        found = slope(lambda: (recall() * weights).sum(), parameter, 3e-3)
+        assert found == pytest.approx(float(parameter.grad.norm()), rel=0.05, abs=0.05), name
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("schedule", ["always", "bandit"])
 def test_the_output_is_vanillas_whatever_is_learned(method: str, schedule: Any) -> None:
     loop = DecodingLoop(Target(tiny_model("llama")), (), 512, timed=False)
-    params = DecodingParams(name="sampled", temperature=1.0, max_new_tokens=20)
     drafter = Tts(
         base=made(method),
         schedule=schedule,
@@ -137,13 +103,8 @@ def test_the_output_is_vanillas_whatever_is_learned(method: str, schedule: Any) 
         bandit=BanditSettings(window=2, min_rejected=0),
     )
     drafter.bind(loop.target)
-    if drafter.weighs_costs:
-        drafter.use_costs(Costs(), 3)
-    plain = Vanilla()
-    plain.bind(loop.target)
-    learned = loop.generate(requests(), drafter, params, Coupled())
-    static = loop.generate(requests(), plain, params, Coupled())
-    assert [one.output_ids for one in learned] == [one.output_ids for one in static]
+    learned, plain = written_with_and_without(drafter, loop)
+    assert learned == plain
     assert all(lane.num_updates for lane in drafter.lanes)
 
 

@@ -13,8 +13,6 @@ from harness.decoding.acceptance import Coupled
 from harness.decoding.batch import Generation, Request
 from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams
-from harness.drafting.draft import Draft
-from harness.drafting.drafter import Outcome
 from harness.drafting.trees import DynamicTree
 from harness.target.model import Target
 from methods.eagle import Eagle
@@ -23,26 +21,14 @@ from methods.shared.cost_aware.policy import CostAwarePolicy
 from methods.shared.eagle.steps import HeadSteps
 from methods.tts import Tts
 from methods.tts.learner import Recipe
-from methods.vanilla import Vanilla
-from tests.support.targets import VOCAB, engine, requests, tiny_model
+from tests.support.online import slope, started, written_with_and_without
+from tests.support.targets import VOCAB, engine, tiny_model
 
 TREE = {"total_token": 9, "depth": 2, "top_k": 3}
 
 
 def head(architecture: Any = "eagle3", **options: Any) -> Eagle:
     return Eagle(architecture=architecture, tree=DynamicTree(**TREE), head="random", **options)
-
-
-def started(drafter: Eagle, num_tokens: int = 9) -> Draft:
-    """The draft behind a random prompt, and a round before it."""
-    torch.manual_seed(0)
-    states = [torch.randn(1, num_tokens, 64) for _ in drafter.taps]
-    drafter.reset(1)
-    drafter.observe(Outcome(committed=[list(range(4, 4 + num_tokens))], pending=[20], taps=states))
-    draft = drafter.propose([50])
-    states = [torch.randn(1, 3, 64) for _ in drafter.taps]
-    drafter.observe(Outcome(committed=[[20, 21, 22]], pending=[23], taps=states, draft=draft))
-    return drafter.propose([50])
 
 
 @pytest.mark.parametrize("kind", ["eagle3", "eagle3, draft vocabulary", "eagle"])
@@ -59,8 +45,7 @@ def test_recalled_guesses_are_those_that_drafted(kind: str, monkeypatch: pytest.
         return original(self, states, num_children)
 
     monkeypatch.setattr(HeadSteps, "best", best)
-    with torch.no_grad():
-        draft = started(drafter)
+    draft = started(drafter)
     # Of the last draft: behind the pending token, then of each level that was expanded, best first.
     drafted = torch.cat([one[0] for one in scored[-1 - TREE["depth"] :]])
     rows = torch.unique(draft.parents[0] + 1)
@@ -74,24 +59,15 @@ def test_the_gradient_of_recalled_guesses_is_the_difference_quotient() -> None:
     drafter = head()
     drafter.bind(engine().target)
     module = drafter.begin_learning()
-    with torch.no_grad():
-        draft = started(drafter)
+    draft = started(drafter)
     rows = torch.unique(draft.parents[0] + 1)
     recall = drafter.recall(draft, rows)
     weights = torch.randn(len(rows), VOCAB, generator=torch.Generator().manual_seed(3))
-    loss = (recall() * weights).sum()
-    loss.backward()
+    (recall() * weights).sum().backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
-        step = 1e-2 * parameter.grad / parameter.grad.norm()
-        with torch.no_grad():
-            parameter += step
-            above = (recall() * weights).sum()
-            parameter -= 2 * step
-            below = (recall() * weights).sum()
-            parameter += step
-        slope = float(above - below) / 2e-2
-        assert slope == pytest.approx(float(parameter.grad.norm()), rel=0.05), name
+        found = slope(lambda: (recall() * weights).sum(), parameter, 1e-2)
+        assert found == pytest.approx(float(parameter.grad.norm()), rel=0.05), name
 
 
 def tts(architecture: Any = "eagle3", rate: float = 1e-3, **options: Any) -> Tts:
@@ -102,28 +78,14 @@ def tts(architecture: Any = "eagle3", rate: float = 1e-3, **options: Any) -> Tts
 @pytest.mark.parametrize("architecture", ["eagle", "eagle3"])
 @pytest.mark.parametrize("schedule", ["fixed_stride", "always", "bandit"])
 def test_the_output_is_vanillas_whatever_is_learned(architecture: str, schedule: Any) -> None:
-    loop, params = engine(), DecodingParams(name="sampled", temperature=1.0, max_new_tokens=20)
+    loop = engine()
     drafter = tts(architecture, schedule=schedule)
     loop.target.set_taps(())
     drafter.bind(loop.target)
-    if drafter.weighs_costs:
-        drafter.use_costs(_Costs(), 3)
-    plain = Vanilla()
-    plain.bind(loop.target)
-    learned = loop.generate(requests(), drafter, params, Coupled())
-    static = loop.generate(requests(), plain, params, Coupled())
-    assert [one.output_ids for one in learned] == [one.output_ids for one in static]
+    learned, plain = written_with_and_without(drafter, loop)
+    assert learned == plain
     if schedule != "bandit":
         assert all(lane.num_updates for lane in drafter.lanes)
-
-
-class _Costs:
-    def curve(self, batch: float, context: float) -> list[float]:
-        return [1 + 0.1 * number for number in range(64)]
-
-    def seconds(self, call: Any, most: int) -> list[float]:
-        call(1)
-        return [0.05] * most
 
 
 @pytest.mark.parametrize("linear", ["plain", "packed"])
