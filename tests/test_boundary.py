@@ -16,12 +16,12 @@ CONVENTIONS = {
     "analysis/metrics.py": {"as_eagle"},
     "reports/replication.py": {"ours as EAGLE", "our_tau_as_eagle", "as_eagle", "_as_eagle"},
     "reports/tables.py": {"as EAGLE", "as_eagle"},
+    # As official checkpoints spell them.
+    "engines/heads.py": {"eagle_config", "eagle_aux_hidden_state_layer_ids"},
     # Words of other engines' own interfaces, by which they are asked for what they have.
     "engines/cpu/engines.py": {"draft-eagle3"},
     "engines/cpu/gguf_head.py": {
         *("eagle3", "eagle3.target_layers", "eagle3.target_hidden_size", "eagle3.norm_before_residual"),
-        # As official checkpoints spell them.
-        *("eagle_config", "eagle_aux_hidden_state_layer_ids"),
     },
     "engines/cpu/openvino_export.py": {"LlamaForCausalLMEagle3"},
     "engines/servers/sglang.py": {"EAGLE", "EAGLE3", "--speculative-eagle-topk"},

@@ -108,7 +108,7 @@ class Session:
         found = dict[str, int]()
         known = dict[Path, Fingerprints]()
         for name, method in self.plan.arms.items():
-            for file in method.training_prompts if isinstance(method, Drafter) else ():
+            for file in method.training_prompts:
                 if file not in known:
                     known[file] = Fingerprints.load(file)
                 count = sum(known[file].share(one.turns) for one in self.conversations)

@@ -31,6 +31,11 @@ class Method(Protocol):
     def knowledge(self) -> str:
         """The source of its drafts, for the tables: how long it remembers, or a corpus; see `Drafter`."""
 
+    @property
+    def training_prompts(self) -> Sequence[Path]:
+        """Files of the fingerprints of the prompts that its heads were trained on; see
+        `tasks.overlap`."""
+
     def card(self) -> dict[str, Any]:
         """What was loaded, after `Engine.load`; JSON types, for the manifest."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -88,6 +88,11 @@ class Rung(ABC):
     def knowledge(self) -> str:
         """A rung remembers nothing from one call to the next."""
         return "call"
+
+    @property
+    def training_prompts(self) -> Sequence[Path]:
+        """A rung has no head that was trained here."""
+        return ()
 
     def card(self) -> dict[str, Any]:
         """A rung loads nothing of its own."""

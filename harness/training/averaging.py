@@ -1,42 +1,42 @@
-"""A running average of a training's weights, which is what is evaluated and exported."""
+"""An average of a training's weights, which is what is evaluated and exported."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 
-class WeightAverage:
-    """An exponential average of parameters (Polyak and Juditsky 1992), or nothing for a decay of 0.
+def averaged(module: nn.Module, decay: float) -> AveragedModel:
+    """A copy of the module that `update_parameters` makes an exponential average of its weights.
 
     The decay is at most (1 + t) / (10 + t) at step t, so that the first weights are soon forgotten.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
-        self._parameters, self._decay = parameters, decay
-        self.values = [parameter.detach().clone() for parameter in parameters] if decay else []
+    def average(kept: Tensor, latest: Tensor, step: Tensor | int) -> Tensor:
+        return kept.lerp(latest, 1 - min(decay, (1 + int(step)) / (10 + int(step))))
 
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after step `step`."""
-        if self.values:
-            share = 1 - min(self._decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(self.values, list(self._parameters), share)
+    return AveragedModel(module, avg_fn=average)
 
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Within it the parameters have their average values."""
-        own = [parameter.detach().clone() for parameter in self._parameters] if self.values else []
-        self._set(self.values)
-        try:
-            yield
-        finally:
-            self._set(own)
 
-    @torch.no_grad()
-    def _set(self, values: Sequence[Tensor]) -> None:
-        for parameter, value in zip(self._parameters, values, strict=bool(values)):
-            parameter.copy_(value)
+@contextmanager
+def with_weights_of(average: AveragedModel | None, module: nn.Module) -> Iterator[None]:
+    """Within it the module has the averaged weights; None changes nothing."""
+    if average is None:
+        yield
+        return
+    own = [parameter.detach().clone() for parameter in module.parameters()]
+    _set(module, average.module.parameters())
+    try:
+        yield
+    finally:
+        _set(module, own)
+
+
+@torch.no_grad()
+def _set(module: nn.Module, values: Iterator[Tensor] | list[Tensor]) -> None:
+    for parameter, value in zip(module.parameters(), values, strict=True):
+        parameter.copy_(value)

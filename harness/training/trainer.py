@@ -20,7 +20,7 @@ from torch import Tensor
 from harness.config import ConfigError, configurable
 from harness.decoding.loop import DecodingLoop
 from harness.drafting.trainable import TrainableDrafter, TrainingStep
-from harness.training.averaging import WeightAverage
+from harness.training.averaging import averaged, with_weights_of
 from harness.training.dialogues import Sample, truncated
 from harness.training.evaluation import Averages, Evaluation, HeldOut, chunks
 from harness.training.features import Features
@@ -136,7 +136,7 @@ class Trainer:
         self.student = drafter.begin_training(counts, first, training.seed)
         self._trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         self._optimiser: Any = accelerator.prepare(_optimiser(self._trained, training))
-        self._average = WeightAverage(self._trained, training.average)
+        self._average = averaged(self.student, training.average) if training.average else None
         self.progress = Progress()
         self.folder = TrainingFolder(folder, identity)
         self._resume()
@@ -164,7 +164,7 @@ class Trainer:
 
     def evaluate(self) -> Evaluation:
         """Loss and tau on the held-out dialogues as things stand."""
-        with self._average.in_place():
+        with with_weights_of(self._average, self.student):
             return self.held_out.evaluate(
                 self.drafter, self.engine, self.features, self._accelerator, self._place
             )
@@ -198,7 +198,8 @@ class Trainer:
             num_tokens = int(accelerator.reduce(torch.tensor(num_tokens, device=accelerator.device), "sum"))
         norm = accelerator.clip_grad_norm_(self._trained, training.clip_norm)
         self._optimiser.step()
-        self._average.update(self.progress.step)
+        if self._average is not None:
+            self._average.update_parameters(self.student)
         self.progress = self.progress._replace(
             step=self.progress.step + 1, num_tokens=self.progress.num_tokens + num_tokens
         )
@@ -221,7 +222,7 @@ class Trainer:
         if self._accelerator.is_main_process and self.progress.num_worse == 0:
             own = {name.removeprefix("held_out/"): value for name, value in found.numbers.items()}
             progress = {"step": self.progress.step, "num_answer_tokens": self.progress.num_tokens}
-            with self._average.in_place():
+            with with_weights_of(self._average, self.student):
                 self.drafter.export(self.folder.path / HEAD, {"training": {**progress, **own}})
 
     def _write_curves(self, numbers: dict[str, float], log: Callable[[dict[str, float], int], None]) -> None:
@@ -236,7 +237,7 @@ class Trainer:
                 {
                     "student": self.student.state_dict(),
                     "optimiser": self._optimiser.state_dict(),
-                    "average": self._average.values,
+                    **({} if self._average is None else {"average": self._average.state_dict()}),
                     "progress": tuple(self.progress),
                     "random": torch.get_rng_state(),
                 }
@@ -248,7 +249,8 @@ class Trainer:
             return
         self.student.load_state_dict(state["student"])
         self._optimiser.load_state_dict(state["optimiser"])
-        self._average.values = state.get("average", self._average.values)
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
         self.progress = Progress(*state["progress"])
         torch.set_rng_state(state["random"].cpu())
         self.folder.cut_curves(self.progress.step)

@@ -91,6 +91,7 @@ class Speculation:
     num_tokens: int = 0
     samples: ClassVar[bool] = True
     knowledge: ClassVar[str] = "call"
+    training_prompts: ClassVar[tuple[()]] = ()
 
     def card(self) -> dict[str, Any]:
         return {}

@@ -116,8 +116,9 @@ def test_a_drafter_that_returns_only_a_loss_learns_and_exports_the_best(tmp_path
     assert (tmp_path / HEAD / "table.pt").is_file()
 
 
-def test_it_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    whole = trainer(tmp_path / "whole")
+@pytest.mark.parametrize("average", [0.0, 0.8])
+def test_it_resumes_to_the_same_bits(average: float, tmp_path: Path) -> None:
+    whole = trainer(tmp_path / "whole", average=average)
     whole.run(quiet, quiet)
 
     class Killed(Exception):
@@ -128,9 +129,9 @@ def test_it_resumes_to_the_same_bits(tmp_path: Path) -> None:
             raise Killed
 
     with pytest.raises(Killed):
-        trainer(tmp_path / "broken").run(quiet, kill)
+        trainer(tmp_path / "broken", average=average).run(quiet, kill)
     torch.manual_seed(99)
-    again = trainer(tmp_path / "broken")
+    again = trainer(tmp_path / "broken", average=average)
     assert again.progress.step == 4
     again.run(quiet, quiet)
     assert torch.equal(whole.student.state_dict()["weight"], again.student.state_dict()["weight"])

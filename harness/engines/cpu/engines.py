@@ -19,7 +19,8 @@ from harness.engines.cpu.gguf_file import gguf_of
 from harness.engines.cpu.gguf_head import gguf_of_head
 from harness.engines.cpu.openvino_export import exported, exported_head
 from harness.engines.engine import Note, Workload
-from harness.engines.servers.launched import LaunchedEngine, head_location, only
+from harness.engines.heads import head_folder
+from harness.engines.servers.launched import LaunchedEngine, only
 from harness.engines.servers.served import ServedArm
 
 _HERE = Path(__file__).parent
@@ -98,7 +99,7 @@ class LlamaCpp(_CpuEngine):
         """
         found = llamacpp_settings(arm)
         if "head" in found:
-            folder = shipped_head(str(found.pop("head")), f"methods.{arm.name}.serve.llamacpp")
+            folder = head_folder(str(found.pop("head")), f"methods.{arm.name}.serve.llamacpp")
             target = self._folder(self._note, "serve.llamacpp.model=FILE instead of head=")
             found["model"] = str(gguf_of_head(folder, target, self.outline.tokenizer))
         return found
@@ -142,18 +143,6 @@ def llamacpp_settings(arm: ServedArm) -> dict[str, Any]:
             raise ConfigError(f"{where}.model={found.get('model')}: a GGUF file of the drafter is needed")
         found["model"] = str(Path(str(found["model"])).expanduser().resolve())
     return found
-
-
-def shipped_head(head: str, where: str) -> Path:
-    """The folder of a head that ships with this package, or that the user has.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    folder = Path(head_location(head))
-    if not folder.is_dir():
-        raise ConfigError(f"{where}.head={head}: a folder or a shipped head is needed")
-    return folder
 
 
 def binary_flags(settings: Mapping[str, Any]) -> list[str]:
@@ -210,7 +199,7 @@ class OpenVINO(_CpuEngine):
         where = f"methods.{arm.name}.serve.openvino"
         found = only(arm.settings, ("num_assistant_tokens", "max_ngram_size", "head"), where)
         if "head" in found:
-            folder = shipped_head(str(found.pop("head")), where)
+            folder = head_folder(str(found.pop("head")), where)
             found["draft_model"] = str(exported_head(folder, self.interpreter, self._note))
         return found
 

@@ -19,6 +19,7 @@ from harness.engines.cpu.gguf_file import (
     rotated,
     written_once,
 )
+from harness.engines.heads import tapped_blocks
 from harness.target.checkpoint import fingerprint
 from harness.target.smollm2 import cache_root
 
@@ -77,12 +78,6 @@ def gguf_of_head(folder: Path, target: Path, tokenizer: Any) -> Path:
         finish(writer)
 
     return written_once(file, write)
-
-
-def tapped_blocks(config: dict[str, Any]) -> tuple[int, ...]:
-    """The blocks of the target that a head's config.json names; none where the official ones are meant."""
-    whole = {**config, **(config.get("eagle_config") or {})}
-    return tuple(whole.get("eagle_aux_hidden_state_layer_ids") or ())
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -12,8 +12,8 @@ from pathlib import Path
 import filelock
 
 from harness.config import ConfigError
-from harness.engines.cpu.gguf_head import tapped_blocks
 from harness.engines.engine import Note
+from harness.engines.heads import tapped_blocks
 from harness.system.files import PART
 from harness.system.progress import waiting
 from harness.target.checkpoint import fingerprint

@@ -10,7 +10,6 @@ import time
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -42,15 +41,6 @@ print(next(f"{name} {names[name]}" for name in sys.argv[1:] if name in names))
 """Prints the first of some packages that an environment has."""
 PORT = "PORT"
 """Stands in the command of a card for the port, which every start chooses anew."""
-
-
-def head_location(head: str) -> str:
-    """The folder of a head that ships with this package, or else the folder or hub id itself."""
-    shipped = files("methods") / "heads" / head
-    if shipped.is_dir():
-        return str(shipped)
-    folder = Path(head).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else head
 
 
 @configurable

@@ -20,11 +20,13 @@ from harness.config import ConfigError, configurable
 from harness.decoding.acceptance import Acceptor
 from harness.decoding.batch import Generation, Request, Stop
 from harness.decoding.sampling import DecodingParams
+from harness.drafting.drafter import TRAINING_PROMPTS
 from harness.engines.clients.arrivals import closed_loop, open_loop, poisson_offsets_ns
 from harness.engines.clients.counters import counts_between
 from harness.engines.clients.streams import Client, EngineCounts, Question, Reply
 from harness.engines.engine import Engine, Method, Note, ServedModel, Workload
 from harness.engines.faults import EngineFault
+from harness.engines.heads import head_location
 from harness.engines.outline import Outline, outline
 from harness.target.model import Target
 from harness.target.spec import TargetSpec
@@ -45,6 +47,13 @@ class ServedArm:
     knowledge: str = "call"
     loaded: dict[str, Any] = field(default_factory=dict)
     """What was started for it; JSON types."""
+
+    @property
+    def training_prompts(self) -> Sequence[Path]:
+        """Beside the head that the server drafts with, if it is in a folder here."""
+        named = (self.settings.get(key) for key in ("head", "model"))
+        files = (Path(head_location(str(head))) / TRAINING_PROMPTS for head in named if head)
+        return [file for file in files if file.is_file()]
 
     def card(self) -> dict[str, Any]:
         """How the server of this arm is run."""

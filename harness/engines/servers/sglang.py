@@ -10,7 +10,8 @@ from typing_extensions import override
 from harness.config import ConfigError, configurable, near
 from harness.engines.clients.native import SGLangClient
 from harness.engines.clients.streams import Client
-from harness.engines.servers.launched import LaunchedEngine, flags, head_location
+from harness.engines.heads import head_location
+from harness.engines.servers.launched import LaunchedEngine, flags
 from harness.engines.servers.served import ServedArm
 
 _TREE = {

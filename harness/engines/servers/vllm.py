@@ -11,7 +11,8 @@ from typing_extensions import override
 from harness.config import ConfigError, configurable, near
 from harness.engines.clients.openai_client import OpenAIClient
 from harness.engines.clients.streams import Client
-from harness.engines.servers.launched import LaunchedEngine, head_location, only
+from harness.engines.heads import head_location
+from harness.engines.servers.launched import LaunchedEngine, only
 from harness.engines.servers.served import ServedArm
 
 _MODEL = "target"

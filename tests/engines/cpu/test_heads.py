@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 
 from harness.config import ConfigError
 from harness.engines.cpu import openvino_export
-from harness.engines.cpu.engines import llamacpp_settings, shipped_head
+from harness.engines.cpu.engines import llamacpp_settings
 from harness.engines.cpu.gguf_file import rotated
-from harness.engines.cpu.gguf_head import gguf_of_head, tapped_blocks
+from harness.engines.cpu.gguf_head import gguf_of_head
 from harness.engines.cpu.openvino_export import exported_head
+from harness.engines.heads import head_folder, tapped_blocks
 from harness.engines.servers.served import ServedArm
 from harness.target.random_target import TinyTarget
 from harness.target.smollm2 import converted_folder
@@ -137,10 +138,10 @@ def test_a_head_with_other_tensors_is_refused(
 
 
 def test_a_head_is_a_folder_or_one_that_ships_here(tmp_path: Path) -> None:
-    assert shipped_head(_SHIPPED, "x").name == _SHIPPED
-    assert tapped_blocks(json.loads((shipped_head(_SHIPPED, "x") / "config.json").read_text())) == (2, 15, 27)
+    assert head_folder(_SHIPPED, "x").name == _SHIPPED
+    assert tapped_blocks(json.loads((head_folder(_SHIPPED, "x") / "config.json").read_text())) == (2, 15, 27)
     with pytest.raises(ConfigError, match=r"serve\.head=nobody/head: a folder or a shipped head"):
-        shipped_head("nobody/head", "serve")
+        head_folder("nobody/head", "serve")
     arm = ServedArm(name="x", settings={"type": "draft-eagle3", "head": str(tmp_path), "n_max": 5})
     assert llamacpp_settings(arm)["head"] == str(tmp_path)
 

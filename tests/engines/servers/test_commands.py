@@ -10,7 +10,8 @@ import pytest
 
 from harness.config import ConfigError
 from harness.engines.engine import Workload
-from harness.engines.servers.launched import LaunchedEngine, head_location
+from harness.engines.heads import head_location
+from harness.engines.servers.launched import LaunchedEngine
 from harness.engines.servers.served import ServedArm
 from harness.engines.servers.sglang import speculative_flags
 from harness.engines.servers.vllm import speculative_config
@@ -112,3 +113,12 @@ def test_random_weights_are_refused_because_no_server_can_read_them(
     plan.engine.load(plan.target, plan.arms, lambda _: None)
     with pytest.raises(ConfigError, match=r"target\.weights=random: engine=vllm reads weights from files"):
         plan.engine.prepare(Workload(batch_size=1, timed=True, longest_sequence=lambda: 0), lambda _: None)
+
+
+@pytest.mark.parametrize("key", ["head", "model"])
+def test_a_served_head_tells_where_its_training_prompts_are(key: str, tmp_path: Path) -> None:
+    arm = ServedArm(name="x", settings={key: str(tmp_path)})
+    assert arm.training_prompts == []
+    (tmp_path / "prompts.npy").touch()
+    assert arm.training_prompts == [tmp_path / "prompts.npy"]
+    assert ServedArm(name="x", settings={key: "org/head"}).training_prompts == []
