@@ -71,6 +71,32 @@ def test_one_to_eight_methods_with_long_names_fit(
         assert min(one.height * height for one in shown) > 0.25
 
 
+def test_every_panel_shows_its_largest_values_whichever_task_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, Figure] = {}
+    monkeypatch.setattr(drawing, "_save", lambda figure, folder, name: drawn.setdefault(name, figure) and [])
+    rows = []
+    for task, factor in (("a", 1.0), ("b", 3.0)):
+        for decoding, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+            run = make_run(sample_records({"ngram": 0.5}), f"{task}{decoding}", task=task)
+            rows += [
+                replace(
+                    row,
+                    where=replace(row.where, decoding=decoding, temperature=temperature),
+                    tau=factor * row.tau,
+                    tau_ci=(factor * row.tau, factor * row.tau + 1),
+                )
+                for row in summarise(run)
+            ]
+    draw(rows, tmp_path)
+    for kind, along in (("tau", "x"), ("tau-by-temperature", "y")):
+        (name,) = (name for name in drawn if name.endswith(kind) and "sampled" not in name)
+        limits = [getattr(panel, f"get_{along}lim")() for panel in drawn[name].axes]
+        assert min(high for _, high in limits) > max(row.tau_ci[1] for row in rows if row.tau_ci)
+        assert {low for low, _ in limits} == {0.0 if along == "x" else 1.0}
+
+
 def test_sets_that_differ_in_anything_have_files_of_their_own(tmp_path: Path) -> None:
     records = sample_records({"ngram": 0.5}, num_prompts=3)
     axes = [{}, {"batch_size": 4}, {"profile": "quick"}, {"temperature": 0.5}, {"target": "other/name"}]

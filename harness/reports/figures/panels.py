@@ -35,6 +35,17 @@ def colours(rows: Sequence[Row]) -> dict[str, str]:
     return {**grey, **{arm: _COLOURS[i % len(_COLOURS)] for i, arm in enumerate(arms)}}
 
 
+def begin_at(panel: Axes, x: float | None = None, y: float | None = None) -> None:
+    """Have an axis begin at a value. Its other end has room for what all panels show that share the axis.
+
+    Limits would not do: once one end is set, a panel that is drawn later no longer moves the other one.
+    """
+    if x is not None:
+        panel.axvline(x, visible=False).sticky_edges.x.append(x)
+    if y is not None:
+        panel.axhline(y, visible=False).sticky_edges.y.append(y)
+
+
 def _method_axis(panel: Axes, rows: Sequence[Row]) -> None:
     """Label the y axis with the methods, from the top down, and mark those with a fault."""
     panel.set_yticks(range(len(rows)), [label(row) for row in rows])
@@ -91,7 +102,6 @@ def _bars(
         )
     panel.axvline(1.0, color=INK, linewidth=0.9, linestyle=(0, (4, 2)), zorder=3)
     panel.margins(x=0.24)
-    panel.set_xlim(left=0)
 
 
 def speedup(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
@@ -173,7 +183,7 @@ def by_batch(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
     panel.xaxis.set_major_locator(FixedLocator(batches))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(ScalarFormatter())
-    panel.set_ylim(bottom=0)
+    begin_at(panel, y=0)
     panel.grid(axis="y", color=FAINT, linewidth=0.6)
 
 

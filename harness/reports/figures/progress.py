@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness.analysis.by_call import SHAPE_WINDOW, WINDOW
 from harness.analysis.row import Ends, Row
 from harness.reports import formatting
-from harness.reports.figures.panels import FAINT, MARKERS, fault_mark
+from harness.reports.figures.panels import FAINT, MARKERS, begin_at, fault_mark
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ def _line(panel: Axes, number: int, row: Row, colour: str, points: Iterable[Poin
 
 
 def _finish(panel: Axes) -> None:
-    panel.set_ylim(bottom=1)
+    begin_at(panel, y=1)
     panel.margins(x=0.08)
     panel.grid(axis="y", color=FAINT, linewidth=0.6)
 
@@ -87,7 +87,7 @@ def drafts(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
                 linewidth=1.5,
                 label=label,
             )
-    panel.set_ylim(bottom=0)
+    begin_at(panel, y=0)
     panel.margins(x=0.08)
     panel.grid(axis="y", color=FAINT, linewidth=0.6)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from harness.analysis.batch_scaling import curves
 from harness.analysis.row import Row
 from harness.reports import formatting
-from harness.reports.figures.panels import FAINT, MARKERS, fault_mark, label
+from harness.reports.figures.panels import FAINT, MARKERS, begin_at, fault_mark, label
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,6 +59,5 @@ def by_user(panel: Axes, rows: Sequence[Row], colours: dict[str, str]) -> None:
         for row, x, y in zip(shown, across, heights, strict=True):
             number, place = str(row.where.batch_size), (4, 3)
             panel.annotate(number, (x, y), xytext=place, textcoords="offset points", fontsize=7)
-    panel.set_xlim(left=0)
-    panel.set_ylim(bottom=0)
+    begin_at(panel, x=0, y=0)
     panel.grid(color=FAINT, linewidth=0.6)
