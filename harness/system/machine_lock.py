@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.config import ConfigError
 from harness.system.progress import waiting
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ def machine_lock(units: Sequence[str], timed: bool, note: Callable[[str], None])
     when the process dies.
 
     units: names from `units_of`.
+
+    Raises:
+        ConfigError: see `_opened`.
     """
     import fcntl  # not on Windows, where runs can still be read
 
@@ -98,9 +102,16 @@ def _first_thread(cpu: int) -> int:
 
 @contextmanager
 def _opened(name: str) -> Iterator[int]:
-    """The descriptor of a lock file. Nothing is ever written to it: the file may belong to another user."""
+    """The descriptor of a lock file. Nothing is ever written to it: the file may belong to another user.
+
+    Raises:
+        ConfigError: the folder that the environment names does not exist.
+    """
     given, shared = os.environ.get(FOLDER), Path("/dev/shm")
     folder = Path(given) if given else shared if shared.is_dir() else Path(tempfile.gettempdir())
+    if given and not folder.is_dir():
+        # Not made here: with a misspelt one, jobs would no longer wait for one another.
+        raise ConfigError(f"{FOLDER}={given}: no such folder; create it, or leave the variable out")
     path, how = folder / f"specbench.{name}.lock", os.O_RDONLY | os.O_NOFOLLOW
     try:
         descriptor = os.open(path, how)

@@ -158,3 +158,15 @@ def test_a_job_holds_what_it_occupies_before_it_loads_anything(
     ours.run(False)
     assert ours.outcome()["errors"] == ["not today"]
     assert [one[:2] for one in requests] == [([f"core-{core}" for core in cores()], timed)]
+
+
+def test_a_folder_for_locks_that_is_not_there_is_told_and_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(lock_module.FOLDER, str(tmp_path / "typo"))
+    with (
+        pytest.raises(ConfigError, match=r"SPECBENCH_LOCKS=.*typo: no such folder; create it"),
+        machine_lock(["core-0"], True, print),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
