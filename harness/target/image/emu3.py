@@ -25,6 +25,8 @@ from harness.target.spec import LoadedWeights, Picture, Progress, TargetSpec
 _OPENS, _BEGINS, _CLOSES = "<|image start|>", "<|image token|>", "<|image end|>"
 _ROW_END, _FILE_END = "<|extra_200|>", "<|extra_201|>"
 _PIXEL = "<|visual token {:06d}|>"
+_NOT_READ = {"device_map": None, "tensor_parallel": 1, "trust_remote_code": False}
+"""Fields of any target that have no effect here, with the values that say so."""
 _TEMPLATE = (
     "{{% for message in messages %}}{{{{ message.content }}}}{{% endfor %}}{opens}{height}*{width}{begins}"
 )
@@ -71,6 +73,9 @@ class ImageTarget(TargetSpec):
             raise ConfigError(
                 "target.path: not given. Type target.path=ORG/NAME (hub) or target.path=FOLDER."
             )
+        for name, usual in _NOT_READ.items():
+            if (given := getattr(self, name)) != usual:
+                raise ConfigError(f"target.{name}={given}: image targets do without it; leave it out")
         found = locate(source.path, source.revision)
         if found.config.get("model_type") != "emu3" or source.is_random:
             raise ConfigError(

@@ -16,6 +16,7 @@ from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Drafter, HiddenTap
 from harness.drafting.trees import DynamicTree
+from harness.target.image.emu3 import ImageTarget
 from methods.eagle import Eagle
 from methods.lookahead import Lookahead
 from methods.ngram import NGram
@@ -175,3 +176,14 @@ def test_neutral_relaxed_acceptors_paint_what_strict_ones_do(neutral: Acceptor) 
     found = made_by(TokenRecycling(), SAMPLED, neutral)
     assert [one.output_ids for one in found] == [one.output_ids for one in wanted]
     assert [one.accepted for one in found] == [one.accepted for one in wanted]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"device_map": "auto"}, {"tensor_parallel": 2}, {"trust_remote_code": True}],
+    ids=lambda one: [*one][0],
+)
+def test_what_an_image_target_would_not_heed_is_refused(given: dict[str, Any]) -> None:
+    (name,) = given
+    with pytest.raises(ConfigError, match=rf"target\.{name}=.*: image targets do without it"):
+        ImageTarget(path="nobody/here", **given).load(print)
