@@ -181,7 +181,7 @@ def test_neutral_relaxed_acceptors_paint_what_strict_ones_do(neutral: Acceptor) 
 @pytest.mark.parametrize(
     "given",
     [{"device_map": "auto"}, {"tensor_parallel": 2}, {"trust_remote_code": True}],
-    ids=lambda one: [*one][0],
+    ids=str,
 )
 def test_what_an_image_target_would_not_heed_is_refused(given: dict[str, Any]) -> None:
     (name,) = given
