@@ -237,9 +237,10 @@ def decode_ns(records: Records) -> int:
 
 
 def prefill_share(records: Records) -> float:
-    """Share of the time of whole calls that is prefill; nan where nothing was timed."""
+    """Share of the time of whole calls that is prefill; nan where it was not timed, as with a server."""
     columns = Columns.of(records)
-    return ratio(columns.prefill_ns.sum(), columns.total_ns.sum())
+    spent = columns.prefill_ns.sum()
+    return ratio(spent, columns.total_ns.sum()) if spent else float("nan")
 
 
 def mean_of_rates(records: Records) -> float:

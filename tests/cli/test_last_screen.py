@@ -20,11 +20,13 @@ def test_the_share_of_prefill_is_vanillas_by_temperature(capsys: pytest.CaptureF
     other = make_record("ngram", "a", [1], [3], **vanilla(90_000_000, 80_000_000))
     warm = make_record("vanilla", "a", [0], [0], **vanilla(80_000_000, 20_000_000))
     untimed = make_record("vanilla", "a", [0], [0], **vanilla(0, 0, timed=False))
+    served = make_record("vanilla", "a", [0], [0], **vanilla(90_000_000, 0))
     runs = [
         make_run([slow, other], "first"),
         make_run([quick], "second"),
         make_run([warm], "third", temperature=1.0),
         make_run([untimed], "fourth", temperature=0.5, profile="acceptance"),
+        make_run([served], "fifth", temperature=0.7),
     ]
     show_rows(summarise(runs), runs, Console())
     printed = capsys.readouterr().err
