@@ -74,6 +74,8 @@ def run_training(config: DictConfig) -> None:
         folder = Path(settings["out"] or default_folder(settings["results"], spec.name, name))
         features = _features(training, target, drafter, weights, console)
         trainer = Trainer(engine, drafter, training, samples, folder, _identity(settings), features)
+        if processes.is_main_process:
+            _complete_model(drafter, weights, folder / HEAD)
         done = trainer.run(console.note, tracker.curves(f"{spec.name}-{name}", redact(settings)))
     if not processes.is_main_process:
         return
@@ -84,7 +86,7 @@ def run_training(config: DictConfig) -> None:
         "training": {"start": _start(drafter.card()), **source, **_summary(trainer, done)},
     }
     _complete(folder / HEAD, card, samples)
-    console.note(_how_to_try(name, drafter, folder / HEAD, weights))
+    console.note(_how_to_try(name, drafter, folder / HEAD))
     outcome = {
         "head": str(folder / HEAD),
         "tau": done.best_tau,
@@ -94,12 +96,17 @@ def run_training(config: DictConfig) -> None:
     print_json(outcome)
 
 
-def _how_to_try(name: str, drafter: TrainableDrafter, folder: Path, weights: LoadedWeights) -> str:
-    """What to type next. A whole model is completed with its tokenizer."""
+def _how_to_try(name: str, drafter: TrainableDrafter, folder: Path) -> str:
+    """What to type next."""
     if not drafter.exports_model:
         return f"the head is in {folder}; try it: methods.{name}.head={folder}"
-    weights.tokenizer.save_pretrained(folder)
     return f"the model is in {folder}; try it: target=hub target.path={folder} method={name}"
+
+
+def _complete_model(drafter: TrainableDrafter, weights: LoadedWeights, folder: Path) -> None:
+    """Write the tokenizer that a whole model needs; one of an interrupted training needs it, too."""
+    if drafter.exports_model:
+        weights.tokenizer.save_pretrained(folder)
 
 
 def default_folder(results: str, target: str, method: str) -> str:
