@@ -33,8 +33,6 @@ from methods.tts.schedules import Arm, Bandit, BanditSettings, Schedule, Stride
 
 _CONTEXT = 256
 """Cached tokens behind which the cost of a round is looked up."""
-_DISPLACING_BYTES = 2**29
-"""More than a processor's cache holds."""
 
 
 @configurable
@@ -136,27 +134,14 @@ class Tts(Drafter):
             self._measure(costs, num_rows)
 
     def _measure(self, costs: StepCosts, num_rows: int) -> None:
-        """What rounds and updates cost, for the bandit.
-
-        An update follows a forward of the target, which has displaced what it reads from the processor's
-        cache; called again and again it would cost less.
-        """
+        """What rounds and updates cost, for the bandit."""
         self._verify_s = [float(one) for one in cast(Any, costs.curve(num_rows, _CONTEXT))]
         forward = self.base.rehearse(1, _CONTEXT)
         self._draft_s = 0.0 if forward is None else costs.seconds(forward, 1)[0]
         lane = self.lanes[0]
         assert lane.learner is not None
-        displacing = torch.ones(_DISPLACING_BYTES // 4, device=self._target.device)
         for part in lane.learner.parts:
-            update = lane.rehearsed(self._target, part)
-
-            def call(count: int, update: Callable[[int], None] = update) -> None:
-                displacing.sum()
-                if count == 2:
-                    update(1)
-
-            alone, followed = costs.seconds(call, 2)
-            self._arms[part] = max(followed - alone, 0.0)
+            self._arms[part] = costs.seconds(lane.rehearsed(self._target, part), 1)[0]
         lane.begin()
 
     @override

@@ -49,7 +49,7 @@ def bench(
             "target.dtype=float32",
         ),
         *("task=smoke", "task.limit=2", "method=[ngram,eagle2]", "methods.eagle2.head=random"),
-        *("decoding=[greedy,sampled]", "measure=acceptance", "measure.batch_size=1", "target.dtype=float32"),
+        *("decoding=[greedy,sampled]", "measure=quick", "measure.repeats=1", "target.dtype=float32"),
         *("ladder=none", "tracker=none", "max_new_tokens=8", f"results={results}"),
     ]
     process = subprocess.Popen(
