@@ -17,11 +17,11 @@ from typing_extensions import override
 from harness.config import configurable
 from harness.drafting.draft import Draft
 from methods.ddtree.tree import best_first
-from methods.shared.block.drafter import BlockDrafter
+from methods.shared.block.online import OnlineBlock
 
 
 @configurable
-class DDTree(BlockDrafter):
+class DDTree(OnlineBlock):
     """Drafts trees with a trained block drafter."""
 
     budget: int = Field(default=32, ge=1)

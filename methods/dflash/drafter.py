@@ -28,14 +28,14 @@ from harness.drafting.drafter import TargetView
 from harness.drafting.trainable import Loss, TrainableDrafter, TrainingRow, TrainingStep
 from methods.shared.block.chains import chain_of
 from methods.shared.block.checkpoint import save_block
-from methods.shared.block.drafter import BlockDrafter
 from methods.shared.block.draw import draw
 from methods.shared.block.learning.training import BlockRecipe, fresh_network, loss_of, scaled
+from methods.shared.block.online import OnlineBlock
 from methods.shared.eagle.training import feature_scale
 
 
 @configurable
-class DFlash(BlockDrafter, TrainableDrafter):
+class DFlash(OnlineBlock, TrainableDrafter):
     """Drafts chains with a trained block drafter."""
 
     temperature: float = Field(default=0.0, ge=0, le=100)

@@ -15,14 +15,14 @@ from typing_extensions import override
 from harness.config import configurable
 from harness.drafting.trainable import Loss, TrainableDrafter, TrainingRow, TrainingStep
 from methods.peagle.network import PEagleNetwork, save_network
-from methods.peagle.parallel import ParallelDrafter
+from methods.peagle.online import OnlineParallel
 from methods.peagle.training import PEagleRecipe, fresh_network, loss_of, scaled
 from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.training import feature_scale
 
 
 @configurable
-class PEagle(ParallelDrafter, TrainableDrafter):
+class PEagle(OnlineParallel, TrainableDrafter):
     """Drafts chains with an EAGLE-3 head that was trained to fill mask tokens."""
 
     recipe: PEagleRecipe = Field(default_factory=PEagleRecipe)

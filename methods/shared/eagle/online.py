@@ -24,6 +24,7 @@ from harness.drafting.online import OnlineDrafter
 from methods.shared.eagle.drafter import HeadDrafter
 from methods.shared.eagle.heads.base import DraftHead
 from methods.shared.eagle.training import unfolded
+from methods.shared.learned import column_scale
 
 
 @configurable
@@ -84,18 +85,6 @@ class OnlineHeadDrafter(HeadDrafter, OnlineDrafter):
                 value = value / self._columns
             parameter.copy_(value)
         self._target.refresh(self.network)
-
-
-@torch.no_grad()
-def column_scale(weight: Tensor) -> Tensor:
-    """Powers of two [F] that bring the columns of a weight [H, F] to about the same size.
-
-    A feature a thousand times larger than others has weights a thousand times smaller, and a step of Adam
-    would change both by as much. Powers of two, so that multiplying and dividing changes no bit.
-    """
-    size = weight.float().pow(2).mean(0).sqrt().clamp(min=1e-12)
-    scale: Tensor = torch.exp2((size.log2().mean() - size.log2()).round())
-    return scale
 
 
 @dataclass(frozen=True)

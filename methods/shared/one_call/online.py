@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,8 @@ from harness.config import configurable
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import TargetView
 from harness.drafting.online import OnlineDrafter
-from methods.shared.eagle.online import GrowingAttention, column_scale
+from methods.shared.eagle.online import GrowingAttention
+from methods.shared.learned import LearnedCopy
 from methods.shared.one_call.drafter import OneCallDrafter
 from methods.shared.one_call.network import OneCallNetwork
 
@@ -93,16 +93,11 @@ class OnlineOneCall(OneCallDrafter, OnlineDrafter):
 
     @override
     def begin_learning(self) -> torch.nn.Module:
-        """The network in float32; a step changes all columns of the layer that reads features alike, however
-        large the features are."""
-        self._columns = column_scale(self.network.feature_layer.weight)
-        self._learned: Any = deepcopy(self.network).float().eval()
-        with torch.no_grad():
-            self._learned.feature_layer.weight.mul_(self._columns)
-        self._learned.requires_grad_(True)
-        if self._learned.embedding is not None:
-            self._learned.embedding.requires_grad_(False)
-        return self._learned
+        network = self.network
+        frozen = [] if network.embedding is None else list(network.embedding.parameters())
+        self._copy = LearnedCopy(network, network.feature_layer.weight, frozen)
+        self._learned: Any = self._copy.network
+        return self._copy.network
 
     @override
     def recall(self, draft: Draft, rows: Tensor) -> Callable[[], Tensor]:
@@ -112,23 +107,14 @@ class OnlineOneCall(OneCallDrafter, OnlineDrafter):
         row = LastRow(
             network=self._learned,
             target=self._target,
-            feature=self._features[:1, last : last + 1].float() / self._columns,
+            feature=self._copy.features(self._features[:1, last : last + 1]),
             token=self._tokens[:1, last : last + 1],
             position=self.last_position,
             past=[(keys[:1, :, :end], values[:1, :, :end]) for keys, values in buffers],
         )
         return self.recalled(row, draft, rows)
 
-    @torch.no_grad()
     @override
     def publish(self) -> None:
-        learned = dict(self._learned.named_parameters())
-        frozen = set() if self.network.embedding is None else set(self.network.embedding.parameters())
-        for name, parameter in self.network.named_parameters():
-            if parameter in frozen:
-                continue
-            value: Tensor = learned[name]
-            if parameter is self.network.feature_layer.weight:
-                value = value / self._columns
-            parameter.copy_(value)
+        self._copy.put_back()
         self._target.refresh(self.network)
