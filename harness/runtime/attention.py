@@ -14,9 +14,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from harness.config import ConfigError
+
 GROUPED = "harness_grouped"
 """The kernel's name in transformers' table. It has no mask function there, so masks are passed unchanged."""
 
+_NEW = 256
+"""New tokens in one forward that every sliding window allows for."""
 _FEW = 64
 """Up to this many new tokens, compiled attention on CUDA is computed as matrix products."""
 
@@ -130,26 +134,66 @@ class Window:
 
     size: int
     """A token sees those that are fewer positions behind it."""
-    by_kind: bool
-    """Whether other layers have none, so that each kind needs a mask of its own."""
+    layers: frozenset[int] | None
+    """The layers that have it; None: every layer, and there is one mask for all. Otherwise each kind of layer
+    has a mask of its own."""
 
     @classmethod
     def of(cls, config: Any) -> Window | None:
         """The window of a model with this transformers configuration; None where every layer sees all."""
         size, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
         if kinds:
-            return cls(int(size or 0), True) if "sliding_attention" in kinds else None
-        return cls(int(size), False) if size and getattr(config, "use_sliding_window", True) else None
+            layers = frozenset(number for number, kind in enumerate(kinds) if kind == "sliding_attention")
+            return cls(int(size or 0), layers) if layers else None
+        return cls(int(size), None) if size and getattr(config, "use_sliding_window", True) else None
+
+    def holds_in(self, layer: int) -> bool:
+        """Whether this layer has the window."""
+        return self.layers is None or layer in self.layers
+
+    @property
+    def most_new(self) -> int:
+        """The largest number of new tokens in one forward over a text that is longer than `num_slots`."""
+        return max(self.size, _NEW)
+
+    @property
+    def num_slots(self) -> int:
+        """The most cache slots of a layer with the window.
+
+        In a longer text, token i takes slot i % num_slots. New tokens then overwrite what no window reaches
+        any more, even if all of them are rolled back.
+        """
+        return self.size + self.most_new
 
     def masks(self, mask: Tensor, positions: Tensor, slots: Tensor) -> Masks:
         """What a mask [B, 1, n, C] leaves, for new tokens at positions [B, n] over slots [B, C] of the cache.
 
-        slots: the position of the token in each slot. Rows of the cache stay until they are overwritten, so
-        that a window may move back as far as a rollback goes.
+        slots: the position of the token in each slot.
         """
         near = positions[:, None, :, None] - slots[:, None, None, :] < self.size
         sliding = mask & near
-        return {"full_attention": mask, "sliding_attention": sliding} if self.by_kind else sliding
+        return sliding if self.layers is None else {"full_attention": mask, "sliding_attention": sliding}
+
+    def in_turns(self, mask: Tensor, base: Tensor) -> Tensor:
+        """A mask [B, 1, n, C] of n new tokens behind `base` [B] others, over the slots of a layer with the
+        window, whose tokens take turns in them if they are more than `num_slots`.
+
+        Raises:
+            ConfigError: there are more new tokens than can be rolled back.
+        """
+        count, num_slots = mask.shape[2], self.num_slots
+        if mask.shape[-1] <= num_slots:
+            return mask
+        if count > self.most_new:
+            raise ConfigError(
+                f"{count} new tokens in one forward: the target's sliding window of {self.size} allows"
+                f" {self.most_new} at most; type a smaller draft"
+            )
+        last = base[:, None] + count - 1
+        # The latest token that took each slot; before the first turn, none.
+        token = last - (last - torch.arange(num_slots, device=mask.device)) % num_slots
+        index = token.clamp(min=0)[:, None, None].expand(-1, 1, count, -1)
+        return mask.gather(3, index) & (token >= 0)[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -183,7 +227,8 @@ class MaskForm:
         new = base[:, None] + torch.arange(positions.shape[1], device=mask.device)
         masks = self.window.masks(mask, positions, slots.scatter(1, new, positions))
         if isinstance(masks, Tensor):
-            return self.added(masks)
+            return self.added(self.window.in_turns(masks, base))
+        masks["sliding_attention"] = self.window.in_turns(masks["sliding_attention"], base)
         return {kind: self.added(one) for kind, one in masks.items()}
 
     def added(self, mask: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from harness.runtime.attention import Window
 from harness.runtime.cache_memory import CacheMemory
 from harness.runtime.cuda_graphs import Captured
 from harness.runtime.torch_internals import mark_dynamic
@@ -31,11 +32,13 @@ class SlotCache(Cache):  # type: ignore[misc]
     rows as a program was compiled for; the additional ones are empty.
     """
 
-    def __init__(self, capture: Callable[..., Captured | None] | None = None) -> None:
-        """`capture`: makes a graph of a function, see `Steps.captured`; `commit` then moves rows by a
-        graph."""
+    def __init__(
+        self, capture: Callable[..., Captured | None] | None = None, window: Window | None = None
+    ) -> None:
+        """`capture`: makes a graph of a function, see `Steps.captured`; `commit` then moves rows by a graph.
+        window: of some layers, whose slots then go round; see `Window.num_slots`."""
         super().__init__(layers=[])
-        self.memory = CacheMemory()
+        self.memory = CacheMemory(window)
         self.lengths: list[int] = []
         """Committed tokens of every sequence, as the host knows them."""
         self.plan: WritePlan | None = None
@@ -101,7 +104,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.memory.grow(plan.num_slots, len(self.lengths))
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> Any:
-        """Write [B, H, n, D] of one layer; returns the keys and values that attention reads, [B, H, C, D]."""
+        """Write [B, H, n, D] of one layer; returns the keys and values that attention reads, [B, H, C, D], or
+        all slots of a layer with a window."""
         memory = self.memory
         if layer_idx == len(memory.keys):
             assert self.plan is not None, "aim() comes first"
@@ -118,10 +122,16 @@ class SlotCache(Cache):  # type: ignore[misc]
     def _put(self, buffer: Tensor, states: Tensor) -> None:
         if self._slots is not None:
             row, slot = (index.to(buffer.device) for index in self._slots)
-            buffer[row, :, slot] = states.transpose(1, 2)
+            buffer[row, :, self.memory.slot_in(buffer, slot)] = states.transpose(1, 2)
+            return
+        plan = self.plan
+        assert plan is not None
+        assert plan.start is not None
+        if plan.end <= buffer.shape[2]:
+            buffer[plan.rows, :, plan.start : plan.end] = states
         else:
-            assert self.plan is not None
-            buffer[self.plan.rows, :, self.plan.start : self.plan.end] = states
+            slot = torch.arange(plan.start, plan.end, device=buffer.device)
+            buffer[plan.rows, :, self.memory.slot_in(buffer, slot)] = states
 
     def commit(self, path: Tensor | None, length: list[int]) -> None:
         """Keep, per sequence, the pending token's row and the rows of the accepted nodes `path`.
@@ -152,7 +162,9 @@ class SlotCache(Cache):  # type: ignore[misc]
         for buffer in (*self.memory.keys, *self.memory.values):
             # Layers of a target that spans devices keep their rows where they are.
             row, to, here = (index.to(buffer.device) for index in (rows, target, source))
-            buffer[row, :, to] = buffer[row, :, here]
+            buffer[row, :, self.memory.slot_in(buffer, to)] = buffer[
+                row, :, self.memory.slot_in(buffer, here)
+            ]
 
     def advance(self, counts: Sequence[int] | Tensor) -> None:
         """Commit the first `counts[b]` uncommitted tokens of each sequence and drop the others.
@@ -179,7 +191,7 @@ class SlotCache(Cache):  # type: ignore[misc]
             mark_dynamic(buffer, 2)
 
     def buffers(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, [B, H, C, D].
+        """Keys and values of a layer, [B, H, C, D]; fewer slots where it has a window.
 
         For fresh prompts, of all allocated rows: they are only written there, so one program serves a batch
         of any size.
@@ -190,7 +202,7 @@ class SlotCache(Cache):  # type: ignore[misc]
 
     @property
     def num_slots(self) -> int:
-        """C, allocated for each sequence."""
+        """C: tokens that a sequence has room for."""
         return self.memory.num_slots
 
     @property

@@ -9,6 +9,8 @@ import itertools
 
 from torch import Tensor
 
+from harness.runtime.attention import Window
+
 _STEP = 256
 """Slots are allocated in multiples of this, so that growing (a copy) is rare."""
 _NUMBERS = itertools.count(1)
@@ -22,10 +24,14 @@ class CacheMemory:
     finds its memory again whatever sequences are left; `number` changes whenever it would not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, window: Window | None = None) -> None:
+        """window: bounds the slots of some layers, in which tokens then take turns; see
+        `Window.num_slots`."""
+        self.window = window
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._whole: tuple[list[Tensor], list[Tensor]] | None = None
+        self._num_slots = 0
         self.number = 0
         """Names the memory: a graph that was captured over another number does not hold."""
         self.reserved = 0
@@ -51,14 +57,18 @@ class CacheMemory:
 
     @property
     def num_slots(self) -> int:
-        """C, allocated for each sequence."""
-        return self.keys[0].shape[2] if self.keys else 0
+        """C: tokens that a sequence has room for. A layer with a window has no more slots than that needs."""
+        return self._num_slots if self.keys else 0
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all allocated rows."""
         keys, values = self.whole
         return sum(buffer.nbytes for buffer in (*keys, *values))
+
+    def slot_in(self, buffer: Tensor, slot: Tensor) -> Tensor:
+        """Where a layer's buffer [B, H, C, D] has the tokens of these slots."""
+        return slot if self.window is None else slot % buffer.shape[2]
 
     def free(self) -> None:
         """Drop all buffers."""
@@ -77,18 +87,27 @@ class CacheMemory:
         """Have `num_slots` slots in all allocated rows and layers; then show the first `num_rows` rows."""
         if num_slots <= self.num_slots:
             return
+        if not self.keys:
+            return
         self.keys, self.values = self.whole
         self._whole = None
+        self._num_slots = self._rounded(num_slots)
+        # Masks have more columns, even where no layer gets more slots.
+        self.number = next(_NUMBERS)
         for buffers in (self.keys, self.values):
             for layer, buffer in enumerate(buffers):
-                buffers[layer] = self._allocate(buffer, len(buffer), num_slots)
-                buffers[layer][:, :, : buffer.shape[2]] = buffer
+                if buffer.shape[2] < self._slots_in(layer):
+                    buffers[layer] = self._allocate(buffer, len(buffer), layer)
+                    buffers[layer][:, :, : buffer.shape[2]] = buffer
         self.narrow(num_rows)
 
     def add_layer(self, keys: Tensor, values: Tensor, num_rows: int, num_slots: int) -> None:
         """Allocate the next layer, shaped like its first states [B, H, n, D]."""
-        self.keys.append(self._allocate(keys, num_rows, num_slots))
-        self.values.append(self._allocate(values, num_rows, num_slots))
+        if not self.keys:
+            self._num_slots = self._rounded(num_slots)
+        layer = len(self.keys)
+        self.keys.append(self._allocate(keys, num_rows, layer))
+        self.values.append(self._allocate(values, num_rows, layer))
 
     def gather_rows(self, rows: list[int]) -> None:
         """Move these rows to the front, in this order."""
@@ -98,8 +117,15 @@ class CacheMemory:
             for buffer in (*self.keys, *self.values):
                 buffer[places] = buffer[sources]
 
-    def _allocate(self, like: Tensor, num_rows: int, num_slots: int) -> Tensor:
-        slots = -(-max(num_slots, self.reserved * self.slots_per_token) // _STEP) * _STEP
+    def _rounded(self, num_slots: int) -> int:
+        return -(-max(num_slots, self.reserved * self.slots_per_token) // _STEP) * _STEP
+
+    def _slots_in(self, layer: int) -> int:
+        if self.window is None or not self.window.holds_in(layer):
+            return self._num_slots
+        return min(self._num_slots, self.window.num_slots)
+
+    def _allocate(self, like: Tensor, num_rows: int, layer: int) -> Tensor:
         self.number = next(_NUMBERS)
         # Zeros, not garbage: masked slots are multiplied by zero weights, and 0 * NaN is NaN.
-        return like.new_zeros((num_rows, like.shape[1], slots, like.shape[3]))
+        return like.new_zeros((num_rows, like.shape[1], self._slots_in(layer), like.shape[3]))

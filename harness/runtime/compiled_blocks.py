@@ -57,7 +57,7 @@ class Region(nn.Module):
         if plan is None or plan.slots is None or not (plan.in_program and self.is_compiled):
             return self.block(states, *args, **kwargs)
         (keys, values), (row, slot) = cache.buffers(self._number), plan.slots
-        rows = BlockCache(keys, values, row, slot, plan.fresh)
+        rows = BlockCache(keys, values, row, cache.memory.slot_in(keys, slot), plan.fresh)
         run = self._run_prompt if plan.fresh else self._run
         return run(self.block, states, *args, **{**kwargs, "past_key_values": rows})
 

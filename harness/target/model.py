@@ -75,7 +75,7 @@ class Target(ModelAdapter):
         elif compiled:
             self.steps.blocks.divide(model.get_decoder())
         self._caches = WeakSet[SlotCache]()
-        self.cache = self.new_cache()
+        self.cache = self.new_cache(self.masks.window)
         self._replayed = self.steps.captured(self._verify_given)
         self._taps = Taps(model, stay=compiled)
         self._feeder = PromptFeeder(self, self.cache, self._taps, self._forward)
@@ -95,9 +95,9 @@ class Target(ModelAdapter):
         """Part of a drafter's round as CUDA graphs, where the target's steps are captured."""
         return self.steps.captured(function)
 
-    def new_cache(self) -> SlotCache:
-        """A cache that `reserve` gives as much room as the target's own."""
-        cache = SlotCache(self.steps.captured)
+    def new_cache(self, window: attention.Window | None = None) -> SlotCache:
+        """A cache that `reserve` gives as much room as the target's own; window: of some of its layers."""
+        cache = SlotCache(self.steps.captured, window)
         self._caches.add(cache)
         return cache
 

@@ -24,22 +24,23 @@ _MOST_PADDING = 1 / 8
 """The largest share of padding, relative to the tokens of the prompts: on a CPU it costs what tokens cost."""
 
 
-def groups(rows: Sequence[int], lengths: Sequence[int]) -> Iterator[slice]:
-    """Divide prompts of these lengths, for these rows of a cache, into parts of one forward each.
+def groups(rows: Sequence[int], lengths: Sequence[int], most: int = CHUNK) -> Iterator[slice]:
+    """Divide prompts of these lengths, for these rows of a cache, into parts of one forward each, with `most`
+    tokens at most.
 
     A part consists of few prompts of nearly one length in neighbouring rows.
     """
     begin = 0
     for end in range(1, len(rows) + 1):
         neighbours = end < len(rows) and rows[end] == rows[end - 1] + 1
-        if not (neighbours and _fit(lengths[begin : end + 1])):
+        if not (neighbours and _fit(lengths[begin : end + 1], most)):
             yield slice(begin, end)
             begin = end
 
 
-def _fit(lengths: Sequence[int]) -> bool:
+def _fit(lengths: Sequence[int], most: int) -> bool:
     num_tokens = max(lengths) * len(lengths)
-    return len(lengths) <= _MOST and num_tokens <= min(CHUNK, (1 + _MOST_PADDING) * sum(lengths))
+    return len(lengths) <= _MOST and num_tokens <= min(most, (1 + _MOST_PADDING) * sum(lengths))
 
 
 def padded(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -56,6 +57,8 @@ class PromptFeeder:
     ) -> None:
         """`forward`: takes ids, positions, mask, rows and the logits to keep, see `Target._forward`."""
         self._model, self._cache, self._taps, self._forward = model, cache, taps, forward
+        window = model.masks.window
+        self._most = CHUNK if window is None else min(CHUNK, window.most_new)
 
     @torch.no_grad()
     def feed(
@@ -68,7 +71,7 @@ class PromptFeeder:
         """
         logits, states = [], []
         alone = (slice(number, number + 1) for number in range(len(rows)))
-        for part in groups(rows, [len(prompt) for prompt in prompts]) if together else alone:
+        for part in groups(rows, [len(prompt) for prompt in prompts], self._most) if together else alone:
             last, seen = self._feed(rows[part.start], prompts[part])
             logits.append(last)
             states += seen
@@ -84,7 +87,7 @@ class PromptFeeder:
         # Numbers, not a tensor: the last block may lie on another device.
         last_positions = [length - 1 for length in lengths]
         pieces: list[list[Tensor]] = [[] for _ in self._taps.watched]
-        for chunk in torch.split(ids, CHUNK, dim=1):
+        for chunk in torch.split(ids, self._most, dim=1):
             count = chunk.shape[1]
             mask = None
             if start or (self._model.kernel != attention.GROUPED):

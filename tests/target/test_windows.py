@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -34,7 +36,7 @@ _SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 1024,
     "sliding_window": WINDOW,
     "initializer_range": 0.2,
     "pad_token_id": None,
@@ -68,7 +70,8 @@ def model_of(model_type: str) -> Any:
         sizes["layer_types"] = [*kinds[: sizes["num_hidden_layers"] - 1], _FULL]
     config = CONFIG_MAPPING[model_type](**sizes)
     assert why_refused(config) is None
-    assert Window.of(config) == Window(size=WINDOW, by_kind=model_type != "mistral")
+    sliding = frozenset(place for place, kind in enumerate(sizes.get("layer_types", [])) if kind == _SLIDING)
+    assert Window.of(config) == Window(size=WINDOW, layers=sliding or None)
     torch.manual_seed(1)
     return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
 
@@ -93,24 +96,36 @@ def paths_of(draft: Draft, row: int) -> Iterator[tuple[int, list[int]]]:
         yield node, path
 
 
+def grown(target: Target, lengths: tuple[int, int]) -> list[list[int]]:
+    """Two sequences of these lengths, partly fed as prompts and partly decoded."""
+    generator = torch.Generator().manual_seed(3)
+    texts = [torch.randint(4, VOCAB, (length,), generator=generator).tolist() for length in lengths]
+    target.begin(2)
+    target.prefill([0, 1], [text[:-3] for text in texts])
+    for place in (-3, -2, -1):
+        target.verify(torch.tensor([text[place] for text in texts]), Draft.empty(2, target.device))
+        target.commit(None, [0, 0])
+    return texts
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 @pytest.mark.parametrize("model_type", WINDOWED)
+@pytest.mark.parametrize("lengths", [(17, 9), (801, 263), (530, 530)])
 def test_every_node_of_a_tree_past_the_window_has_the_logits_of_its_own_text(
-    model_type: str, kind: Any
+    model_type: str, kind: Any, lengths: tuple[int, int]
 ) -> None:
+    """Beyond `Window.num_slots`, 261 here, tokens take turns in the slots, one sequence several times."""
     target = Target(model_of(model_type), cache=kind)
     assert cache_bytes_per_token(target.model) > 0
-    prompts = [list(range(4, 4 + length)) for length in (17, 9)]
-    target.begin(2)
-    target.prefill([0, 1], prompts)
+    texts = grown(target, lengths)
     draft = Draft(
         tokens=torch.tensor([[7, 8, 9, 10, 11, 12, 13], [20, 21, 22, 23, 24, 0, 0]]),
         parents=torch.tensor([[-1, -1, 0, 1, 2, 4, 5], [-1, 0, 1, 1, 2, -1, -1]]),
         size=torch.tensor([7, 5]),
     )
     logits = target.verify(torch.tensor([40, 41]), draft)
-    for row, prompt in enumerate(prompts):
+    for row, prompt in enumerate(texts):
         for node, path in [(-1, []), *paths_of(draft, row)]:
             text = torch.tensor([[*prompt, 40 + row, *path]])
             expected, _ = target.trace(text, ())
@@ -119,8 +134,43 @@ def test_every_node_of_a_tree_past_the_window_has_the_logits_of_its_own_text(
     target.commit(torch.tensor([[1, 3], [0, 1]]), [2, 1])
     after = target.verify(torch.tensor([50, 51]), Draft.empty(2, target.device))
     for row, path in ((0, [40, 8, 10, 50]), (1, [41, 20, 51])):
-        expected, _ = target.trace(torch.tensor([[*prompts[row], *path]]), ())
+        expected, _ = target.trace(torch.tensor([[*texts[row], *path]]), ())
         torch.testing.assert_close(after[row, 0], expected[0, -1], atol=2e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["gemma3_text", "mistral"])
+def test_a_layer_with_a_window_keeps_no_more_rows_than_a_rollback_can_need(model_type: str) -> None:
+    target = Target(model_of(model_type))
+    grown(target, (801, 263))
+    window = target.masks.window
+    assert window is not None
+    slots = [keys.shape[2] for keys in target.cache.memory.keys]
+    assert slots == [window.num_slots if window.holds_in(layer) else 1024 for layer in range(len(slots))]
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
+def test_compiled_steps_see_the_same_rows() -> None:
+    draft = Draft.chain(torch.tensor([[7, 8, 9], [10, 11, 12]]), torch.tensor([3, 3]))
+    found = []
+    for options in ({}, {"cache": "static", "compiled": True}):
+        target = Target(deepcopy(model_of("mistral")), **options)
+        grown(target, (801, 263))
+        target.verify(torch.tensor([40, 41]), draft)
+        target.commit(None, [2, 0])
+        found.append(target.verify(torch.tensor([50, 51]), draft))
+        assert not target.remarks
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_more_new_tokens_than_the_kept_rows_allow_are_refused() -> None:
+    target = Target(model_of("mistral"))
+    grown(target, (801, 263))
+    wide = Draft.chain(torch.full((2, 300), 7), torch.tensor([300, 300]))
+    with pytest.raises(ConfigError, match="301 new tokens in one forward"):
+        target.verify(torch.tensor([40, 41]), wide)
 
 
 @pytest.mark.parametrize("kernel", ["grouped", "eager"])

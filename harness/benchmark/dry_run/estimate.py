@@ -18,6 +18,7 @@ from harness.analysis import metrics
 from harness.benchmark.plan import Plan, make_cell
 from harness.config import ConfigError
 from harness.decoding.sampling import DecodingParams
+from harness.runtime.attention import Window
 from harness.store.records import Cell, GenerationRecord, Run
 from harness.system.naming import class_names
 from harness.system.probes import last_level_cache_bytes
@@ -115,7 +116,7 @@ class Estimator:
             return None, self._why_not
         weights = sum(parameter.nbytes for parameter in self._skeleton.parameters())
         context = _PROMPT_TOKENS + params.max_new_tokens
-        cache = _cache_bytes_per_token(self._skeleton) * context * self.plan.measure.batch_size
+        cache = _cache_bytes(self._skeleton, context) * self.plan.measure.batch_size
         gib = self.plan.measure.bandwidth_gib
         buffer = max(2**30, 4 * last_level_cache_bytes()) if gib is None else int(gib * 2**30)
         process = _PROCESS_BYTES if self._type == "cpu" else 0
@@ -138,12 +139,20 @@ class Estimator:
     _why_not = ""
 
 
-def _cache_bytes_per_token(model: Any) -> int:
-    """Bytes of a token's keys and values, from the shape alone: a model without weights cannot write them."""
+def _cache_bytes(model: Any, context: int) -> int:
+    """Bytes of a sequence's keys and values, from the shape alone: a model without weights cannot write them.
+
+    context: its tokens, of which layers with a sliding window keep some.
+    """
     config = model.config.get_text_config()
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return int(2 * config.num_hidden_layers * num_heads * head_dim * model.dtype.itemsize)
+    window = Window.of(config)
+    num_rows = sum(
+        min(context, window.num_slots) if window and window.holds_in(layer) else context
+        for layer in range(config.num_hidden_layers)
+    )
+    return int(2 * num_rows * num_heads * head_dim * model.dtype.itemsize)
 
 
 def _length(record: GenerationRecord, cap: int) -> int:
