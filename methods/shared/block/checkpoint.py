@@ -49,6 +49,22 @@ class LoadedBlock:
     every field of `BlockShape`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RandomSizes:
+    """The sizes of a random head; the others are the target's."""
+
+    num_layers: int
+    block_size: int
+    """Inputs of a block."""
+    intermediate_size: int | None
+    """None takes the target's."""
+    tap_layers: tuple[int, ...] | None
+    """The target's blocks whose outputs are read; None: as many as the head has layers, spread over the
+    target."""
+    markov_rank: int
+    """Rank of DSpark's correction."""
+
+
 def load_block(
     path: str,
     *,
@@ -80,8 +96,7 @@ def random_block(
     kind: Kind,
     *,
     target: TargetView,
-    num_layers: int,
-    block_size: int,
+    sizes: RandomSizes,
     mask_token_id: int | None,
     dtype: torch.dtype,
     seed: int,
@@ -92,10 +107,10 @@ def random_block(
     the vocabulary. Torch's random state is left as it was.
     """
     like = target.config
-    num_heads, size = like.num_attention_heads, like.hidden_size
+    num_heads, size, num_layers = like.num_attention_heads, like.hidden_size, sizes.num_layers
     parts: dict[str, Any] = {}
     if kind == "dspark":
-        parts = {"markov": "vanilla", "markov_rank": min(256, size), "sample_from_anchor": True}
+        parts = {"markov": "vanilla", "markov_rank": min(sizes.markov_rank, size), "sample_from_anchor": True}
         parts |= {"confidence": True, "confidence_reads_markov": True}
     elif kind == "dflash2":
         parts = {"conv_kernel": 2, "conv_group": 16 if size % 16 == 0 else 1}
@@ -103,16 +118,16 @@ def random_block(
     shape = BlockShape(
         layout="random",
         hidden_size=size,
-        intermediate_size=like.intermediate_size,
+        intermediate_size=sizes.intermediate_size or like.intermediate_size,
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=getattr(like, "num_key_value_heads", None) or num_heads,
         head_dim=getattr(like, "head_dim", None) or size // num_heads,
         vocab_size=target.vocab_size,
         draft_vocab_size=target.vocab_size,
-        block_size=block_size,
+        block_size=sizes.block_size,
         mask_token_id=target.vocab_size - 1 if mask_token_id is None else mask_token_id,
-        tap_layers=spread_taps(num_layers, like.num_hidden_layers),
+        tap_layers=sizes.tap_layers or spread_taps(num_layers, like.num_hidden_layers),
         tap_point="output",
         sliding=(False,) * num_layers,
         causal=(False,) * num_layers,

@@ -18,7 +18,7 @@ from harness.config import ConfigError, configurable
 from harness.drafting.drafter import Drafter, HiddenTap, Outcome, TargetView
 from methods.shared.block.chains import Noise
 from methods.shared.block.check import refuse_wrong_reading
-from methods.shared.block.checkpoint import LoadedBlock, load_block, random_block, refuse_misfit
+from methods.shared.block.checkpoint import LoadedBlock, RandomSizes, load_block, random_block, refuse_misfit
 from methods.shared.block.config import Readings
 from methods.shared.block.networks.network import BlockNetwork
 from methods.shared.block.shape import Kind
@@ -57,6 +57,13 @@ class BlockDrafter(Drafter):
     """Layers of a random head."""
     block_size: int = Field(default=8, ge=2)
     """Inputs of a random head's block."""
+    intermediate_size: int | None = Field(default=None, ge=1)
+    """Width of the MLPs of a random head; None takes the target's."""
+    tap_layers: tuple[int, ...] | None = Field(default=None, min_length=1)
+    """The target's blocks whose outputs a random head reads; None: as many as it has layers, spread over the
+    target."""
+    markov_rank: int = Field(default=256, ge=1)
+    """Rank of a random DSpark head's correction."""
     seed: int = Field(default=0, ge=0)
     """Decides random weights and the noise that tokens are drawn with."""
 
@@ -187,8 +194,13 @@ class BlockDrafter(Drafter):
             return random_block(
                 self.kind,
                 target=target,
-                num_layers=self.num_layers,
-                block_size=self.block_size,
+                sizes=RandomSizes(
+                    num_layers=self.num_layers,
+                    block_size=self.block_size,
+                    intermediate_size=self.intermediate_size,
+                    tap_layers=self.tap_layers,
+                    markov_rank=self.markov_rank,
+                ),
                 mask_token_id=self.mask_token_id,
                 dtype=dtype,
                 seed=self.seed,

@@ -195,3 +195,11 @@ def test_a_wrong_reading_of_a_trained_head_is_refused_with_the_right_one(
     else:
         with pytest.raises(ConfigError, match=message):
             drafter.check(texts)
+
+
+def test_the_sizes_of_a_random_head_can_be_chosen() -> None:
+    drafter = bound(kind="dspark", intermediate_size=40, tap_layers=(1,), markov_rank=7)
+    shape = drafter.network.shape
+    assert (shape.intermediate_size, shape.tap_layers, shape.markov_rank) == (40, (1,), 7)
+    with pytest.raises(ConfigError, match=r"blocks \[1, 99\]"):
+        bound(tap_layers=(1, 99))
