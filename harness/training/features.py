@@ -185,7 +185,12 @@ class CachedFeatures(Features):
 
 
 def _name(tap: Tap) -> str:
-    return "final" if tap.point == "normed" else f"{tap.point}-{tap.layer}"
+    """The name of a state, however it is numbered: a block reads what the block before it wrote."""
+    if tap.point == "normed":
+        return "final"
+    if tap.point == "output" and tap.layer >= 0:
+        return f"input-{tap.layer + 1}"
+    return f"{tap.point}-{tap.layer}"
 
 
 def _key(sample: Sample) -> str:

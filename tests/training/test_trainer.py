@@ -165,9 +165,12 @@ def test_features_on_disk_are_those_on_the_line_and_are_computed_once(tmp_path: 
     assert torch.equal(fresh.best >= 0, fresh.answer)
 
     times = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
-    # A head that reads less finds all it needs; one that reads another state has only that computed.
+    # A head that reads less finds all it needs, by whichever number; one that reads another state has only
+    # that computed.
     cached(taps[:1])
-    cached((HiddenTap(0, "output"),))
+    assert torch.equal(cached((HiddenTap(0, "output"),)).row(row).taps[0], kept.taps[0])
+    assert len(notes) == 2
+    cached((HiddenTap(-1, "output"),))
     assert len(notes) == 4
     assert {file: file.stat().st_mtime_ns for file in times} == times
     assert len(list(tmp_path.rglob("*.safetensors"))) == len(times) + 2
