@@ -55,34 +55,61 @@ class BanditSettings:
     """Rounds from one decision to the next, W; the gain of an update is measured over one window."""
     horizon: float = Field(default=4.0, ge=0)
     """Windows over which a gain is expected to last, H."""
-    exploration: float = Field(default=0.05, ge=0)
-    """Weight of the confidence bound, c."""
-    discount: float = Field(default=0.9, gt=0, le=1)
+    exploration: float = Field(default=0.01, ge=0, le=1)
+    """Share of the time that updates may take while nothing shows that they pay."""
+    caution: float = Field(default=0.5, ge=0)
+    """Standard errors by which a gain must exceed what it costs."""
+    discount: float = Field(default=0.95, gt=0, le=1)
     """What an observation counts after each later one."""
     min_rejected: int = Field(default=4, ge=0)
     """Rejected tokens of a window below which there is nothing to learn from."""
 
 
 @dataclass
-class Bandit(Schedule):
-    """Every W rounds, the arm of the largest H (mean gain + c sqrt(ln n / n_a)) - t_a / window's seconds.
+class _Gains:
+    """The gains that followed one arm: discounted number, sum and sum of squares."""
 
+    count: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def fade(self, discount: float) -> None:
+        self.count, self.total, self.squares = (
+            discount * one for one in (self.count, self.total, self.squares)
+        )
+
+    def add(self, gain: float) -> None:
+        self.count, self.total, self.squares = self.count + 1, self.total + gain, self.squares + gain**2
+
+
+_NOISE = 0.2
+"""Relative change of tokens per second from one window to the next, before anything was seen."""
+
+
+@dataclass
+class Bandit(Schedule):
+    """Every W rounds, the arm of the largest H (total gain - caution error) / (n + 1) - t_a / t, if above 0.
+
+    Here t is the window's time, t_a that of an update, n the arm's number of observations.
     The gain of an arm is the relative change of tokens per second from the window before it to the one after
-    it, in windows of the horizon; the last term is what the training takes, in windows too. An arm that was
-    never tried comes first. Where no arm promises anything, or hardly a token was rejected, it skips.
+    it, in windows of the horizon; the last term is what the training takes, in windows too. One window's
+    change is mostly chance: its size is read from windows without an update, and an arm counts by what is
+    left of its gains without it. Where no arm promises anything, the one on which least time was spent is
+    tried, as long as such tries take no more than their share of the time.
     """
 
     settings: BanditSettings
     costs: Mapping[Arm, float]
     """Seconds of an update, by arm; an arm that is missing cannot be chosen."""
-    _gains: dict[Arm, float] = field(default_factory=dict)
-    """Discounted sums of gains."""
-    _counts: dict[Arm, float] = field(default_factory=dict)
-    """Discounted numbers of gains."""
+    _gains: dict[Arm, _Gains] = field(default_factory=dict)
     _rounds: int = 0
     _tokens: int = 0
     _rejected: int = 0
     _seconds: float = 0.0
+    _elapsed: float = 0.0
+    """Seconds of all windows so far."""
+    _tried: float = 0.0
+    """Seconds of updates without a promise."""
     _last: tuple[Arm, float] | None = None
     """The arm of the last decision, and the tokens per second before it."""
 
@@ -97,31 +124,44 @@ class Bandit(Schedule):
         rate, seconds, rejected = self._tokens / self._seconds, self._seconds, self._rejected
         self._rounds = self._tokens = self._rejected = 0
         self._seconds = 0.0
+        self._elapsed += seconds
         if self._last is not None:
             self._learn(*self._last, rate)
-        arm = self._best(seconds) if rejected >= self.settings.min_rejected else "skip"
+        arm: Arm = "skip"
+        if rejected >= self.settings.min_rejected:
+            arm = self._best(seconds) or self._untried(seconds) or "skip"
         self._last = arm, rate
         return arm
 
     def _learn(self, arm: Arm, rate_before: float, rate: float) -> None:
-        for known in self._counts:
-            self._counts[known] *= self.settings.discount
-            self._gains[known] *= self.settings.discount
-        self._counts[arm] = self._counts.get(arm, 0.0) + 1
-        self._gains[arm] = self._gains.get(arm, 0.0) + (rate - rate_before) / rate_before
+        for known in self._gains.values():
+            known.fade(self.settings.discount)
+        self._gains.setdefault(arm, _Gains()).add((rate - rate_before) / rate_before)
 
-    def _best(self, seconds: float) -> Arm:
-        """The arm to try; seconds: of the window."""
-        arms: tuple[Arm, ...] = tuple(arm for arm in ("skip", "head", "full") if arm in self.costs)
-        untried = [arm for arm in arms if arm not in self._counts]
-        if untried:
-            return untried[0]
-        total = sum(self._counts.values())
+    @property
+    def _updates(self) -> list[Arm]:
+        arms: tuple[Arm, ...] = ("head", "full")
+        return [arm for arm in arms if arm in self.costs]
+
+    def _best(self, seconds: float) -> Arm | None:
+        """The update that promises most, if any promises more than it costs; seconds: of the window."""
+        idle, settings = self._gains.get("skip", _Gains()), self.settings
+        noise = math.sqrt((_NOISE**2 + idle.squares) / (1 + idle.count))
 
         def score(arm: Arm) -> float:
-            count, settings = self._counts[arm], self.settings
-            bound = settings.exploration * math.sqrt(max(math.log(total), 0.0) / count)
-            return settings.horizon * (self._gains[arm] / count + bound) - self.costs[arm] / seconds
+            seen = self._gains.get(arm, _Gains())
+            certain = (seen.total - settings.caution * noise * math.sqrt(seen.count)) / (seen.count + 1)
+            return settings.horizon * certain - self.costs[arm] / seconds
 
-        best = max(arms, key=score)
-        return best if score(best) > 0 else "skip"
+        best = max(self._updates, key=score, default=None)
+        return best if best is not None and score(best) > 0 else None
+
+    def _untried(self, seconds: float) -> Arm | None:
+        """The update on which least time was spent, if there is time to try it."""
+        settings = self.settings
+        allowed = settings.exploration * (self._elapsed + settings.horizon * seconds) - self._tried
+        arms = [arm for arm in self._updates if self.costs[arm] <= allowed]
+        arm = min(arms, key=lambda one: self._gains.get(one, _Gains()).count * self.costs[one], default=None)
+        if arm is not None:
+            self._tried += self.costs[arm]
+        return arm

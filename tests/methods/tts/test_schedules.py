@@ -56,11 +56,11 @@ def test_with_switches_it_is_faster_than_both_beyond_the_intervals() -> None:
 
 
 def test_without_a_switch_it_loses_little_to_never_and_is_much_faster_than_always() -> None:
-    """Rounds are noisy, so that it tries in vain now and then."""
+    """It may spend a hundredth of its time on trying, and noise may look like a gain now and then."""
     ours, _ = mean_and_error(bandit, 0)
     never, _ = mean_and_error(lambda: Stride(0), 0)
     always, _ = mean_and_error(lambda: Stride(1), 0)
-    assert ours > 0.9 * never
+    assert ours > 0.96 * never
     assert ours > 2 * always
 
 
@@ -68,8 +68,16 @@ def test_it_skips_where_an_update_costs_more_than_it_can_bring() -> None:
     arms: dict[Arm, float] = {"skip": 0.0, "full": 1e6}
     schedule = Bandit(BanditSettings(), arms)
     chosen = [schedule.decide(2, 4, ROUND_S) for _ in range(800)]
-    # Each arm is tried once, because nothing is known of it.
-    assert chosen.count("full") == 1
+    assert chosen.count("full") == 0
+
+
+def test_tries_without_a_promise_take_no_more_than_their_share_of_the_time() -> None:
+    """Rounds that are all alike show no gain, so that every update is a try."""
+    arms: dict[Arm, float] = {"skip": 0.0, "full": 1.5}
+    schedule = Bandit(BanditSettings(exploration=0.02), arms)
+    chosen = [schedule.decide(2, 4, ROUND_S) for _ in range(2000)]
+    spent = chosen.count("full") * arms["full"]
+    assert 0.015 * 2000 < spent < 0.025 * 2000
 
 
 def test_it_skips_where_next_to_nothing_was_rejected() -> None:
