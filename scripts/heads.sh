@@ -8,7 +8,7 @@
 # TRIAL=400 LENGTH=24 LAYERS=1 VOCABULARY=200 PART=answers,heads tries the script itself in minutes.
 #   TARGET, NUM, LENGTH, BATCH: the target, how many prompts it answers, tokens of an answer, and answers at a time
 #   DTYPE: of writing and training; bfloat16 where that is fast
-#   METHODS: the heads, of eagle2 eagle3 fasteagle specblock dflash dspark peagle
+#   METHODS: some of the heads; eagle2 and peagle can be trained, but are not in the table
 #   TOKENS, TRIAL, RATES: answer tokens of a training, of a trial, and the rates that are tried (one rate needs no trial)
 #   VOCABULARY, WIDTH, LAYERS, LEVELS, RANK, TAPS: draft vocabulary and sizes where a head has them, and the target's blocks whose
 #     outputs block drafters read, as in [1,14,26]; with those of EAGLE-3 one set of features serves all
@@ -19,6 +19,7 @@ tasks=${2:?a folder with the JSONL files of the measured tasks}
 results=${3:-results}
 python=${PYTHON:-python}
 target=${TARGET:-smollm2_135m}
+default="eagle3 fasteagle specblock dflash dspark"
 part=,${PART:-answers,heads,table},
 answers=$results/answers.jsonl
 measured=$(printf ",$tasks/%s.jsonl" mt_bench humaneval gsm8k alpaca cnn_dm natural_questions)
@@ -47,19 +48,25 @@ if [[ $part == *,answers,* ]]; then
     data.batch_size="${BATCH:-64}" data.max_answer_tokens="${LENGTH:-256}" "${@:4}"
 fi
 if [[ $part == *,heads,* ]]; then
-  for method in ${METHODS:-eagle3 fasteagle specblock dflash dspark}; do
+  for method in ${METHODS:-$default}; do
     best=
     read -ra rates <<<"${RATES:-5e-4 1e-3 2e-3}"
     for rate in "${rates[@]}"; do
       [ ${#rates[@]} = 1 ] && best="0 $rate" && break
       train "$method" "$results/heads/trial-$method-$rate" "$rate" "${TRIAL:-80000}" data=given data.path="$answers" "${@:4}" >"$results/trial.json"
       tau=$("$python" -c 'import json, sys; print(json.load(sys.stdin)["tau"])' <"$results/trial.json")
-      echo "$method at $rate: held-out tau $tau" | tee -a "$results/trials.txt"
-      best=$(printf '%s\n' "$best" "$tau $rate" | sort -g | tail -1)
+      echo "$method at $rate: held-out tau $tau"
+      best=$(printf '%s\n' "$best" "$tau $rate" | LC_ALL=C sort -g | tail -1)
     done
     train "$method" "$results/heads/$target-$method" "${best#* }" "${TOKENS:-3000000}" data=given data.path="$answers" "${@:4}"
   done
 fi
 if [[ $part == *,table,* ]]; then
-  "$python" -m harness.bench experiment=equal_heads target="$target" results="$results" tracker=none "task.path=$tasks/\${task.name}.jsonl"
+  methods=
+  for method in ${METHODS:-$default}; do
+    [[ " $default " == *" $method "* ]] && methods=$methods,$method
+    [ "$method" = dflash ] && methods=$methods,ddtree # the trees of DFlash's head
+  done
+  "$python" -m harness.bench experiment=equal_heads target="$target" results="$results" tracker=none "method=[${methods:1}]" \
+    "task.path=$tasks/\${task.name}.jsonl"
 fi

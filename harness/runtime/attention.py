@@ -20,7 +20,7 @@ GROUPED = "harness_grouped"
 """The kernel's name in transformers' table. It has no mask function there, so masks are passed unchanged."""
 
 _NEW = 256
-"""New tokens in one forward that every sliding window allows for."""
+"""Every sliding window allows at least this many new tokens in a forward."""
 _FEW = 64
 """Up to this many new tokens, compiled attention on CUDA is computed as matrix products."""
 
@@ -153,7 +153,7 @@ class Window:
 
     @property
     def most_new(self) -> int:
-        """The largest number of new tokens in one forward over a text that is longer than `num_slots`."""
+        """The largest number of new tokens in one forward where more than `num_slots` slots are read."""
         return max(self.size, _NEW)
 
     @property

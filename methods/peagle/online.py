@@ -29,6 +29,11 @@ from methods.shared.learned import LearnedCopy
 class OnlineParallel(ParallelDrafter, OnlineDrafter):
     """A `ParallelDrafter` that can be trained while it drafts one sequence."""
 
+    @override
+    def bind(self, target: TargetView) -> None:
+        super().bind(target)
+        self._copy: LearnedCopy[PEagleNetwork] | None = None
+
     @property
     @override
     def draft_vocabulary(self) -> Tensor | None:
@@ -42,21 +47,23 @@ class OnlineParallel(ParallelDrafter, OnlineDrafter):
         head = self.network.head
         frozen = [] if head.embed_tokens is None else list(head.embed_tokens.parameters())
         raw = head.fc.weight if head.reads_raw_features else None
-        self._copy = LearnedCopy(self.network, raw, frozen)
-        return self._copy.network
+        self._copy = LearnedCopy(self.network, raw, frozen, features=[self.network.mask_hidden])
+        self._learned = self._copy.network
+        return self._learned
 
     @override
     def output_parameters(self) -> Sequence[torch.nn.Parameter]:
-        lm_head = self._copy.network.head.lm_head
+        lm_head = self._learned.head.lm_head
         return [] if lm_head is None else list(lm_head.parameters())
 
     @override
     def recall(self, draft: Draft, rows: Tensor) -> Callable[[], Tensor]:
+        assert self._copy is not None, "begin_learning comes first"
         end = self._cache.lengths[0] - 1
         feature, token = self._last_pair
         buffers = [self._cache.buffers(layer) for layer in range(1 + len(self.network.more))]
         return _Recall(
-            network=self._copy.network,
+            network=self._learned,
             target=self._target,
             feature=self._copy.features(feature),
             token=token,
@@ -67,13 +74,14 @@ class OnlineParallel(ParallelDrafter, OnlineDrafter):
 
     @override
     def publish(self) -> None:
+        assert self._copy is not None, "begin_learning comes first"
         self._copy.put_back()
         self._target.refresh(self.network)
 
     @override
     def _forward(self, counts: Sequence[int], num_masks: int) -> Tensor:
-        if counts[0]:
-            # One sequence at a time is trained on; of several, none is.
+        if counts[0] and self._copy is not None:
+            # Row 0 alone, because training decodes one sequence at a time.
             last, waiting = counts[0] - 1, self._waiting
             self._last_pair = (
                 waiting.features[:1, last : last + 1].clone(),

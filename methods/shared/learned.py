@@ -19,7 +19,11 @@ class LearnedCopy(Generic[Network]):
     """A network in float32 with a gradient, whose weights can be put back into the one that drafts."""
 
     def __init__(
-        self, drafting: Network, reads_features: Tensor | None, frozen: Iterable[nn.Parameter]
+        self,
+        drafting: Network,
+        reads_features: Tensor | None,
+        frozen: Iterable[nn.Parameter],
+        features: Iterable[nn.Parameter] = (),
     ) -> None:
         """
         Args:
@@ -27,18 +31,23 @@ class LearnedCopy(Generic[Network]):
             reads_features: its weight [H, F] that reads raw features, if any. A step changes all its columns
                 alike, however large the features are that they read.
             frozen: its parameters that are not trained.
+            features: its parameters [..., F] that this weight reads as it reads features.
         """
         names = {id(parameter): name for name, parameter in drafting.named_parameters()}
         self._drafting = drafting
-        self._scaled = None if reads_features is None else names[id(reads_features)]
         self._columns = None if reads_features is None else column_scale(reads_features)
+        self._scales: dict[str, Tensor] = {}
+        """What the copy's parameters are multiplied by, by name."""
+        if self._columns is not None:
+            self._scales = {names[id(reads_features)]: self._columns}
+            self._scales |= {names[id(one)]: 1 / self._columns for one in features}
         self._frozen = {names[id(parameter)] for parameter in frozen}
         self.network: Network = deepcopy(drafting).float().eval()
         """Takes features that went through `features`."""
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(name not in self._frozen)
-            if name == self._scaled and self._columns is not None:
-                parameter.data.mul_(self._columns)
+            if name in self._scales:
+                parameter.data.mul_(self._scales[name])
 
     def features(self, raw: Tensor) -> Tensor:
         """Features [..., F] of the target as the copy reads them."""
@@ -51,10 +60,7 @@ class LearnedCopy(Generic[Network]):
         for name, parameter in self._drafting.named_parameters():
             if name in self._frozen:
                 continue
-            value: Tensor = learned[name]
-            if name == self._scaled and self._columns is not None:
-                value = value / self._columns
-            parameter.copy_(value)
+            parameter.copy_(learned[name] / self._scales.get(name, 1.0))
 
 
 @torch.no_grad()

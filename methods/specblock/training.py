@@ -246,12 +246,12 @@ class Unrolling:
         rows, query, slots = self._rows[chosen], asked[chosen], asked.shape[2]
         here = slice(span.start * slots, span.stop * slots)
         scores: list[Tensor] = []
-        values: list[tuple[str, Tensor]] = []
+        values: list[Tensor] = []
         keys, held = (_repeated(part[0, :, here], groups, 0) for part in self._first[layer])
         places = torch.arange(span.start, span.stop, device=rows.device).repeat_interleave(slots)
         behind = (places < rows[:, None])[:, None, None]
-        scores.append((query @ keys.transpose(-1, -2)).masked_fill(~behind, -math.inf))
-        values.append(("all", held))
+        scores.append(_product(query, keys.transpose(-1, -2)).masked_fill(~behind, -math.inf))
+        values.append(held)
         for number, block in enumerate(self._own):
             own, held = (_repeated(part[chosen], groups, 1) for part in block[layer])
             among = torch.ones(slots, slots, dtype=torch.bool, device=rows.device)
@@ -260,17 +260,28 @@ class Unrolling:
             else:
                 among = among.tril()
             scores.append((query @ own.transpose(-1, -2)).masked_fill(~among, -math.inf))
-            values.append(("own", held))
+            values.append(held)
         if self._mask == "released":
             own, held = (_repeated(part[chosen], groups, 1) for part in self._own[-1][layer])
             own, held = (part.transpose(0, 1).flatten(1, 2) for part in (own, held))
             behind = (rows.repeat_interleave(slots) < rows[:, None])[:, None, None]
-            scores.append((query @ own.transpose(-1, -2)).masked_fill(~behind, -math.inf))
-            values.append(("all", held))
+            scores.append(_product(query, own.transpose(-1, -2)).masked_fill(~behind, -math.inf))
+            values.append(held)
         weights = torch.cat(scores, dim=-1).float().softmax(-1).to(query.dtype)
         parts = torch.split(weights, [one.shape[-1] for one in scores], dim=-1)
-        output = torch.stack([part @ held for part, (_, held) in zip(parts, values, strict=True)]).sum(0)
+        output = torch.stack([_product(part, held) for part, held in zip(parts, values, strict=True)]).sum(0)
         return output.transpose(1, 2)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """The product [r, A, K, n] of left [r, A, K, m] and right, which is [r, A, m, n], or [A, m, n] for all
+    rows."""
+    if right.ndim == 4:
+        return left @ right
+    # Broadcast over the rows, `right` would be copied for each of them.
+    rows, heads, count, _ = left.shape
+    joined = left.transpose(0, 1).flatten(1, 2) @ right
+    return joined.view(heads, rows, count, right.shape[-1]).transpose(0, 1)
 
 
 def _by_row(part: Tensor, slots: int) -> Tensor:

@@ -1,7 +1,7 @@
 """When a drafter is updated: by a fixed stride, or by a bandit that weighs the gain against the time.
 
 The bandit is that of SpecBlock (arXiv 2605.07243), of which only the idea is published: skip, update the
-output head, or update everything, whichever promises the most tokens. Score, window and discount are ours.
+output head, or update everything, whichever promises the most tokens. Score and settings are ours.
 It reads no clock. A round takes what its forwards cost on this machine, which is measured before the run.
 """
 
@@ -56,7 +56,8 @@ class BanditSettings:
     horizon: float = Field(default=4.0, ge=0)
     """Windows over which a gain is expected to last, H."""
     exploration: float = Field(default=0.01, ge=0, le=1)
-    """Share of the time that updates may take while nothing shows that they pay."""
+    """Share of the rounds' time, counted H windows ahead, that updates may take while nothing shows that they
+    pay."""
     caution: float = Field(default=0.5, ge=0)
     """Standard errors by which a gain must exceed what it costs."""
     discount: float = Field(default=0.95, gt=0, le=1)
@@ -88,14 +89,15 @@ _NOISE = 0.2
 
 @dataclass
 class Bandit(Schedule):
-    """Every W rounds, the arm of the largest H (total gain - caution error) / (n + 1) - t_a / t, if above 0.
+    """Every W rounds, the arm of the largest H (G - caution e sqrt(n)) / (n + 1) - t_a / t, if above 0.
 
-    Here t is the window's time, t_a that of an update, n the arm's number of observations.
-    The gain of an arm is the relative change of tokens per second from the window before it to the one after
-    it, in windows of the horizon; the last term is what the training takes, in windows too. One window's
-    change is mostly chance: its size is read from windows without an update, and an arm counts by what is
-    left of its gains without it. Where no arm promises anything, the one on which least time was spent is
-    tried, as long as such tries take no more than their share of the time.
+    G is the sum of the n gains that were seen behind the arm. A gain is the relative change of tokens per
+    second from the window before the decision to the one after it, and e what it is by chance, which windows
+    without an update show. An arm's gains thus count minus `caution` standard errors, together with one
+    imagined gain of 0. t_a is the time of an update, t that of the window.
+
+    Where no arm promises anything, the one on which least time was spent is tried, as soon as its cost is
+    within the share of the time that tries may take.
     """
 
     settings: BanditSettings
@@ -110,6 +112,8 @@ class Bandit(Schedule):
     """Seconds of all windows so far."""
     _tried: float = 0.0
     """Seconds of updates without a promise."""
+    _spent: dict[Arm, float] = field(default_factory=dict)
+    """Seconds of all updates, by arm."""
     _last: tuple[Arm, float] | None = None
     """The arm of the last decision, and the tokens per second before it."""
 
@@ -131,6 +135,8 @@ class Bandit(Schedule):
         if rejected >= self.settings.min_rejected:
             arm = self._best(seconds) or self._untried(seconds) or "skip"
         self._last = arm, rate
+        if arm != "skip":
+            self._spent[arm] = self._spent.get(arm, 0.0) + self.costs[arm]
         return arm
 
     def _learn(self, arm: Arm, rate_before: float, rate: float) -> None:
@@ -160,8 +166,9 @@ class Bandit(Schedule):
         """The update on which least time was spent, if there is time to try it."""
         settings = self.settings
         allowed = settings.exploration * (self._elapsed + settings.horizon * seconds) - self._tried
-        arms = [arm for arm in self._updates if self.costs[arm] <= allowed]
-        arm = min(arms, key=lambda one: self._gains.get(one, _Gains()).count * self.costs[one], default=None)
-        if arm is not None:
-            self._tried += self.costs[arm]
+        # Not the cheapest that is within the share, or what is dear would never be tried.
+        arm = min(self._updates, key=lambda one: self._spent.get(one, 0.0), default=None)
+        if arm is None or self.costs[arm] > allowed:
+            return None
+        self._tried += self.costs[arm]
         return arm

@@ -109,23 +109,29 @@ def _walk(
     )
 
 
+def corrected_logits(network: BlockNetwork, target: TargetView, states: Tensor, previous: Tensor) -> Tensor:
+    """Logits [B, k, D] of slots with states [B, k, H] whose previous tokens [B, k] are known."""
+    logits, markov = network.logits(states, target).float(), network.markov_head
+    if markov is None:
+        return logits
+    memory, biases = markov.start(states[:, 0]), []
+    for slot in range(states.shape[1]):
+        bias, memory = markov(previous[:, slot], states[:, slot], memory)
+        biases.append(bias.float())
+    return logits + torch.stack(biases, dim=1)
+
+
 def corrected(
     network: BlockNetwork, target: TargetView, states: Tensor, previous: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Logits [B, k, D] of slots whose previous tokens [B, k] are known, and confidence logits [B, k].
+    """`corrected_logits` [B, k, D], and confidence logits [B, k], where there is such a head.
 
-    This is what training compares with the target; there is no confidence without such a head.
+    This is what training compares with the target.
     """
-    logits, markov = network.logits(states, target).float(), network.markov_head
-    if markov is not None:
-        memory, biases = markov.start(states[:, 0]), []
-        for slot in range(states.shape[1]):
-            bias, memory = markov(previous[:, slot], states[:, slot], memory)
-            biases.append(bias.float())
-        logits = logits + torch.stack(biases, dim=1)
+    logits = corrected_logits(network, target, states, previous)
     if network.confidence_head is None:
         return logits, None
-    known = markov.embedded(previous) if markov else None
+    known = network.markov_head.embedded(previous) if network.markov_head else None
     return logits, network.confidence_head(states, known).float()
 
 

@@ -21,7 +21,7 @@ from harness.drafting.draft import Draft
 from harness.drafting.drafter import TargetView
 from harness.drafting.online import OnlineDrafter
 from methods.shared.block.drafter import BlockDrafter
-from methods.shared.block.draw import corrected
+from methods.shared.block.draw import corrected_logits
 from methods.shared.block.networks.network import BlockNetwork
 from methods.shared.block.steps import seen
 from methods.shared.learned import LearnedCopy
@@ -30,6 +30,11 @@ from methods.shared.learned import LearnedCopy
 @configurable
 class OnlineBlock(BlockDrafter, OnlineDrafter):
     """A `BlockDrafter` that can be trained while it drafts one sequence."""
+
+    @override
+    def bind(self, target: TargetView) -> None:
+        self._copy: LearnedCopy[BlockNetwork] | None = None
+        super().bind(target)
 
     @property
     @override
@@ -56,19 +61,21 @@ class OnlineBlock(BlockDrafter, OnlineDrafter):
         untrained = (network.embed_tokens, network.lm_head, network.confidence_head)
         frozen = [one for part in untrained if part is not None for one in part.parameters()]
         self._copy = LearnedCopy(network, network.fc.weight, frozen)
-        return self._copy.network
+        self._learned = self._copy.network
+        return self._learned
 
     @override
     def output_parameters(self) -> Sequence[torch.nn.Parameter]:
-        correction = self._copy.network.markov_head
+        correction = self._learned.markov_head
         return [] if correction is None else list(correction.parameters())
 
     @override
     def recall(self, draft: Draft, rows: Tensor) -> Callable[[], Tensor]:
+        assert self._copy is not None, "begin_learning comes first"
         end = self._steps.cache.lengths[0]
         buffers = [self._steps.cache.buffers(layer) for layer in range(self.network.shape.num_layers)]
         return _Recall(
-            network=self._copy.network,
+            network=self._learned,
             target=self._target,
             feature=self._copy.features(self._last_feature),
             past=[
@@ -81,13 +88,15 @@ class OnlineBlock(BlockDrafter, OnlineDrafter):
 
     @override
     def publish(self) -> None:
+        assert self._copy is not None, "begin_learning comes first"
         self._copy.put_back()
         self._target.refresh(self.network)
 
     @override
     def _take(self, features: Tensor, counts: Sequence[int], row: int | None = None) -> None:
-        # One sequence at a time is trained on; of several, none is.
-        self._last_feature = features[:1, counts[0] - 1 : counts[0]]
+        if self._copy is not None:
+            # Row 0 alone, because training decodes one sequence at a time.
+            self._last_feature = features[:1, counts[0] - 1 : counts[0]].clone()
         super()._take(features, counts, row)
 
 
@@ -111,12 +120,12 @@ class _Recall:
         network, draft = self.network, self.draft
         states = self._states()[:, network.shape.first_slot :]
         slots = torch.nn.functional.pad(draft.depths[0], (1, 0))[self.rows]
-        if network.markov_head is None:
+        if network.markov_head is None or not draft.is_chain:
+            # Trees are drafted from the slots' own distributions.
             return network.logits(states[0, slots], self.target)
-        # A corrected block is a chain: the token before a slot is the node before it.
+        # The token before a slot is the node before it.
         previous = torch.cat([self.ids[:, :1], draft.tokens[:1]], dim=1)[:, : draft.width]
-        logits, _ = corrected(network, self.target, states[:, : draft.width], previous)
-        return logits[0, slots]
+        return corrected_logits(network, self.target, states[:, : draft.width], previous)[0, slots]
 
     def _states(self) -> Tensor:
         """[1, n, H]: the states of the block."""

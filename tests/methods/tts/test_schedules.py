@@ -80,6 +80,12 @@ def test_tries_without_a_promise_take_no_more_than_their_share_of_the_time() -> 
     assert 0.015 * 2000 < spent < 0.025 * 2000
 
 
+def test_what_is_dear_is_tried_as_well_as_what_is_cheap() -> None:
+    schedule = Bandit(BanditSettings(), {"skip": 0.0, "head": 1.0, "full": 3.0})
+    chosen = [schedule.decide(2, 4, ROUND_S) for _ in range(4000)]
+    assert chosen.count("head") > 2 * chosen.count("full") > 0
+
+
 def test_it_skips_where_next_to_nothing_was_rejected() -> None:
     schedule = Bandit(BanditSettings(min_rejected=4), COSTS)
     assert {schedule.decide(DRAFTED + 1, 0, ROUND_S) for _ in range(200)} == {"skip"}
