@@ -1,6 +1,6 @@
 // Rows times a large float32 matrix, for so few rows that reading the matrix takes most of the time.
 //
-// The outputs of 32 neighbouring weights lie in two vectors, so no sum runs across a vector. A panel holds 32
+// The outputs of 32 neighbouring weights lie in a few vectors, so no sum runs across a vector. A panel holds 32
 // outputs' weights, input by input: threads walk their panels from front to back and ask memory for what comes
 // a few kilobytes later, which the processor's own prefetching does not do across pages. Up to eight rows are
 // kept in registers (three without AVX-512); the next ones find the panel in the second-level cache.
@@ -14,12 +14,15 @@
 
 namespace {
 
-constexpr int64_t kWide = 16, kPanel = 2 * kWide, kAhead = 96 * kWide;
-#ifdef __AVX512F__
-constexpr int64_t kMostRows = 8;
+// Vectors are as wide as the processor's registers: what the compiler makes of wider ones goes through memory.
+#if defined(__AVX512F__)
+constexpr int64_t kWide = 16, kMostRows = 8;
+#elif defined(__AVX__)
+constexpr int64_t kWide = 8, kMostRows = 3;  // sixteen registers: twelve sums, three values, a weight
 #else
-constexpr int64_t kMostRows = 3;  // sixteen registers of eight, or thirty-two of four
+constexpr int64_t kWide = 4, kMostRows = 3;  // thirty-two registers
 #endif
+constexpr int64_t kPanel = 32, kVectors = kPanel / kWide, kLine = 16, kAhead = 96 * kLine;
 
 typedef float Wide __attribute__((vector_size(kWide * sizeof(float))));
 
@@ -31,22 +34,19 @@ inline Wide load(const float* from) {
 
 template <int R>
 void multiply(const float* rows, const float* panel, float* to, int64_t num_in, int64_t num_out, int64_t wanted) {
-  Wide low[R] = {}, high[R] = {};
+  Wide sums[R][kVectors] = {};
   for (int64_t i = 0; i < num_in; i++) {
     const float* weights = panel + i * kPanel;
     __builtin_prefetch(weights + kAhead);
-    __builtin_prefetch(weights + kAhead + kWide);
-    const Wide first = load(weights), second = load(weights + kWide);
-    for (int r = 0; r < R; r++) {
-      const float value = rows[r * num_in + i];
-      low[r] += value * first;
-      high[r] += value * second;
+    __builtin_prefetch(weights + kAhead + kLine);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVectors; v++) {
+      const Wide weight = load(weights + v * kWide);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; r++) sums[r][v] += rows[r * num_in + i] * weight;
     }
   }
-  for (int r = 0; r < R; r++) {
-    const Wide both[2] = {low[r], high[r]};
-    std::memcpy(to + r * num_out, both, wanted * sizeof(float));
-  }
+  for (int r = 0; r < R; r++) std::memcpy(to + r * num_out, sums[r], wanted * sizeof(float));
 }
 
 using Multiply = void (*)(const float*, const float*, float*, int64_t, int64_t, int64_t);
