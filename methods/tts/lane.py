@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import Outcome, TargetView
 from harness.drafting.online import OnlineDrafter
-from methods.tts.learner import Example, Learner, Recipe, example_of
+from methods.tts.learner import Example, Learner, Recipe, example_of, teaches
 from methods.tts.schedules import Arm, Schedule
 
 
@@ -56,13 +56,15 @@ class Lane:
     def observe(self, outcome: Outcome, round_s: float) -> None:
         """A round of the sequence, or its prompt; round_s: what the round cost, as the schedule counts."""
         self._settle()
-        example = example_of(self.drafter, outcome) if self.learner else None
-        if example:
+        if self.learner and teaches(outcome):
             assert outcome.draft is not None
-            self.examples.append(example)
             emitted = len(outcome.committed[0])
             rejected = int(outcome.draft.size[0]) - (emitted - 1)
-            self._update(self._schedule.decide(emitted, rejected, round_s))
+            arm = self._schedule.decide(emitted, rejected, round_s)
+            # Of rounds that no update will learn from, nothing is computed.
+            if arm != "skip" or self.examples.maxlen != 1:
+                self.examples.append(example_of(self.drafter, outcome))
+            self._update(arm)
         self.drafter.observe(outcome)
 
     def _update(self, arm: Arm) -> None:
@@ -97,7 +99,8 @@ class Lane:
         draft = self.drafter.propose([64])
         logits = torch.zeros(1, 1 + draft.width, target.vocab_size, device=target.device)
         outcome = Outcome(committed=[[1]], pending=[1], draft=draft, logits=logits)
-        example, learner = example_of(self.drafter, outcome), self.learner
+        example = example_of(self.drafter, outcome) if teaches(outcome) else None
+        learner = self.learner
 
         def update(_: int) -> None:
             if arm != "skip" and example is not None:

@@ -71,15 +71,19 @@ class Example:
     """[m]: levels of the drafted tokens that each row guessed, from 1."""
 
 
-def example_of(drafter: OnlineDrafter, outcome: Outcome) -> Example | None:
-    """What a round of one sequence teaches: a row for every token behind which something was drafted.
+def teaches(outcome: Outcome) -> bool:
+    """Whether something was drafted in a round of one sequence, and verified."""
+    return outcome.draft is not None and outcome.logits is not None and outcome.draft.width > 0
 
-    Rows behind the first rejection count as well, because target and drafter saw the same path. None where
-    nothing was drafted.
+
+def example_of(drafter: OnlineDrafter, outcome: Outcome) -> Example:
+    """What a round that `teaches` says: a row for every token behind which something was drafted.
+
+    Rows behind the first rejection count as well, because target and drafter saw the same path.
     """
     draft, logits = outcome.draft, outcome.logits
-    if draft is None or logits is None or not draft.width:
-        return None
+    assert draft is not None
+    assert logits is not None
     rows = torch.unique(draft.parents[0] + 1)
     levels = torch.nn.functional.pad(draft.depths[0], (1, 0))[rows] + 1
     wanted = logits[0, rows]

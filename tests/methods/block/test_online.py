@@ -129,7 +129,6 @@ def test_a_round_is_learned_and_forgotten(method: str) -> None:
     draft = started(drafter.base)
     logits = 4 * torch.randn(1, 1 + draft.width, VOCAB, generator=torch.Generator().manual_seed(1))
     example = example_of(lane.drafter, Outcome(committed=[[23]], pending=[24], draft=draft, logits=logits))
-    assert example is not None
     found = []
     for _ in range(24):
         lane.learner.learn([example], "full")
