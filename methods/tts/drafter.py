@@ -107,7 +107,8 @@ class Tts(Drafter):
         self._running: list[Lane] = []
         with naming("base"):
             self.base.bind(target)
-        self.lanes = [self._lane(self.base)]
+            first = self._lane(self.base)
+        self.lanes = [first]
         """One for every sequence that was ever decoded together with others."""
 
     @override
