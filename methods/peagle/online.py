@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from typing_extensions import override
 
 from harness.config import configurable
@@ -22,7 +21,8 @@ from harness.drafting.drafter import TargetView
 from harness.drafting.online import OnlineDrafter
 from methods.peagle.network import PEagleNetwork
 from methods.peagle.parallel import ParallelDrafter
-from methods.shared.learned import LearnedCopy
+from methods.shared.eagle.online import GrowingAttention
+from methods.shared.learned import LearnedCopy, draft_vocabulary
 
 
 @configurable
@@ -37,10 +37,7 @@ class OnlineParallel(ParallelDrafter, OnlineDrafter):
     @property
     @override
     def draft_vocabulary(self) -> Tensor | None:
-        shape = self.network.shape
-        if shape.draft_vocab_size == shape.vocab_size:
-            return None
-        return self.network.head.target_ids(torch.arange(shape.draft_vocab_size, device=self._target.device))
+        return draft_vocabulary(self.network.head, self._target.device)
 
     @override
     def begin_learning(self) -> torch.nn.Module:
@@ -68,7 +65,7 @@ class OnlineParallel(ParallelDrafter, OnlineDrafter):
             feature=self._copy.features(feature),
             token=token,
             mask=self.mask,
-            past=[(keys[:1, :, :end].float(), values[:1, :, :end].float()) for keys, values in buffers],
+            past=[(keys[:1, :, :end], values[:1, :, :end]) for keys, values in buffers],
             rows=rows,
         )
 
@@ -112,14 +109,12 @@ class _Recall:
         tokens = torch.where(masked, self.mask, self.token)
         features = torch.nn.functional.pad(self.feature, (0, 0, 0, width - 1))
         positions = torch.arange(begin, begin + width, device=device)[None]
-        seen = torch.ones(width, begin + width, dtype=torch.bool, device=device).tril(begin)
+        attention = [GrowingAttention(*part) for part in self.past]
+        for layer in attention:
+            layer.seen = torch.ones(width, width, dtype=torch.bool, device=device).tril()
 
         def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            keys = torch.cat([self.past[layer][0], key], dim=2)
-            values = torch.cat([self.past[layer][1], value], dim=2)
-            is_grouped = query.shape[1] != keys.shape[1]
-            output = scaled_dot_product_attention(query, keys, values, attn_mask=seen, enable_gqa=is_grouped)
-            return output.transpose(1, 2)
+            return attention[layer](query, key, value)
 
         states = self.network(features, tokens, masked, positions, self.target, attend)
         return self.network.logits(states[0, self.rows], self.target)

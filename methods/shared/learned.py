@@ -1,13 +1,13 @@
 """The copy of a network that is trained while the network itself drafts.
 
-Shapes: F width of the target's features, H hidden size.
+Shapes: F width of the target's features, H hidden size, V draft vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,16 @@ class LearnedCopy(Generic[Network]):
             if name in self._frozen:
                 continue
             parameter.copy_(learned[name] / self._scales.get(name, 1.0))
+
+
+def draft_vocabulary(network: Any, device: torch.device) -> Tensor | None:
+    """[V] int64: the target's ids of the tokens that a network with a `shape` can draft; None: all, in
+    order."""
+    shape = network.shape
+    if shape.draft_vocab_size == shape.vocab_size:
+        return None
+    ids: Tensor = network.target_ids(torch.arange(shape.draft_vocab_size, device=device))
+    return ids
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from methods.shared.block.drafter import BlockDrafter
 from methods.shared.block.draw import corrected_logits
 from methods.shared.block.networks.network import BlockNetwork
 from methods.shared.block.steps import seen
-from methods.shared.learned import LearnedCopy
+from methods.shared.learned import LearnedCopy, draft_vocabulary
 
 
 @configurable
@@ -39,10 +39,7 @@ class OnlineBlock(BlockDrafter, OnlineDrafter):
     @property
     @override
     def draft_vocabulary(self) -> Tensor | None:
-        shape = self.network.shape
-        if shape.draft_vocab_size == shape.vocab_size:
-            return None
-        return self.network.target_ids(torch.arange(shape.draft_vocab_size, device=self._target.device))
+        return draft_vocabulary(self.network, self._target.device)
 
     @override
     def begin_learning(self) -> torch.nn.Module:

@@ -24,7 +24,7 @@ from harness.drafting.online import OnlineDrafter
 from methods.shared.eagle.drafter import HeadDrafter
 from methods.shared.eagle.heads.base import DraftHead
 from methods.shared.eagle.training import unfolded
-from methods.shared.learned import column_scale
+from methods.shared.learned import column_scale, draft_vocabulary
 
 
 @configurable
@@ -39,10 +39,7 @@ class OnlineHeadDrafter(HeadDrafter, OnlineDrafter):
     @property
     @override
     def draft_vocabulary(self) -> Tensor | None:
-        shape = self.network.shape
-        if shape.draft_vocab_size == shape.vocab_size:
-            return None
-        return self.network.target_ids(torch.arange(shape.draft_vocab_size, device=self._target.device))
+        return draft_vocabulary(self.network, self._target.device)
 
     @override
     def begin_learning(self) -> torch.nn.Module:

@@ -7,20 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from harness.decoding.loop import DecodingLoop
 from harness.drafting.draft import Draft
-from harness.drafting.drafter import Outcome
 from harness.drafting.trees import DynamicTree
 from harness.target.model import Target
 from methods.fasteagle.growth import CascadeSteps
 from methods.specblock.network import BlockNetwork
 from methods.specblock.tree import RankTree
 from methods.tts import Tts
-from methods.tts.learner import Recipe, example_of
-from methods.tts.schedules import BanditSettings
 from tests.methods.one_call.drafters import METHODS, bound, made
-from tests.support.online import slope, started, written_with_and_without
-from tests.support.targets import VOCAB, tiny_model
+from tests.support.online import check_learning, check_output, slope, started
+from tests.support.targets import tiny_model
 
 LEVELS = {"tree": DynamicTree(total_token=14, depth=4, top_k=4)}
 CASES: list[tuple[str, dict[str, Any], float]] = [
@@ -95,17 +91,7 @@ def test_the_gradient_of_recalled_guesses_is_the_difference_quotient(method: str
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("schedule", ["always", "bandit"])
 def test_the_output_is_vanillas_whatever_is_learned(method: str, schedule: Any) -> None:
-    loop = DecodingLoop(Target(tiny_model("llama")), (), 512, timed=False)
-    drafter = Tts(
-        base=made(method),
-        schedule=schedule,
-        recipe=Recipe(learning_rate=1e-3),
-        bandit=BanditSettings(window=2, min_rejected=0),
-    )
-    drafter.bind(loop.target)
-    learned, plain = written_with_and_without(drafter, loop)
-    assert learned == plain
-    assert all(lane.num_updates for lane in drafter.lanes)
+    check_output(made(method), schedule)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -127,22 +113,4 @@ def test_the_bandit_can_train_the_output_alone_where_there_is_one(method: str) -
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_round_is_learned_and_forgotten(method: str) -> None:
-    drafter = Tts(base=made(method), schedule="always", recipe=Recipe(learning_rate=2e-3))
-    drafter.bind(Target(tiny_model("llama")))
-    (lane,), network = drafter.lanes, drafter.base.network  # type: ignore[attr-defined]
-    assert lane.learner is not None
-    before = [one.detach().clone() for one in network.parameters()]
-    draft = started(drafter.base)
-    logits = 4 * torch.randn(1, 1 + draft.width, VOCAB, generator=torch.Generator().manual_seed(1))
-    example = example_of(lane.drafter, Outcome(committed=[[23]], pending=[24], draft=draft, logits=logits))
-    found = []
-    for _ in range(12):
-        lane.learner.learn([example], "full")
-        found.append(float(lane.learner.terms.target))
-    assert found[-1] < 0.5 * found[0]
-    lane.drafter.publish()
-    assert not all(map(torch.equal, before, network.parameters()))
-    again = lane.drafter.recall(draft, torch.zeros(1, dtype=torch.int64))
-    assert torch.allclose(again()[0].log_softmax(-1), lane.learner.guesses([example])[0], atol=1e-5)
-    drafter.reset(1)
-    assert all(map(torch.equal, before, network.parameters()))
+    check_learning(made(method), 2e-3, num_updates=12)
