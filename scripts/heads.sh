@@ -35,7 +35,7 @@ train() { # METHOD FOLDER RATE TOKENS DATA [key=value ...]
     *) own= ;;
   esac
   [ "$method" = dspark ] && own="$own methods.dspark.markov_rank=${RANK:-256}"
-  # EAGLE-2's head shares the target's vocabulary; so do block drafters that are trained here.
+  # EAGLE-2's head shares the target's vocabulary.
   # shellcheck disable=SC2086
   "$python" -m harness.train target="$target" target.dtype="${DTYPE:-float32}" method="$method" out="$folder" results="$results" \
     tracker=none training.learning_rate="$rate" training.num_tokens="$tokens" training.num_steps=10000000 training.final_share=0 \

@@ -31,6 +31,7 @@ from methods.shared.block.checkpoint import save_block
 from methods.shared.block.draw import draw
 from methods.shared.block.learning.training import BlockRecipe, fresh_network, loss_of, scaled
 from methods.shared.block.online import OnlineBlock
+from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.training import feature_scale
 
 
@@ -85,26 +86,25 @@ class DFlash(OnlineBlock, TrainableDrafter):
             ConfigError: the head has parts that are not trained.
         """
         shape = self.network.shape
-        if shape.kind == "dflash2" or shape.draft_vocab_size != shape.vocab_size:
-            raise ConfigError(
-                f"kind={self.kind}: only dflash and dspark heads with the target's vocabulary can be trained"
-            )
+        if shape.kind == "dflash2":
+            raise ConfigError("kind=dflash2: only dflash and dspark heads can be trained")
         self._scale = feature_scale(torch.cat([torch.cat(row.taps, dim=-1) for row in rows]))
         if self.head == "random":
-            self._student = fresh_network(self.network, self._target.device, seed)
+            self._student = fresh_network(self.network, counts, self._target, seed)
         else:
             self._student = scaled(self.network, self._scale)
         self._student.train().requires_grad_(True)
         for copied in (self._student.embed_tokens, self._student.lm_head):
             if copied is not None:
                 copied.requires_grad_(False)
+        self._vocabulary = DraftVocabulary(self._student, self._target)
         return self._student
 
     @override
     def loss(self, rows: Sequence[TrainingRow], step: TrainingStep) -> Loss:
         (row,) = rows
         features = torch.cat(row.taps, dim=-1).float() / self._scale
-        return loss_of(self._student, features, row, self._target, self.recipe)
+        return loss_of(self._student, features, row, self._target, self.recipe, self._vocabulary)
 
     @override
     def deploy(self) -> None:

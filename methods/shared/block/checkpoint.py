@@ -63,6 +63,8 @@ class RandomSizes:
     target."""
     markov_rank: int
     """Rank of DSpark's correction."""
+    draft_vocab_size: int | None
+    """Tokens that can be drafted; None: all of the target's."""
 
 
 def load_block(
@@ -105,7 +107,14 @@ def random_block(
 
     It serves to measure time, and as the beginning of a training. mask_token_id: None takes the last id of
     the vocabulary. Torch's random state is left as it was.
+
+    Raises:
+        ConfigError: the target has fewer tokens than are to be drafted.
     """
+    if sizes.draft_vocab_size and sizes.draft_vocab_size > target.vocab_size:
+        raise ConfigError(
+            f"draft_vocab_size={sizes.draft_vocab_size}: at most the target's, {target.vocab_size}."
+        )
     like = target.config
     num_heads, size, num_layers = like.num_attention_heads, like.hidden_size, sizes.num_layers
     parts: dict[str, Any] = {}
@@ -124,7 +133,7 @@ def random_block(
         num_kv_heads=getattr(like, "num_key_value_heads", None) or num_heads,
         head_dim=getattr(like, "head_dim", None) or size // num_heads,
         vocab_size=target.vocab_size,
-        draft_vocab_size=target.vocab_size,
+        draft_vocab_size=sizes.draft_vocab_size or target.vocab_size,
         block_size=sizes.block_size,
         mask_token_id=target.vocab_size - 1 if mask_token_id is None else mask_token_id,
         tap_layers=sizes.tap_layers or spread_taps(num_layers, like.num_hidden_layers),
@@ -172,10 +181,14 @@ def refuse_misfit(shape: BlockShape, kind: Kind, target: TargetView, where: str)
 
 def save_block(network: BlockNetwork, folder: Path, card: Mapping[str, Any]) -> None:
     """Write config.json, model.safetensors and card.json in z-lab's layout, a DSpark head in DeepSpec's."""
+    shape = network.shape
+    left_out = {"d2t"} if shape.draft_vocab_size == shape.vocab_size else set()
+    if not shape.own_lm_head:
+        left_out |= {"lm_head.weight", "lm_head.bias"}
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in network.state_dict().items()
-        if name != "d2t"
+        if name not in left_out
     }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -196,6 +209,7 @@ def _written_config(network: BlockNetwork) -> dict[str, Any]:
         "num_key_value_heads": shape.num_kv_heads,
         "head_dim": shape.head_dim,
         "vocab_size": shape.vocab_size,
+        "draft_vocab_size": shape.draft_vocab_size,
         "hidden_act": shape.hidden_act,
         "rms_norm_eps": shape.rms_norm_eps,
         # Twice, because transformers 4 reads the one and transformers 5 the other.

@@ -64,6 +64,9 @@ class BlockDrafter(Drafter):
     target."""
     markov_rank: int = Field(default=256, ge=1)
     """Rank of a random DSpark head's correction."""
+    draft_vocab_size: int | None = Field(default=None, ge=1)
+    """Tokens that a random head can draft, in training the most frequent of the answers; None: all of the
+    target's."""
     seed: int = Field(default=0, ge=0)
     """Decides random weights and the noise that tokens are drawn with."""
 
@@ -85,6 +88,7 @@ class BlockDrafter(Drafter):
                 f" blocks of {shape.block_size}"
             )
         self._noise = Noise(self.seed)
+        self._loaded.network.take_lm_head(target)
         self.use(self._loaded.network)
 
     def use(self, network: BlockNetwork) -> None:
@@ -199,6 +203,7 @@ class BlockDrafter(Drafter):
                     block_size=self.block_size,
                     intermediate_size=self.intermediate_size,
                     tap_layers=self.tap_layers,
+                    draft_vocab_size=self.draft_vocab_size,
                     markov_rank=self.markov_rank,
                 ),
                 mask_token_id=self.mask_token_id,

@@ -82,7 +82,7 @@ class BlockShape:
     own_embedding: bool = False
     """The checkpoint has an embedding; else the target's is used."""
     own_lm_head: bool = False
-    """The checkpoint has an LM head; else the target's is used."""
+    """The checkpoint has an LM head; else the target's is used, over the draft vocabulary."""
 
     @property
     def kind(self) -> Kind:

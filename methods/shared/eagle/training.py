@@ -31,7 +31,7 @@ from harness.config import configurable
 from harness.drafting.drafter import TargetView
 from harness.drafting.trainable import TrainingRow
 from methods.shared.eagle.heads.base import DraftHead
-from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary, lm_head_rows
+from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary, lm_head_rows, map_of_most_frequent
 from methods.shared.soft_targets import soft_cross_entropy
 
 _INIT_STD = 0.02
@@ -284,11 +284,8 @@ def fresh_head(like: DraftHead, counts: Tensor, target: TargetView, seed: int) -
             torch.nn.init.normal_(parameter, std=_INIT_STD)
     ids = torch.arange(shape.draft_vocab_size, device=target.device)
     if shape.draft_vocab_size < shape.vocab_size:
-        # A stable sort prefers the lower id of equally frequent tokens; `topk` promises no order.
-        best = counts.to(target.device).sort(descending=True, stable=True).indices[: shape.draft_vocab_size]
-        kept = best.sort().values
-        head.d2t.copy_(kept - ids)
-        ids = kept
+        head.d2t.copy_(map_of_most_frequent(counts.to(target.device), shape.draft_vocab_size))
+        ids = ids + head.d2t
     if head.lm_head is not None:
         rows = lm_head_rows(target, ids)[0].float()
         if rows.shape == head.lm_head.weight.shape:

@@ -18,6 +18,7 @@ from harness.drafting.drafter import HiddenTap, TargetView
 from harness.drafting.trainable import TrainableDrafter, TrainingRow
 from methods.shared.eagle.checkpoint import TargetFacts
 from methods.shared.eagle.files import prompts_beside
+from methods.shared.eagle.heads.draft_vocabulary import map_of_most_frequent
 from methods.shared.eagle.pair_drafter import PairDrafter
 from methods.shared.eagle.training import drawn, feature_scale
 from methods.shared.one_call.checkpoint import Layout, Loaded, Sizes, sizes_like
@@ -154,9 +155,7 @@ class OneCallDrafter(PairDrafter, TrainableDrafter):
                     torch.nn.init.normal_(parameter, std=_INIT_STD)
         device, (whole, size) = self._target.device, student.num_ids
         if size < whole:
-            # A stable sort prefers the lower id of equally frequent tokens; `topk` promises no order.
-            kept = counts.to(device).sort(descending=True, stable=True).indices[:size].sort().values
-            student.d2t.copy_(kept - torch.arange(size, device=device))
+            student.d2t.copy_(map_of_most_frequent(counts.to(device), size))
 
     def read(self, row: TrainingRow) -> tuple[Tensor, Tensor]:
         """Scaled features [L, F] and embeddings [L, H] of next tokens: what the student reads of a row."""

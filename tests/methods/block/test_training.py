@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from harness.config import ConfigError
 from harness.target.model import Target
@@ -58,10 +59,15 @@ def test_a_slot_weighs_what_it_adds_to_the_expected_length() -> None:
     assert length_weights(confidence, counts, 0.5).tolist() == [[0.75 + 0.5625, 0.5625, 0.0]]
 
 
+@pytest.mark.parametrize("draft_vocab_size", [None, 40])
 @pytest.mark.parametrize(("kind", "recipe"), [("dflash", BlockRecipe()), ("dspark", DSPARK)])
-def test_a_head_overfitted_on_four_texts_drafts_them(kind: Any, recipe: BlockRecipe, tmp_path: Path) -> None:
-    drafter, target, row = student(kind, recipe=recipe)
-    numbers = overfit(drafter, row, torch.ones(target.vocab_size), 120)
+def test_a_head_overfitted_on_four_texts_drafts_them(
+    kind: Any, recipe: BlockRecipe, draft_vocab_size: int | None, tmp_path: Path
+) -> None:
+    drafter, target, row = student(kind, recipe=recipe, draft_vocab_size=draft_vocab_size)
+    counts = torch.bincount(row.ids, minlength=target.vocab_size)
+    assert int((counts > 0).sum()) <= 40, "every token of the texts can be drafted"
+    numbers = overfit(drafter, row, counts, 120)
     assert numbers["accuracy_0"] > 0.9
     assert tau(drafter, target) > 2.5
     drafter.export(tmp_path, {})
@@ -74,6 +80,34 @@ def test_a_head_overfitted_on_four_texts_drafts_them(kind: Any, recipe: BlockRec
     wrong.bind(target)
     with pytest.raises(ConfigError, match=r"^tap_point: fed the inputs of .* type tap_point=output"):
         wrong.check(texts(target))
+
+
+def test_a_smaller_draft_vocabulary_is_read_with_the_rows_of_the_target(tmp_path: Path) -> None:
+    drafter, target, row = student("dspark", draft_vocab_size=20)
+    counts = torch.arange(target.vocab_size).remainder(37)
+    drafter.begin_training(counts, [row], 0)
+    drafter.export(tmp_path, {})
+    assert not [name for name in load_file(tmp_path / "model.safetensors") if "lm_head" in name]
+    again = DFlash(kind="dspark", head=str(tmp_path))
+    again.bind(target)
+    ids = again.draft_vocabulary
+    assert ids is not None
+    assert sorted(counts[ids].tolist()) == sorted(counts.sort(descending=True).values[:20].tolist())
+    states = torch.randn(2, 3, target.config.hidden_size)
+    assert torch.allclose(again.network.logits(states, target), target.lm_head(states)[..., ids], atol=1e-5)
+
+
+def test_a_slot_whose_token_cannot_be_drafted_does_not_count() -> None:
+    drafter, target, row = student("dflash", draft_vocab_size=1)
+    counts = torch.zeros(target.vocab_size)
+    counts[next(token for token in range(target.vocab_size) if token not in row.ids.tolist())] = 1
+    drafter.begin_training(counts, [row], 0)
+    assert float(drafter.loss([row], STEP).total.detach()) == 0.0
+
+
+def test_more_drafted_tokens_than_the_target_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^draft_vocab_size=999: at most the target's, \d+"):
+        student("dflash", draft_vocab_size=999)
 
 
 def test_a_training_goes_on_from_weights_and_random_state_alone() -> None:

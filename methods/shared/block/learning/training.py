@@ -22,8 +22,11 @@ from methods.shared.block.learning.dense import states_of_blocks
 from methods.shared.block.learning.labels import draw_anchors, labels_of
 from methods.shared.block.learning.losses import LOSSES, confidence_losses, decay_weights, weighted_mean
 from methods.shared.block.networks.network import BlockNetwork
+from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary, map_of_most_frequent
 
 _INIT_STD = 0.02
+_NO_GOAL = torch.empty(0)
+"""In place of the target's distributions, where no loss reads them."""
 
 
 @configurable
@@ -45,15 +48,22 @@ class BlockRecipe:
 
 
 @torch.no_grad()
-def fresh_network(like: BlockNetwork, device: torch.device, seed: int) -> BlockNetwork:
-    """A network of the shape of `like` to be trained, in float32."""
+def fresh_network(like: BlockNetwork, counts: Tensor, target: TargetView, seed: int) -> BlockNetwork:
+    """A network of the shape of `like` to be trained, in float32.
+
+    counts: [vocabulary of the target]; the most frequent tokens are those that it drafts.
+    """
+    shape, device = like.shape, target.device
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = BlockNetwork(like.shape).to(device)
+        network = BlockNetwork(shape).to(device)
         for parameter in network.parameters():
             if parameter.ndim > 1:
                 torch.nn.init.normal_(parameter, std=_INIT_STD)
-    return network
+    if shape.draft_vocab_size < shape.vocab_size:
+        network.d2t.copy_(map_of_most_frequent(counts.to(device), shape.draft_vocab_size))
+    network.take_lm_head(target)
+    return network.float()
 
 
 @torch.no_grad()
@@ -66,9 +76,17 @@ def scaled(network: BlockNetwork, scale: Tensor) -> BlockNetwork:
 
 
 def loss_of(
-    network: BlockNetwork, features: Tensor, row: TrainingRow, target: TargetView, recipe: BlockRecipe
+    network: BlockNetwork,
+    features: Tensor,
+    row: TrainingRow,
+    target: TargetView,
+    recipe: BlockRecipe,
+    vocabulary: DraftVocabulary,
 ) -> Loss:
-    """The loss of a packed row, with loss and accuracy of every slot for the curves. features: [L, F]."""
+    """The loss of a packed row, with the accuracy of every slot for the curves. features: [L, F].
+
+    A slot whose token cannot be drafted does not count; those behind it do.
+    """
     shape = network.shape
     num_slots = shape.block_size - shape.first_slot
     anchors = draw_anchors(row.answer, recipe.num_anchors, row.document)
@@ -79,21 +97,24 @@ def loss_of(
         network, target, features, row.ids[anchors], anchors, shape.block_size, row.document
     )
     logits, confidence = corrected(network, target, states[:, shape.first_slot :], labels.previous)
-    with torch.no_grad():
-        goal = torch.softmax(target.lm_head(row.final[labels.places].to(target.dtype)).float(), dim=-1)
-    weights = decay_weights(num_slots, recipe.gamma, features.device) * labels.counts
+    tokens = vocabulary.index(labels.tokens)
+    counts = labels.counts & (tokens >= 0)
+    goal = _NO_GOAL
+    if recipe.tv or recipe.kl or confidence is not None:
+        with torch.no_grad():
+            goal = torch.softmax(vocabulary.logits(row.final[labels.places].to(target.dtype)).float(), dim=-1)
+    weights = decay_weights(num_slots, recipe.gamma, features.device) * counts
     shares = {"ce": recipe.ce, "tv": recipe.tv, "kl": recipe.kl}
     terms = [
-        share * weighted_mean(LOSSES[name](logits, labels.tokens, goal), weights)
+        share * weighted_mean(LOSSES[name](logits, tokens.clamp(min=0), goal), weights)
         for name, share in shares.items()
         if share
     ]
     if confidence is not None and recipe.confidence:
         wrong = confidence_losses(confidence, logits.detach(), goal)
         terms.append(recipe.confidence * weighted_mean(wrong, weights))
-    right = (logits.argmax(-1) == goal.argmax(-1)) & labels.counts
-    counts = labels.counts.sum(0).clamp(min=1)
-    shown = (right.sum(0) / counts).tolist()
+    right = (logits.argmax(-1) == vocabulary.index(row.best[labels.places])) & labels.counts
+    shown = (right.sum(0) / labels.counts.sum(0).clamp(min=1)).tolist()
     return Loss(
         total=torch.stack(terms).sum(),
         numbers={f"accuracy_{slot}": share for slot, share in enumerate(shown)},

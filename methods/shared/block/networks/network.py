@@ -22,6 +22,7 @@ from harness.drafting.drafter import TargetView
 from methods.shared.block.networks.correction import ConfidenceHead, MarkovHead
 from methods.shared.block.networks.selector import CandidateSelector
 from methods.shared.block.shape import BlockShape
+from methods.shared.eagle.heads.draft_vocabulary import lm_head_rows
 from methods.shared.eagle.heads.layer import Mlp, rope_config
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -88,11 +89,26 @@ class BlockNetwork(nn.Module):
         if self.lm_head is None:
             logits = target.lm_head(states.to(target.dtype)).to(states.device)
         else:
-            logits = self.lm_head(states)
+            logits = self.lm_head(states.to(self.lm_head.weight.dtype))
         shape = self.shape
         if shape.output_multiplier != 1.0:
             logits = logits * shape.output_multiplier
         return logits if shape.softcap is None else shape.softcap * torch.tanh(logits / shape.softcap)
+
+    @torch.no_grad()
+    def take_lm_head(self, target: TargetView) -> None:
+        """Copy the target's LM head over the draft vocabulary, where that is smaller and the head has none.
+
+        The copy is not trained, and not written with the head.
+        """
+        shape = self.shape
+        if shape.own_lm_head or shape.draft_vocab_size == shape.vocab_size:
+            return
+        rows, bias = lm_head_rows(target, self.d2t + torch.arange(len(self.d2t), device=self.d2t.device))
+        self.lm_head = nn.Linear(rows.shape[1], len(rows), bias=bool(bias.any()), device="meta")
+        self.lm_head.weight = nn.Parameter(rows, requires_grad=False)
+        if self.lm_head.bias is not None:
+            self.lm_head.bias = nn.Parameter(bias, requires_grad=False)
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         """The target's token ids of draft ids."""

@@ -13,14 +13,19 @@ from torch import Tensor
 from harness.drafting.drafter import TargetView
 
 if TYPE_CHECKING:
+    from methods.shared.block.networks.network import BlockNetwork
     from methods.shared.eagle.heads.base import DraftHead
+
+
+_COLUMNS = 256
+"""Unit vectors that a target's LM head reads at a time."""
 
 
 class DraftVocabulary:
     """The draft vocabulary of a head, and the target's logits over it."""
 
     @torch.no_grad()
-    def __init__(self, head: DraftHead, target: TargetView) -> None:
+    def __init__(self, head: DraftHead | BlockNetwork, target: TargetView) -> None:
         shape = head.shape
         self._target = target
         self._place: Tensor | None = None
@@ -49,4 +54,13 @@ def lm_head_rows(target: TargetView, ids: Tensor) -> tuple[Tensor, Tensor]:
     size = target.config.hidden_size
     unit = torch.eye(size, device=target.device, dtype=target.dtype)
     bias = target.lm_head(torch.zeros_like(unit[:1]))[0, ids]
-    return (target.lm_head(unit)[:, ids] - bias).T.contiguous(), bias
+    # Some columns at a time: all of them over the target's whole vocabulary are as large as the LM head.
+    columns = torch.cat([target.lm_head(some)[:, ids] for some in torch.split(unit, _COLUMNS)])
+    return (columns - bias).T.contiguous(), bias
+
+
+def map_of_most_frequent(counts: Tensor, size: int) -> Tensor:
+    """`d2t` [V] of the V = `size` most frequent tokens of counts [target's vocabulary]."""
+    # A stable sort prefers the lower id of equally frequent tokens; `topk` promises no order.
+    kept = counts.sort(descending=True, stable=True).indices[:size].sort().values
+    return kept - torch.arange(size, device=counts.device)
