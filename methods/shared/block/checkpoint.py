@@ -117,13 +117,6 @@ def random_block(
         )
     like = target.config
     num_heads, size, num_layers = like.num_attention_heads, like.hidden_size, sizes.num_layers
-    parts: dict[str, Any] = {}
-    if kind == "dspark":
-        parts = {"markov": "vanilla", "markov_rank": min(sizes.markov_rank, size), "sample_from_anchor": True}
-        parts |= {"confidence": True, "confidence_reads_markov": True}
-    elif kind == "dflash2":
-        parts = {"conv_kernel": 2, "conv_group": 16 if size % 16 == 0 else 1}
-        parts |= {"selector_rank": min(256, size), "selector_top_k": min(16, target.vocab_size)}
     shape = BlockShape(
         layout="random",
         hidden_size=size,
@@ -141,7 +134,7 @@ def random_block(
         sliding=(False,) * num_layers,
         causal=(False,) * num_layers,
         max_position_embeddings=like.max_position_embeddings,
-        **{"sample_from_anchor": False, **parts},
+        **_random_parts(kind, target, sizes),
     )
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed the generators of all accelerators too.
@@ -149,6 +142,19 @@ def random_block(
         network = BlockNetwork(shape)
     network = network.place(target.device, dtype)
     return LoadedBlock(network=network, card={"path": None, "seed": seed, **_describe(network)})
+
+
+def _random_parts(kind: Kind, target: TargetView, sizes: RandomSizes) -> dict[str, Any]:
+    """What makes a random head one of this kind: fields of `BlockShape`."""
+    size = target.config.hidden_size
+    if kind == "dspark":
+        markov = {"markov": "vanilla", "markov_rank": min(sizes.markov_rank, size)}
+        return {**markov, "sample_from_anchor": True, "confidence": True, "confidence_reads_markov": True}
+    if kind == "dflash2":
+        selector = {"selector_rank": min(256, size), "selector_top_k": min(16, target.vocab_size)}
+        convolution = {"conv_kernel": 2, "conv_group": 16 if size % 16 == 0 else 1}
+        return {**convolution, **selector, "sample_from_anchor": False}
+    return {"sample_from_anchor": False}
 
 
 def refuse_misfit(shape: BlockShape, kind: Kind, target: TargetView, where: str) -> None:
