@@ -2,8 +2,10 @@
 //
 // The outputs of 32 neighbouring weights lie in a few vectors, so no sum runs across a vector. A panel holds 32
 // outputs' weights, input by input: threads walk their panels from front to back and ask memory for what comes
-// a few kilobytes later, which the processor's own prefetching does not do across pages. Up to eight rows are
-// kept in registers (three without AVX-512); the next ones find the panel in the second-level cache.
+// a few kilobytes later, which the processor's own prefetching does not do across pages. The sums of up to eight
+// rows are kept in registers (of three without AVX-512). More rows take turns over chunks of a panel that stay in the
+// first-level cache, and memory is asked for the next chunk meanwhile. However many rows there are, each sum is added
+// up in the order of the inputs, so that a row's products have the same bits.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -11,6 +13,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 namespace {
 
@@ -22,7 +25,7 @@ constexpr int64_t kWide = 8, kMostRows = 3;  // sixteen registers: twelve sums, 
 #else
 constexpr int64_t kWide = 4, kMostRows = 3;  // thirty-two registers
 #endif
-constexpr int64_t kPanel = 32, kVectors = kPanel / kWide, kLine = 16, kAhead = 96 * kLine;
+constexpr int64_t kPanel = 32, kVectors = kPanel / kWide, kLine = 16, kChunk = 96, kAhead = 96 * kLine;
 
 typedef float Wide __attribute__((vector_size(kWide * sizeof(float))));
 
@@ -32,26 +35,30 @@ inline Wide load(const float* from) {
   return value;
 }
 
-template <int R>
-void multiply(const float* rows, const float* panel, float* to, int64_t num_in, int64_t num_out, int64_t wanted) {
-  Wide sums[R][kVectors] = {};
+// Adds what the inputs of one chunk contribute to the sums [R, 32]. Memory is asked for `ahead` meanwhile, for kLines
+// cache lines per input.
+template <int R, int kLines>
+void add(const float* rows, int64_t stride, const float* chunk, int64_t num_in, float* sums, const float* ahead) {
+  Wide held[R][kVectors];
+  std::memcpy(held, sums, sizeof(held));
   for (int64_t i = 0; i < num_in; i++) {
-    const float* weights = panel + i * kPanel;
-    __builtin_prefetch(weights + kAhead);
-    __builtin_prefetch(weights + kAhead + kLine);
+    for (int line = 0; line < kLines; line++) {
+      __builtin_prefetch(ahead + (i * kLines + line) * kLine, 0, kLines == 2 ? 3 : 2);
+    }
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; v++) {
-      const Wide weight = load(weights + v * kWide);
+      const Wide weight = load(chunk + i * kPanel + v * kWide);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; r++) sums[r][v] += rows[r * num_in + i] * weight;
+      for (int r = 0; r < R; r++) held[r][v] += rows[r * stride + i] * weight;
     }
   }
-  for (int r = 0; r < R; r++) std::memcpy(to + r * num_out, sums[r], wanted * sizeof(float));
+  std::memcpy(sums, held, sizeof(held));
 }
 
-using Multiply = void (*)(const float*, const float*, float*, int64_t, int64_t, int64_t);
-constexpr Multiply kMultiply[] = {nullptr, multiply<1>, multiply<2>, multiply<3>, multiply<4>,
-                                               multiply<5>, multiply<6>, multiply<7>, multiply<8>};
+using Add = void (*)(const float*, int64_t, const float*, int64_t, float*, const float*);
+template <int kLines>
+constexpr Add kAdd[] = {nullptr,       add<1, kLines>, add<2, kLines>, add<3, kLines>, add<4, kLines>,
+                        add<5, kLines>, add<6, kLines>, add<7, kLines>, add<8, kLines>};
 
 // Products [..., num_out] of rows [..., num_in] and panels [ceil(num_out / 32), num_in, 32].
 at::Tensor few_rows(const at::Tensor& given, const at::Tensor& panels, int64_t num_out) {
@@ -66,12 +73,30 @@ at::Tensor few_rows(const at::Tensor& given, const at::Tensor& panels, int64_t n
   // As evenly as they go: nine rows are five and four.
   const int64_t num_blocks = (num_rows + kMostRows - 1) / kMostRows;
   at::parallel_for(0, num_panels, 1, [&](int64_t begin, int64_t end) {
+    const int64_t step = num_blocks == 1 ? num_in : kChunk;
+    std::vector<float> sums(num_rows * kPanel);
     for (int64_t panel = begin; panel < end; panel++) {
+      std::fill(sums.begin(), sums.end(), 0.0f);
+      for (int64_t input = 0; input < num_in; input += step) {
+        const int64_t count = std::min(step, num_in - input);
+        const float* chunk = weights + (panel * num_in + input) * kPanel;
+        for (int64_t block = 0; block < num_blocks; block++) {
+          const int64_t row = num_rows * block / num_blocks, next = num_rows * (block + 1) / num_blocks;
+          const float* part = from + row * num_in + input;
+          float* held = sums.data() + row * kPanel;
+          // A chunk has two cache lines per input. Of several blocks of rows, the first two ask for one each.
+          if (num_blocks == 1) {
+            kAdd<2>[next - row](part, num_in, chunk, count, held, chunk + kAhead);
+          } else if (block < 2) {
+            kAdd<1>[next - row](part, num_in, chunk, count, held, chunk + count * kPanel + block * count * kLine);
+          } else {
+            kAdd<0>[next - row](part, num_in, chunk, count, held, nullptr);
+          }
+        }
+      }
       const int64_t column = panel * kPanel, wanted = std::min(kPanel, num_out - column);
-      for (int64_t block = 0; block < num_blocks; block++) {
-        const int64_t row = num_rows * block / num_blocks, next = num_rows * (block + 1) / num_blocks;
-        kMultiply[next - row](from + row * num_in, weights + panel * num_in * kPanel,
-                              to + row * num_out + column, num_in, num_out, wanted);
+      for (int64_t row = 0; row < num_rows; row++) {
+        std::memcpy(to + row * num_out + column, sums.data() + row * kPanel, wanted * sizeof(float));
       }
     }
   });
