@@ -84,7 +84,8 @@ class RankTree(TreePolicy):
     """Whether nodes with equal paths are merged before the tree is pruned to the budget, as in the release,
     and not after."""
     max_starts: int = Field(default=40, ge=1)
-    """The most nodes that a block may start from; the likeliest ones do. 40 is no limit for four slots."""
+    """The most nodes that a block may start from; the likeliest ones do. 40 is no limit for four slots. Of a
+    small `budget` there are fewer."""
 
     @property
     @override
@@ -123,7 +124,7 @@ class RankTree(TreePolicy):
         nodes = latest = self._nodes(guesses, root, torch.zeros_like(guesses.log_probs[:, :, 0, 0]), 0, 0)
         num_asked = 1
         for number in range(1, self.max_blocks):
-            scores, chosen = self._starting(latest, self._num_starts(number))
+            scores, chosen = self._starting(latest, nodes, self._num_starts(number))
             if not chosen.shape[1]:
                 break
             guesses = grower.blocks(
@@ -142,11 +143,11 @@ class RankTree(TreePolicy):
     def pruned(self, nodes: _Nodes) -> Draft:
         """The likeliest nodes as a draft, parents before children, the likeliest first."""
         num_levels = int(nodes.slots.shape[1] and self.max_blocks * self._slots)
-        copies = 1 + (self.max_blocks - 1) * self._slots if self.merge_first else 1
+        most = self._num_sorted(self._slots)
         best = nodes.scores.sort(dim=1, descending=True, stable=True)
-        order = best.indices[:, : self.budget * copies]
+        order = best.indices[:, :most]
         rank = best.indices.argsort(dim=1)
-        tokens, valid = nodes.tokens.gather(1, order), best.values[:, : self.budget * copies] > -math.inf
+        tokens, valid = nodes.tokens.gather(1, order), best.values[:, :most] > -math.inf
         above = nodes.parents.gather(1, order)
         parents = torch.where(above < 0, above, rank.gather(1, above.clamp(min=0)))
         parents = torch.where(valid, parents, -1)
@@ -209,12 +210,19 @@ class RankTree(TreePolicy):
                     sizes[..., slot] = torch.where(enough, sizes[..., slot].clamp(max=most), sizes[..., slot])
         return sizes
 
-    def _starting(self, nodes: _Nodes, most: int) -> tuple[Tensor, Tensor]:
-        """Scores [B, P] and places [B, P] of the nodes that the next blocks start from, the likeliest first.
+    def _starting(self, latest: _Nodes, nodes: _Nodes, most: int) -> tuple[Tensor, Tensor]:
+        """Where the next blocks start, the likeliest first: scores [B, P] and places [B, P] among `latest`.
 
-        A sequence with fewer of them than another has others at the end, with the score -inf.
+        A node is less likely than the one before it. So no block starts behind a node that would be the
+        draft's last one, or not in it, even if there were no further blocks. A sequence with fewer starts
+        than another has others at the end, with the score -inf.
         """
-        scores = nodes.scores.masked_fill(~nodes.starts, -math.inf)
+        best_ones = min(self._num_sorted(self._slots) - 1, nodes.scores.shape[1])
+        if not best_ones:
+            return latest.scores[:, :0], latest.parents[:, :0]
+        least = nodes.scores.topk(best_ones, dim=1).values[:, -1:]
+        scores = latest.scores.masked_fill(~latest.starts | (latest.scores < least), -math.inf)
+        most = min(most, best_ones)
         if scores.device.type == "cpu":
             # On other devices to ask for the number would take as long as to run a few blocks more.
             most = min(most, int((scores > -math.inf).sum(-1).max()))
@@ -224,6 +232,10 @@ class RankTree(TreePolicy):
     def _num_starts(self, number: int) -> int:
         """The most nodes that the blocks `number` on their path (from 1) start from."""
         return self.max_starts if number == 1 else min(self.max_starts, self.first_width)
+
+    def _num_sorted(self, slots: int) -> int:
+        """Candidates from which the draft is taken, the likeliest ones; with blocks of `slots` tokens."""
+        return self.budget * (1 + (self.max_blocks - 1) * slots if self.merge_first else 1)
 
 
 def _representatives(tokens: Tensor, parents: Tensor, valid: Tensor, num_levels: int) -> Tensor:
