@@ -45,15 +45,19 @@ def read(results: Path, pattern: str) -> dict[float, Cells]:
         task = found[run.manifest.cell.temperature].setdefault(run.manifest.cell.task, {})
         for method, by_conversation in sums.items():
             rows = np.array([by_conversation[name] for name in order], dtype=float)
-            task[_name(method, run.manifest.arms[method])] = Totals(rows[:, 0], rows[:, 1])
+            task[name_of(method, run.manifest.arms[method])] = Totals(rows[:, 0], rows[:, 1])
     return dict(found)
 
 
-def _name(method: str, settings: dict[str, object]) -> str:
+def name_of(method: str, settings: dict[str, object]) -> str:
+    """The method and the size of its trees, if any: of EAGLE three numbers, of others the budget."""
     tree = settings.get("tree")
     if not isinstance(tree, dict):
         return method
-    return f"{method} {tree['total_token']}/{tree['depth']}/{tree['top_k']}"
+    sizes = [tree.get(key) for key in ("total_token", "depth", "top_k")]
+    if None not in sizes:
+        return f"{method} {'/'.join(map(str, sizes))}"
+    return f"{method} {tree['budget']}" if "budget" in tree else method
 
 
 def drawn(cells: Cells, method: str) -> tuple[dict[str, float], Floats, dict[str, Floats]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from harness.analysis.stats import Totals
-from scripts.tau_differences import pairs, table
+from scripts.tau_differences import name_of, pairs, table
 
 ARMS = ["start 8/2/4", "gto_0 8/2/4", "gto_1 8/2/4", "control_1 8/2/4", "control_0 8/2/4"]
 
@@ -30,3 +30,10 @@ def test_the_mean_over_seeds_is_that_of_the_paired_differences() -> None:
         "| gto_1 - control_1 | +0.300 [0.300, 0.300] |",
         "| mean of these | +0.200 [0.200, 0.200] |",
     ]
+
+
+def test_a_name_says_the_size_of_the_trees() -> None:
+    assert name_of("eagle3", {"tree": {"total_token": 8, "depth": 2, "top_k": 4}}) == "eagle3 8/2/4"
+    assert name_of("specblock", {"tree": {"budget": 8, "max_blocks": 2}}) == "specblock 8"
+    assert name_of("cast", {"tree": {"max_width": 8}}) == "cast"
+    assert name_of("ngram", {}) == "ngram"
