@@ -3,6 +3,7 @@
 # known position, with a loss in every slot instead of those whose prefix is right. Then acceptance lengths, and those of the
 # complete head without branching by rank, with paired differences, a bootstrap over prompts.
 # scripts/specblock_ablations.sh DIALOGUES.jsonl PROMPTS [RESULTS [key=value of every training ...]]
+# RESULTS: a folder of its own, because all of its runs are compared.
 # PROMPTS: a folder with TASK.jsonl (question_id, category, turns) of every task of experiment=specblock_ablations; dialogues
 # that share 13 consecutive words with one of their prompts are not trained on.
 # Interrupted, it resumes when it is typed again. TARGET, TOKENS, RATE and VOCABULARY change the trainings; LIMIT, LENGTH and

@@ -52,12 +52,11 @@ def read(results: Path, pattern: str) -> dict[float, Cells]:
 def name_of(method: str, settings: dict[str, object]) -> str:
     """The method and the size of its trees, if any: of EAGLE three numbers, of others the budget."""
     tree = settings.get("tree")
-    if not isinstance(tree, dict):
-        return method
-    sizes = [tree.get(key) for key in ("total_token", "depth", "top_k")]
+    own = tree if isinstance(tree, dict) else settings
+    sizes = [own.get(key) for key in ("total_token", "depth", "top_k")]
     if None not in sizes:
         return f"{method} {'/'.join(map(str, sizes))}"
-    return f"{method} {tree['budget']}" if "budget" in tree else method
+    return f"{method} {own['budget']}" if "budget" in own else method
 
 
 def drawn(cells: Cells, method: str) -> tuple[dict[str, float], Floats, dict[str, Floats]]:

@@ -27,7 +27,7 @@ from harness.drafting.draft import Draft
 from harness.drafting.drafter import TargetView
 from harness.drafting.trainable import Loss, TrainableDrafter, TrainingRow, TrainingStep
 from methods.shared.block.chains import chain_of
-from methods.shared.block.checkpoint import save_block
+from methods.shared.block.checkpoint import refuse_unwritable, save_block
 from methods.shared.block.draw import draw
 from methods.shared.block.learning.training import BlockRecipe, fresh_network, loss_of, scaled
 from methods.shared.block.online import OnlineBlock
@@ -88,6 +88,7 @@ class DFlash(OnlineBlock, TrainableDrafter):
         shape = self.network.shape
         if shape.kind == "dflash2":
             raise ConfigError("kind=dflash2: only dflash and dspark heads can be trained")
+        refuse_unwritable(self.network, f"start={self.head}")
         self._scale = feature_scale(torch.cat([torch.cat(row.taps, dim=-1) for row in rows]))
         if self.head == "random":
             self._student = fresh_network(self.network, counts, self._target, seed)

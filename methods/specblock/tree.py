@@ -84,8 +84,8 @@ class RankTree(TreePolicy):
     """Whether nodes with equal paths are merged before the tree is pruned to the budget, as in the release,
     and not after."""
     max_starts: int = Field(default=40, ge=1)
-    """The most nodes that a block may start from; the likeliest ones do. 40 is no limit for four slots. Of a
-    small `budget` there are fewer."""
+    """The most nodes that a block may start from; the likeliest ones do. 40 is no limit for four slots. With
+    a small `budget` fewer start."""
 
     @property
     @override
@@ -231,7 +231,8 @@ class RankTree(TreePolicy):
 
     def _num_starts(self, number: int) -> int:
         """The most nodes that the blocks `number` on their path (from 1) start from."""
-        return self.max_starts if number == 1 else min(self.max_starts, self.first_width)
+        most = self.max_starts if number == 1 else min(self.max_starts, self.first_width)
+        return most if self.merge_first else min(most, self.budget - 1)
 
     def _num_sorted(self, slots: int) -> int:
         """Candidates from which the draft is taken, the likeliest ones; with blocks of `slots` tokens."""

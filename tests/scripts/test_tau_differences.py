@@ -35,5 +35,6 @@ def test_the_mean_over_seeds_is_that_of_the_paired_differences() -> None:
 def test_a_name_says_the_size_of_the_trees() -> None:
     assert name_of("eagle3", {"tree": {"total_token": 8, "depth": 2, "top_k": 4}}) == "eagle3 8/2/4"
     assert name_of("specblock", {"tree": {"budget": 8, "max_blocks": 2}}) == "specblock 8"
+    assert name_of("ddtree", {"budget": 60, "kind": "dflash"}) == "ddtree 60"
     assert name_of("cast", {"tree": {"max_width": 8}}) == "cast"
     assert name_of("ngram", {}) == "ngram"

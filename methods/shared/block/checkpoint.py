@@ -185,6 +185,28 @@ def refuse_misfit(shape: BlockShape, kind: Kind, target: TargetView, where: str)
         )
 
 
+def refuse_unwritable(network: BlockNetwork, where: str) -> None:
+    """Raise ConfigError if the head has a convention that the layout of `save_block` cannot say.
+
+    Heads of other layouts may: speculators counts the taps' inputs and ends windows at anchors.
+    """
+    shape = network.shape
+    names = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    if not shape.own_lm_head:
+        names.pop("lm_head.weight", None)
+    written = read_shape(_written_config(network), names, where, Readings())
+    lost = [
+        f"{field.name}={getattr(shape, field.name)}"
+        for field in dataclasses.fields(shape)
+        if field.name != "layout" and getattr(shape, field.name) != getattr(written, field.name)
+    ]
+    if lost:
+        raise ConfigError(
+            f"{where}: a {shape.layout} head cannot be trained on, because the layout that is written cannot"
+            f" say {', '.join(lost)}; train one from start=random"
+        )
+
+
 def save_block(network: BlockNetwork, folder: Path, card: Mapping[str, Any]) -> None:
     """Write config.json, model.safetensors and card.json in z-lab's layout, a DSpark head in DeepSpec's."""
     shape = network.shape

@@ -140,6 +140,16 @@ def test_a_row_without_an_answer_has_a_loss_of_nothing() -> None:
     assert float(drafter.loss([row], STEP).total.detach()) == 0.0
 
 
+def test_a_head_whose_conventions_would_be_lost_is_not_trained(tmp_path: Path) -> None:
+    drafter, target, row = student("dflash")
+    drafter.begin_training(torch.ones(target.vocab_size), [row], 0)
+    drafter.export(tmp_path, {})
+    other = DFlash(kind="dflash", head=str(tmp_path), tap_point="input")
+    other.bind(target)
+    with pytest.raises(ConfigError, match=r"start=.* cannot be trained on.*tap_point=input"):
+        other.begin_training(torch.ones(target.vocab_size), [row], 0)
+
+
 def test_a_head_with_convolutions_is_not_trained() -> None:
     drafter, target, row = student("dflash2")
     with pytest.raises(ConfigError, match="only dflash and dspark"):

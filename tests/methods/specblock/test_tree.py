@@ -84,12 +84,14 @@ class SameEveryTime(Blocks):
 
 
 @pytest.mark.parametrize("merge_first", [False, True])
+@pytest.mark.parametrize("max_blocks", [2, 3])
 @pytest.mark.parametrize("budget", [1, 2, 5, 9])
 @pytest.mark.parametrize("seed", range(3))
 def test_blocks_that_are_not_started_would_have_added_nothing(
-    seed: int, budget: int, merge_first: bool
+    seed: int, budget: int, max_blocks: int, merge_first: bool
 ) -> None:
     options: Any = {"first_width": 6, "widths": (2, 3, 5, 0), "merge_first": merge_first}
+    options["max_blocks"] = max_blocks
     few: Any = SameEveryTime(seed, num_rows=1)
     every: Any = SameEveryTime(seed, num_rows=1)
     tree = RankTree(budget=budget, **options)
@@ -98,6 +100,7 @@ def test_blocks_that_are_not_started_would_have_added_nothing(
     assert draft.tokens.tolist() == expected.tokens.tolist()
     assert draft.parents.tolist() == expected.parents.tolist()
     assert sum(few.num_asked) < sum(every.num_asked) or merge_first
+    assert sum(few.num_asked) <= tree.num_expanded
 
 
 def test_one_block_is_a_chain_with_as_many_siblings_as_its_classes_ask_for() -> None:

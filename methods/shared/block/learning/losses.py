@@ -39,11 +39,18 @@ LOSSES: Mapping[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 [A, k]."""
 
 
-def confidence_losses(confidence: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+def confidence_losses(
+    confidence: Tensor, logits: Tensor, target: Tensor, possible: Tensor | None = None
+) -> Tensor:
     """Binary cross-entropy [A, k] of confidence logits [A, k] against the probability of being kept, which is
-    one minus the total variation."""
+    one minus the total variation, and 0 where the text's token cannot be drafted.
+
+    possible: [A, k] bool, where it can; None: everywhere.
+    """
     with torch.no_grad():
         kept = 1 - total_variations(logits, torch.empty(0), target)
+        if possible is not None:
+            kept = kept * possible
     return binary_cross_entropy_with_logits(confidence, kept, reduction="none")
 
 

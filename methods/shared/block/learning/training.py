@@ -85,7 +85,7 @@ def loss_of(
 ) -> Loss:
     """The loss of a packed row, with the accuracy of every slot for the curves. features: [L, F].
 
-    A slot whose token cannot be drafted does not count; those behind it do.
+    A slot whose token cannot be drafted counts for the confidence alone; those behind it do count.
     """
     shape = network.shape
     num_slots = shape.block_size - shape.first_slot
@@ -103,16 +103,16 @@ def loss_of(
     if recipe.tv or recipe.kl or confidence is not None:
         with torch.no_grad():
             goal = torch.softmax(vocabulary.logits(row.final[labels.places].to(target.dtype)).float(), dim=-1)
-    weights = decay_weights(num_slots, recipe.gamma, features.device) * counts
+    decay = decay_weights(num_slots, recipe.gamma, features.device)
     shares = {"ce": recipe.ce, "tv": recipe.tv, "kl": recipe.kl}
     terms = [
-        share * weighted_mean(LOSSES[name](logits, tokens.clamp(min=0), goal), weights)
+        share * weighted_mean(LOSSES[name](logits, tokens.clamp(min=0), goal), decay * counts)
         for name, share in shares.items()
         if share
     ]
     if confidence is not None and recipe.confidence:
-        wrong = confidence_losses(confidence, logits.detach(), goal)
-        terms.append(recipe.confidence * weighted_mean(wrong, weights))
+        wrong = confidence_losses(confidence, logits.detach(), goal, tokens >= 0)
+        terms.append(recipe.confidence * weighted_mean(wrong, decay * labels.counts))
     right = (logits.argmax(-1) == vocabulary.index(row.best[labels.places])) & labels.counts
     shown = (right.sum(0) / labels.counts.sum(0).clamp(min=1)).tolist()
     return Loss(
