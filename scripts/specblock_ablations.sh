@@ -7,7 +7,8 @@
 # PROMPTS: a folder with TASK.jsonl (question_id, category, turns) of every task of experiment=specblock_ablations; dialogues
 # that share 13 consecutive words with one of their prompts are not trained on.
 # Interrupted, it resumes when it is typed again. TARGET, TOKENS, RATE and VOCABULARY change the trainings; LIMIT, LENGTH and
-# BUDGET (prompts of a task, tokens of an answer, drafted nodes) the measurement.
+# BUDGET (prompts of a task, tokens of an answer, drafted nodes) the measurement. TARGET=tiny TOKENS=1500 VOCABULARY=200 LIMIT=2
+# LENGTH=12 BUDGET=8 tries the script itself in minutes.
 set -e
 dialogues=${1:?a JSONL file of dialogues, see docs/heads.md}
 prompts=${2:?a folder with mt_bench.jsonl, humaneval.jsonl, gsm8k.jsonl and alpaca.jsonl}

@@ -31,7 +31,7 @@ from methods.shared.block.checkpoint import refuse_unwritable, save_block
 from methods.shared.block.draw import draw
 from methods.shared.block.learning.training import BlockRecipe, fresh_network, loss_of, scaled
 from methods.shared.block.online import OnlineBlock
-from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary
+from methods.shared.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.training import feature_scale
 
 

@@ -27,10 +27,10 @@ from typing_extensions import override
 from harness.config import ConfigError, configurable
 from harness.drafting.drafter import TargetView
 from harness.drafting.trainable import Loss, TrainableDrafter, TrainingRow, TrainingStep
+from methods.shared.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head
 from methods.shared.eagle.files import CARDS, prompts_beside
 from methods.shared.eagle.heads.base import Architecture, AuxLayers, DraftHead
-from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.online import OnlineHeadDrafter
 from methods.shared.eagle.tap_check import reads_blocks, refuse_misread
 from methods.shared.eagle.training import (

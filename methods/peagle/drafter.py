@@ -17,7 +17,7 @@ from harness.drafting.trainable import Loss, TrainableDrafter, TrainingRow, Trai
 from methods.peagle.network import PEagleNetwork, save_network
 from methods.peagle.online import OnlineParallel
 from methods.peagle.training import PEagleRecipe, fresh_network, loss_of, scaled
-from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary
+from methods.shared.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.training import feature_scale
 
 

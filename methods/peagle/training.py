@@ -21,7 +21,7 @@ from harness.drafting.drafter import TargetView
 from harness.drafting.trainable import Loss, TrainingRow
 from methods.peagle.network import PEagleNetwork
 from methods.shared.block.learning.labels import Labels, labels_of
-from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary
+from methods.shared.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.training import fresh_head
 
 _INIT_STD = 0.02

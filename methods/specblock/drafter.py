@@ -21,7 +21,7 @@ from typing_extensions import override
 from harness.config import ConfigError, configurable
 from harness.drafting.drafter import TargetView
 from harness.drafting.trainable import Loss, TrainingRow, TrainingStep
-from methods.shared.eagle.heads.draft_vocabulary import lm_head_rows
+from methods.shared.draft_vocabulary import lm_head_rows
 from methods.shared.eagle.training import counting_rows
 from methods.shared.one_call.checkpoint import Layout
 from methods.shared.one_call.network import NetworkShape

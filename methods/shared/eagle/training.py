@@ -30,8 +30,8 @@ from torch.nn.functional import smooth_l1_loss
 from harness.config import configurable
 from harness.drafting.drafter import TargetView
 from harness.drafting.trainable import TrainingRow
+from methods.shared.draft_vocabulary import DraftVocabulary, lm_head_rows, map_of_most_frequent
 from methods.shared.eagle.heads.base import DraftHead
-from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary, lm_head_rows, map_of_most_frequent
 from methods.shared.soft_targets import soft_cross_entropy
 
 _INIT_STD = 0.02

@@ -20,8 +20,8 @@ from harness.drafting.draft import Draft
 from harness.drafting.drafter import TargetView
 from harness.drafting.trainable import TrainingRow
 from harness.drafting.trees import Proposals, TreePolicy
+from methods.shared.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.heads.base import DraftHead
-from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.training import embed
 
 

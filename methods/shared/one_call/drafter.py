@@ -16,9 +16,9 @@ from typing_extensions import override
 from harness.config import ConfigError, configurable
 from harness.drafting.drafter import HiddenTap, TargetView
 from harness.drafting.trainable import TrainableDrafter, TrainingRow
+from methods.shared.draft_vocabulary import map_of_most_frequent
 from methods.shared.eagle.checkpoint import TargetFacts
 from methods.shared.eagle.files import prompts_beside
-from methods.shared.eagle.heads.draft_vocabulary import map_of_most_frequent
 from methods.shared.eagle.pair_drafter import PairDrafter
 from methods.shared.eagle.training import drawn, feature_scale
 from methods.shared.one_call.checkpoint import Layout, Loaded, Sizes, sizes_like

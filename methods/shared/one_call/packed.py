@@ -15,7 +15,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 from harness.drafting.drafter import TargetView
 from harness.drafting.trainable import TrainingRow
-from methods.shared.eagle.heads.draft_vocabulary import lm_head_rows
+from methods.shared.draft_vocabulary import lm_head_rows
 from methods.shared.one_call.network import OneCallNetwork
 from methods.shared.soft_targets import soft_cross_entropy
 

@@ -17,9 +17,9 @@ from harness.drafting.trees import DynamicTree
 from harness.runtime.cache import SlotCache
 from harness.target.model import Target
 from methods.eagle import Eagle
+from methods.shared.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.growth import Growth
 from methods.shared.eagle.heads.base import DraftHead
-from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.steps import HeadSteps
 from methods.shared.eagle.training import EagleRecipe, counting_rows, unrolled_steps
 from methods.vanilla import Vanilla

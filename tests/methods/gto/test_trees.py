@@ -11,8 +11,8 @@ from harness.drafting.draft import Draft
 from harness.drafting.trees import DynamicTree, StaticTree, TreePolicy
 from harness.runtime.cache import SlotCache
 from harness.target.model import Target
+from methods.shared.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.growth import Growth
-from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.steps import HeadSteps
 from methods.shared.eagle.training import counting_rows
 from methods.shared.gto import target_scores

@@ -22,7 +22,7 @@ from methods.shared.block.learning.dense import states_of_blocks
 from methods.shared.block.learning.labels import draw_anchors, labels_of
 from methods.shared.block.learning.losses import LOSSES, confidence_losses, decay_weights, weighted_mean
 from methods.shared.block.networks.network import BlockNetwork
-from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary, map_of_most_frequent
+from methods.shared.draft_vocabulary import DraftVocabulary, map_of_most_frequent
 
 _INIT_STD = 0.02
 _NO_GOAL = torch.empty(0)

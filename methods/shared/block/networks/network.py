@@ -22,7 +22,7 @@ from harness.drafting.drafter import TargetView
 from methods.shared.block.networks.correction import ConfidenceHead, MarkovHead
 from methods.shared.block.networks.selector import CandidateSelector
 from methods.shared.block.shape import BlockShape
-from methods.shared.eagle.heads.draft_vocabulary import lm_head_rows
+from methods.shared.draft_vocabulary import lm_head_rows
 from methods.shared.eagle.heads.layer import Mlp, rope_config
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]

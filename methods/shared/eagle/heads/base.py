@@ -26,7 +26,7 @@ from methods.shared.eagle.heads.layer import Attend, DecoderLayer, LayerShape, r
 from methods.shared.eagle.heads.network import HeadNetwork
 
 if TYPE_CHECKING:
-    from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary
+    from methods.shared.draft_vocabulary import DraftVocabulary
     from methods.shared.eagle.training import EagleRecipe, Step
 
 Architecture = Literal["eagle", "eagle3"]

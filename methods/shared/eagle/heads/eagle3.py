@@ -17,9 +17,9 @@ from typing_extensions import override
 
 from harness.drafting.drafter import HiddenTap, TargetView
 from harness.drafting.trainable import TrainingRow
+from methods.shared.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.config import Evidence, HeadConfig
 from methods.shared.eagle.heads.base import AuxLayers, DraftHead, HeadShape
-from methods.shared.eagle.heads.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.heads.layer import Attend, DecoderLayer
 from methods.shared.eagle.training import EagleRecipe, Step, unrolled_steps
 

@@ -5,27 +5,33 @@ Shapes: S rows, H hidden size of the target, V draft tokens.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from harness.drafting.drafter import TargetView
 
-if TYPE_CHECKING:
-    from methods.shared.block.networks.network import BlockNetwork
-    from methods.shared.eagle.heads.base import DraftHead
-
-
 _COLUMNS = 256
 """Unit vectors that a target's LM head reads at a time."""
+
+
+class HasVocabulary(Protocol):
+    """A network that drafts some of the target's tokens."""
+
+    d2t: Tensor
+    """[V] int64: target id minus draft id."""
+
+    @property
+    def shape(self) -> Any:
+        """Has `draft_vocab_size` and `vocab_size`, the target's."""
 
 
 class DraftVocabulary:
     """The draft vocabulary of a head, and the target's logits over it."""
 
     @torch.no_grad()
-    def __init__(self, head: DraftHead | BlockNetwork, target: TargetView) -> None:
+    def __init__(self, head: HasVocabulary, target: TargetView) -> None:
         shape = head.shape
         self._target = target
         self._place: Tensor | None = None
