@@ -89,11 +89,12 @@ class FastEagle(OnlineOneCall):
         levels = torch.nn.functional.pad(draft.depths[0], (1, 0))[rows].tolist()
         steps = self.one_call_steps
         assert isinstance(steps, CascadeSteps)
-        head = steps.head
+        vocabulary = steps.vocabulary
 
         def guesses() -> Tensor:
             outputs = last.outputs(torch.ones(1, 1, dtype=torch.bool, device=rows.device))[0][0, 0]
-            return head(torch.stack([self._learned.normed(outputs[level], level) for level in levels]))
+            states = torch.stack([self._learned.normed(outputs[level], level) for level in levels])
+            return vocabulary.logits(states)
 
         return guesses
 
@@ -112,7 +113,7 @@ class FastEagle(OnlineOneCall):
         for level in range(last + 1):
             place, _, counts = goals.find(chosen, level)
             states = student.normed(outputs[counts, level], level)
-            logits, probs = self.target_head(states), goals.probs[place[counts]]
+            logits, probs = self.vocabulary.logits(states), goals.probs[place[counts]]
             loss = cross_entropy(logits, probs)
             right = (logits.argmax(-1) == probs.argmax(-1)).sum()
             if recipe.feature_weight and len(states):

@@ -16,8 +16,8 @@ from harness.drafting.drafter import TargetView
 from harness.drafting.trees import Proposals
 from harness.runtime.cache import SlotCache
 from methods.fasteagle.network import CascadeNetwork
+from methods.shared.draft_vocabulary import DraftVocabulary
 from methods.shared.one_call.growth import OneCallGrowth
-from methods.shared.one_call.packed import TargetHead
 from methods.shared.one_call.steps import SIZES, OneCallSteps
 
 
@@ -27,7 +27,7 @@ class CascadeSteps(OneCallSteps):
     def __init__(self, target: TargetView, network: CascadeNetwork, cache: SlotCache | None = None) -> None:
         """cache: see `CachedSteps`."""
         super().__init__(target, network, cache)
-        self.network, self.head = network, TargetHead(target, network)
+        self.network, self.vocabulary = network, DraftVocabulary(network, target)
         self._guesses = target.program(self._guess, (*SIZES, len(network.layers))) if cache is None else None
 
     def guess(self, outputs: Tensor, num_children: int) -> Proposals:
@@ -40,7 +40,7 @@ class CascadeSteps(OneCallSteps):
     def _guess(self, outputs: Tensor, num_children: int) -> tuple[Tensor, Tensor]:
         network = self.network
         levels = [network.normed(outputs[:, level], level) for level in range(outputs.shape[1])]
-        logits = self.head(torch.stack(levels, dim=1)).float().to(outputs.device)
+        logits = self.vocabulary.logits(torch.stack(levels, dim=1)).float().to(outputs.device)
         best = logits.topk(num_children, dim=-1)
         # Log-probabilities in float32 and at most 0, so that no child outscores its parent.
         log_probs = best.values - logits.logsumexp(-1, keepdim=True)

@@ -33,9 +33,10 @@ class CascadeShape(NetworkShape):
 class CascadeNetwork(OneCallNetwork):
     """Guesses N tokens after each known one."""
 
+    shape: CascadeShape
+
     def __init__(self, shape: CascadeShape) -> None:
         super().__init__(shape)
-        self.shape = shape
         size, eps = shape.hidden_size, shape.rms_norm_eps
         self.fc = nn.Linear(shape.feature_size, size, bias=False)
         self.feature_norm = nn.RMSNorm(size, eps)

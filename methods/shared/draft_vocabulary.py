@@ -1,6 +1,6 @@
 """The draft vocabulary of a head, and the target's LM head over it.
 
-Shapes: S rows, H hidden size of the target, V draft tokens.
+Shapes: H hidden size of the target, V draft tokens.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ class DraftVocabulary:
         """Draft ids of the target's token ids, -1 where there is none."""
         return tokens if self._place is None else self._place[tokens]
 
-    def logits(self, final: Tensor) -> Tensor:
-        """The target's logits [S, V] after its final states [S, H]."""
+    def logits(self, states: Tensor) -> Tensor:
+        """What the target's LM head says [..., V] of normed states [..., H], its own or a head's."""
+        states = states.to(self._target.dtype)
         if self._place is None:
-            return self._target.lm_head(final)
-        return torch.nn.functional.linear(final, self._rows, self._bias)
+            return self._target.lm_head(states)
+        return torch.nn.functional.linear(states, self._rows, self._bias)
 
 
 def lm_head_rows(target: TargetView, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,9 +49,10 @@ class BlockShape(NetworkShape):
 class BlockNetwork(OneCallNetwork):
     """Guesses K tokens after each known one."""
 
+    shape: BlockShape
+
     def __init__(self, shape: BlockShape) -> None:
         super().__init__(shape)
-        self.shape = shape
         size, eps = shape.hidden_size, shape.rms_norm_eps
         self.input_layer = _InputLayer(shape)
         shifts = range(shape.num_layers - 1 if shape.shift else 0)

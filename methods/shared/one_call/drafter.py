@@ -16,14 +16,14 @@ from typing_extensions import override
 from harness.config import ConfigError, configurable
 from harness.drafting.drafter import HiddenTap, TargetView
 from harness.drafting.trainable import TrainableDrafter, TrainingRow
-from methods.shared.draft_vocabulary import map_of_most_frequent
+from methods.shared.draft_vocabulary import DraftVocabulary, map_of_most_frequent
 from methods.shared.eagle.checkpoint import TargetFacts
 from methods.shared.eagle.files import prompts_beside
 from methods.shared.eagle.pair_drafter import PairDrafter
 from methods.shared.eagle.training import drawn, feature_scale
 from methods.shared.one_call.checkpoint import Layout, Loaded, Sizes, sizes_like
 from methods.shared.one_call.network import NetworkShape, OneCallNetwork, target_layers
-from methods.shared.one_call.packed import Goals, TargetHead
+from methods.shared.one_call.packed import Goals
 from methods.shared.one_call.steps import OneCallSteps
 
 _INIT_STD = 0.02
@@ -140,10 +140,7 @@ class OneCallDrafter(PairDrafter, TrainableDrafter):
                 student.load_state_dict(self.network.state_dict())
                 student.feature_layer.weight.mul_(self._scale)
         self.student = student.train().requires_grad_(True)
-        ids = student.drafted_ids
-        self._drafted = torch.full((student.num_ids[0],), -1, dtype=torch.int64, device=device)
-        self._drafted[ids] = torch.arange(len(ids), device=device)
-        self.target_head = TargetHead(self._target, student)
+        self.vocabulary = DraftVocabulary(student, self._target)
         return self.student  # type: ignore[no-any-return]
 
     def initialise(self, student: Any, counts: Tensor, seed: int) -> None:
@@ -165,7 +162,7 @@ class OneCallDrafter(PairDrafter, TrainableDrafter):
 
     def goals(self, row: TrainingRow, begins: Tensor) -> Goals:
         """What the guesses of a packed row are compared with; see `Goals.of`."""
-        return Goals.of(row, begins, self._drafted, self.target_head)
+        return Goals.of(row, begins, self.vocabulary)
 
     def chosen(self, begins: Tensor, share: float) -> Tensor:
         """Indices of the rows [L] that draft, of which each is drawn with probability `share`."""

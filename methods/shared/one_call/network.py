@@ -40,11 +40,13 @@ class OneCallNetwork(nn.Module, ABC):
     """Layers of Llama's kind, each with weights of its own, and a draft vocabulary."""
 
     d2t: Tensor
+    shape: NetworkShape
 
     def __init__(self, shape: NetworkShape) -> None:
         super().__init__()
         self.layers = nn.ModuleList(PlainLayer(shape) for _ in range(shape.num_layers))
         self.rotary = LlamaRotaryEmbedding(rope_config(shape))
+        self.shape = shape
         self.num_ids = shape.vocab_size, shape.draft_vocab_size
         """Tokens of the target, and those of them that can be drafted."""
         self.register_buffer("d2t", torch.zeros(shape.draft_vocab_size, dtype=torch.int64))

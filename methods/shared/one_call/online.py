@@ -23,7 +23,7 @@ from harness.drafting.draft import Draft
 from harness.drafting.drafter import TargetView
 from harness.drafting.online import OnlineDrafter
 from methods.shared.eagle.online import GrowingAttention
-from methods.shared.learned import LearnedCopy
+from methods.shared.learned import LearnedCopy, draft_vocabulary
 from methods.shared.one_call.drafter import OneCallDrafter
 from methods.shared.one_call.network import OneCallNetwork
 
@@ -88,8 +88,7 @@ class OnlineOneCall(OneCallDrafter, OnlineDrafter):
     @property
     @override
     def draft_vocabulary(self) -> Tensor | None:
-        whole, drafted = self.network.num_ids
-        return None if whole == drafted else self.network.drafted_ids
+        return draft_vocabulary(self.network, self._target.device)
 
     @override
     def begin_learning(self) -> torch.nn.Module:

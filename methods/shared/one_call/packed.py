@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
-from harness.drafting.drafter import TargetView
 from harness.drafting.trainable import TrainingRow
-from methods.shared.draft_vocabulary import lm_head_rows
-from methods.shared.one_call.network import OneCallNetwork
+from methods.shared.draft_vocabulary import DraftVocabulary
 from methods.shared.soft_targets import soft_cross_entropy
 
 
@@ -44,23 +42,6 @@ def attended(spans: Sequence[slice], slots: int, query: Tensor, key: Tensor, val
     return torch.cat(pieces, dim=2).transpose(1, 2)
 
 
-class TargetHead:
-    """The target's LM head over the draft vocabulary of a network."""
-
-    @torch.no_grad()
-    def __init__(self, target: TargetView, network: OneCallNetwork) -> None:
-        self._target = target
-        whole, drafted = network.num_ids
-        self._rows = None if whole == drafted else lm_head_rows(target, network.drafted_ids)
-
-    def __call__(self, states: Tensor) -> Tensor:
-        """Logits [..., V] of normed states [..., H]."""
-        if self._rows is None:
-            return self._target.lm_head(states.to(self._target.dtype))
-        weight, bias = self._rows
-        return linear(states.to(weight.dtype), weight, bias)
-
-
 @dataclass(frozen=True)
 class Goals:
     """What the guesses of rows are compared with. Goal j is about the token after token j + 1."""
@@ -76,22 +57,21 @@ class Goals:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, row: TrainingRow, begins: Tensor, drafted: Tensor, head: TargetHead) -> Goals:
+    def of(cls, row: TrainingRow, begins: Tensor, vocabulary: DraftVocabulary) -> Goals:
         """The target's distribution after every token that a guess may follow.
 
         Goals whose likeliest token cannot be drafted do not count.
 
-        begins [L] bool: rows that draft. drafted [vocabulary of the target] int64: draft ids, -1 for tokens
-        without one.
+        begins [L] bool: rows that draft.
         """
         places = begins.nonzero()[:, 0]
         place = torch.full_like(row.ids, -1)
         place[places] = torch.arange(len(places), device=place.device)
         counts = torch.zeros_like(begins)
-        counts[places] = drafted[row.best[places + 1].clamp(min=0)] >= 0
+        counts[places] = vocabulary.index(row.best[places + 1].clamp(min=0)) >= 0
         # Goals of one group are about tokens of one answer, without a gap.
         group = (~begins).cumsum(0) * 2 + begins
-        return cls(head(row.final[places + 1]).float().softmax(-1), place, counts, group)
+        return cls(vocabulary.logits(row.final[places + 1]).float().softmax(-1), place, counts, group)
 
     def find(self, rows: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """For goals `rows + step` [R]: their index in `probs`, whether there is one, and whether it

@@ -50,7 +50,7 @@ def test_recalled_guesses_are_those_that_drafted(
 
         def guess(self: CascadeSteps, outputs: torch.Tensor, count: int) -> Any:
             levels = [self.network.normed(outputs[0, level], level) for level in range(outputs.shape[1])]
-            scored.append(self.head(torch.stack(levels)))
+            scored.append(self.vocabulary.logits(torch.stack(levels)))
             return kept(self, outputs, count)
 
         monkeypatch.setattr(CascadeSteps, "_guess", guess)

@@ -102,7 +102,7 @@ def loss_of(
     goal = _NO_GOAL
     if recipe.tv or recipe.kl or confidence is not None:
         with torch.no_grad():
-            goal = torch.softmax(vocabulary.logits(row.final[labels.places].to(target.dtype)).float(), dim=-1)
+            goal = torch.softmax(vocabulary.logits(row.final[labels.places]).float(), dim=-1)
     decay = decay_weights(num_slots, recipe.gamma, features.device)
     shares = {"ce": recipe.ce, "tv": recipe.tv, "kl": recipe.kl}
     terms = [
