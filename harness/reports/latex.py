@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from harness.analysis.row import Row
 from harness.reports import formatting
-from harness.store.records import Cell
+from harness.store.records import BASELINE, Cell
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -51,13 +51,32 @@ _SIZE = (
     r"\setlength{\belowcaptionskip}{4pt}\sisetup{detect-weight,table-align-text-post=false}"
 )
 Value = Callable[[Row], float]
-Ends = Callable[[Row], tuple[float, float] | None]
+Spread = Callable[[Row], tuple[str, str]]
 Gains = Callable[[Row], bool]
-_COLUMNS: tuple[tuple[Value, Ends, Gains], ...] = (
-    (lambda row: row.speedup, lambda row: row.speedup_ci, lambda row: row.difference == "faster"),
-    (lambda row: row.tau, lambda row: row.tau_ci, lambda row: row.tau_ci is not None and row.tau_ci[0] > 1),
+
+
+def _speedup_spread(row: Row) -> tuple[str, str]:
+    """Vanilla over itself is 1: only how well its repeats agree means something."""
+    if row.method == BASELINE:
+        return (rf"\pm{row.aa_floor:.2f}", "") if math.isfinite(row.aa_floor) else ("", "")
+    return _ends(row.speedup, row.speedup_ci)
+
+
+def _ends(value: float, interval: tuple[float, float] | None) -> tuple[str, str]:
+    if interval is None or interval[0] == interval[1] == value:
+        return "", ""
+    return f"{interval[0]:.2f}", f"{interval[1]:.2f}"
+
+
+_COLUMNS: tuple[tuple[Value, Spread, Gains], ...] = (
+    (lambda row: row.speedup, _speedup_spread, lambda row: row.difference == "faster"),
+    (
+        lambda row: row.tau,
+        lambda row: _ends(row.tau, row.tau_ci),
+        lambda row: row.tau_ci is not None and row.tau_ci[0] > 1,
+    ),
 )
-"""Value, ends of its interval, whether it is distinguishable from vanilla's, to the better."""
+"""Value, what stands below and above it, whether it is distinguishable from vanilla's, to the better."""
 
 
 PREAMBLE = r"\usepackage{booktabs,longtable,siunitx}"
@@ -72,8 +91,8 @@ _MAX_LINES = 36
 def latex(rows: Sequence[Row], notes: Sequence[str] = ()) -> str:
     r"""A `table` float (or a `longtable`) a target and setting, to be read with `\input`.
 
-    Ends of the 95 % intervals stand small, below and above; of vanilla's speedup they are those of its own
-    repeats against each other. The best of a column within a temperature is bold, among what is lossless,
+    Ends of the 95 % intervals stand small, below and above; below vanilla's speedup, half the width of that
+    between its own repeats (A/A). The best of a column within a temperature is bold, among what is lossless,
     where it is distinguishable from vanilla.
     """
     distinguish = formatting.distinguishing(rows)
@@ -183,7 +202,8 @@ def _caption(row: Row, distinguish: Callable[[Cell], str]) -> str:
     return (
         f"{escape(at.target)}, batch size {at.batch_size}, profile {escape(at.profile)}, "
         f"{escape(at.baseline)} baseline, {escape(at.acceptor)} acceptor{escape(distinguish(at))}. "
-        r"Speedup over vanilla and tokens a round $\tau$, with the ends of their 95\,\% intervals."
+        r"Speedup over vanilla and tokens a round $\tau$, with the ends of their 95\,\% intervals"
+        r" (of vanilla's speedup: half the width of that between its own repeats, A/A)."
     )
 
 
@@ -215,7 +235,7 @@ def _may_win(row: Row) -> bool:
     return row.lossless and row.verdict != "broken"
 
 
-def _cell(row: Row | None, value: Value, ends: Ends, gains: Gains, best: float) -> str:
+def _cell(row: Row | None, value: Value, spread: Spread, gains: Gains, best: float) -> str:
     """What siunitx shall not read as a number stands in braces."""
     if row is None:
         return "{--}"
@@ -225,11 +245,11 @@ def _cell(row: Row | None, value: Value, ends: Ends, gains: Gains, best: float) 
         return rf"{{--$^{{{signs}}}$}}" if signs else "{--}"
     if _may_win(row) and value(row) == best and gains(row):
         written = rf"\bfseries {written}"
-    interval = ends(row)
-    if interval and not (interval[0] == interval[1] == value(row)):
-        raised = f"{interval[1]:.2f}" + (rf"\,{signs}" if signs else "")
-        return rf"{written}{{$_{{{interval[0]:.2f}}}^{{{raised}}}$}}"
-    return rf"{written}{{$^{{{signs}}}$}}" if signs else written
+    below, above = spread(row)
+    lowered = f"_{{{below}}}" if below else ""
+    raised = rf"\,{signs}" if above and signs else signs
+    raised = f"^{{{above}{raised}}}" if above or signs else ""
+    return f"{written}{{${lowered}{raised}$}}" if lowered or raised else written
 
 
 def _mean(rows: Sequence[Row], value: Value, num_tasks: int) -> str:
