@@ -61,7 +61,7 @@ class SpecBlock(OnlineRowsDrafter):
             ConfigError: there is no such network, or it does not fit the target or the tree.
         """
         super().bind(target)
-        width = self.network.num_ids[1]
+        width = self.network.shape.draft_vocab_size
         if self.rank_topk > width:
             raise ConfigError(f"rank_topk={self.rank_topk}: the head's vocabulary has only {width} tokens")
 

@@ -72,10 +72,11 @@ class OneCallDrafter(PairDrafter, TrainableDrafter):
         super().bind(target)
         self._loaded = self._load(target)
         network = self._loaded.network
-        if self.tree.num_children > network.num_ids[1]:
+        num_tokens = network.shape.draft_vocab_size
+        if self.tree.num_children > num_tokens:
             raise ConfigError(
-                f"tree: {self.tree.num_children} children of a node, but the head's vocabulary has"
-                f" {network.num_ids[1]}"
+                f"tree: {self.tree.num_children} children of a node, but the head's"
+                f" vocabulary has {num_tokens}"
             )
         # The output of a block is the input of the next one, which EAGLE-3's heads tap and keep on disk.
         last = target.config.num_hidden_layers - 1
@@ -150,9 +151,10 @@ class OneCallDrafter(PairDrafter, TrainableDrafter):
             for parameter in student.parameters():
                 if parameter.ndim > 1:
                     torch.nn.init.normal_(parameter, std=_INIT_STD)
-        device, (whole, size) = self._target.device, student.num_ids
-        if size < whole:
-            student.d2t.copy_(map_of_most_frequent(counts.to(device), size))
+        shape: NetworkShape = student.shape
+        if shape.draft_vocab_size < shape.vocab_size:
+            counts = counts.to(self._target.device)
+            student.d2t.copy_(map_of_most_frequent(counts, shape.draft_vocab_size))
 
     def read(self, row: TrainingRow) -> tuple[Tensor, Tensor]:
         """Scaled features [L, F] and embeddings [L, H] of next tokens: what the student reads of a row."""

@@ -47,8 +47,6 @@ class OneCallNetwork(nn.Module, ABC):
         self.layers = nn.ModuleList(PlainLayer(shape) for _ in range(shape.num_layers))
         self.rotary = LlamaRotaryEmbedding(rope_config(shape))
         self.shape = shape
-        self.num_ids = shape.vocab_size, shape.draft_vocab_size
-        """Tokens of the target, and those of them that can be drafted."""
         self.register_buffer("d2t", torch.zeros(shape.draft_vocab_size, dtype=torch.int64))
 
     @property
@@ -89,8 +87,8 @@ class OneCallNetwork(nn.Module, ABC):
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         """The target's token ids of draft ids."""
-        whole, drafted = self.num_ids
-        return draft_ids if whole == drafted else draft_ids + self.d2t[draft_ids]
+        whole = self.shape.draft_vocab_size == self.shape.vocab_size
+        return draft_ids if whole else draft_ids + self.d2t[draft_ids]
 
     @property
     def drafted_ids(self) -> Tensor:
