@@ -49,8 +49,9 @@ def bench(
             "target.dtype=float32",
         ),
         *("task=smoke", "task.limit=2", "method=[ngram,eagle2]", "methods.eagle2.head=random"),
-        *("decoding=[greedy,sampled]", "measure=quick", "measure.repeats=1", "target.dtype=float32"),
-        *("ladder=none", "tracker=none", "max_new_tokens=8", f"results={results}"),
+        *("methods.eagle2.tree.total_token=12", "methods.eagle2.tree.depth=2", "methods.eagle2.tree.top_k=4"),
+        *("decoding=[greedy,sampled]", "measure=acceptance", "measure.batch_size=2", "max_new_tokens=8"),
+        *("ladder=none", "tracker=none", f"results={results}"),
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", *(torchrun if num_processes > 1 else []), "harness.bench", *given, *more],
