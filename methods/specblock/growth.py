@@ -50,6 +50,10 @@ class BlockGrowth(OneCallGrowth):
             self._guesses = self._steps.guess(self.outputs, num_children)
         return self._guesses
 
+    def size_for(self, num_blocks: int) -> int:
+        """The number of blocks to run for `num_blocks`: a few more where only those are compiled."""
+        return self._steps.size_for(len(self.outputs), num_blocks)
+
     def blocks(self, origins: Tensor, slots: Tensor, tokens: Tensor, num_children: int) -> Guesses:
         """What P further blocks guess; they are numbered in the order in which they were asked for, from 1.
 

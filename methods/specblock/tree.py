@@ -12,6 +12,7 @@ Shapes: B sequences, P blocks, K slots, c candidates of a slot, N candidates in 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Protocol, cast
 
 import torch
@@ -38,6 +39,9 @@ class BlockGrower(Grower, Protocol):
 
     def first(self, num_children: int) -> Guesses:
         """What the block after the pending token guesses."""
+
+    def size_for(self, num_blocks: int) -> int:
+        """How many blocks to ask for where so many are wanted: more where that takes less time."""
 
     def blocks(self, origins: Tensor, slots: Tensor, tokens: Tensor, num_children: int) -> Guesses:
         """What further blocks guess, each from a token [B, P] of a slot [B, P] of an earlier block [B, P]."""
@@ -124,7 +128,7 @@ class RankTree(TreePolicy):
         nodes = latest = self._nodes(guesses, root, torch.zeros_like(guesses.log_probs[:, :, 0, 0]), 0, 0)
         num_asked = 1
         for number in range(1, self.max_blocks):
-            scores, chosen = self._starting(latest, nodes, self._num_starts(number))
+            scores, chosen = self._starting(latest, nodes, self._num_starts(number), grower.size_for)
             if not chosen.shape[1]:
                 break
             guesses = grower.blocks(
@@ -210,12 +214,14 @@ class RankTree(TreePolicy):
                     sizes[..., slot] = torch.where(enough, sizes[..., slot].clamp(max=most), sizes[..., slot])
         return sizes
 
-    def _starting(self, latest: _Nodes, nodes: _Nodes, most: int) -> tuple[Tensor, Tensor]:
+    def _starting(
+        self, latest: _Nodes, nodes: _Nodes, most: int, size_for: Callable[[int], int]
+    ) -> tuple[Tensor, Tensor]:
         """Where the next blocks start, the likeliest first: scores [B, P] and places [B, P] among `latest`.
 
         A node is less likely than the one before it. So no block starts behind a node that would be the
-        draft's last one, or not in it, even if there were no further blocks. A sequence with fewer starts
-        than another has others at the end, with the score -inf.
+        draft's last one, or not in it, even if there were no further blocks. A sequence with fewer than P
+        starts has others at the end, with the score -inf.
         """
         best_ones = min(self._num_sorted(self._slots) - 1, nodes.scores.shape[1])
         if not best_ones:
@@ -225,7 +231,8 @@ class RankTree(TreePolicy):
         most = min(most, best_ones)
         if scores.device.type == "cpu":
             # On other devices to ask for the number would take as long as to run a few blocks more.
-            most = min(most, int((scores > -math.inf).sum(-1).max()))
+            wanted = min(most, int((scores > -math.inf).sum(-1).max()))
+            most = min(most, max(wanted, size_for(wanted))) if wanted else 0
         best = scores.sort(dim=1, descending=True, stable=True)
         return best.values[:, :most], best.indices[:, :most]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,8 +20,10 @@ class Blocks:
 
     context = 0.0
 
-    def __init__(self, seed: int, num_rows: int = 2, slots: int = 3) -> None:
+    def __init__(self, seed: int, num_rows: int = 2, slots: int = 3, sizes: Sequence[int] = ()) -> None:
+        """sizes: numbers of blocks that it would rather be asked for."""
         self._generator, self._rows, self._slots = torch.Generator().manual_seed(seed), num_rows, slots
+        self._sizes = sizes
         self.num_asked: list[int] = []
 
     def _guess(self, count: int, num_children: int) -> Guesses:
@@ -31,6 +34,9 @@ class Blocks:
 
     def first(self, num_children: int) -> Guesses:
         return self._guess(1, num_children)
+
+    def size_for(self, num_blocks: int) -> int:
+        return next((size for size in self._sizes if size >= num_blocks), num_blocks)
 
     def blocks(self, origins: Tensor, slots: Tensor, tokens: Tensor, num_children: int) -> Guesses:
         self.num_asked.append(tokens.shape[1])
@@ -86,13 +92,14 @@ class SameEveryTime(Blocks):
 @pytest.mark.parametrize("merge_first", [False, True])
 @pytest.mark.parametrize("max_blocks", [2, 3])
 @pytest.mark.parametrize("budget", [1, 2, 5, 9])
+@pytest.mark.parametrize("sizes", [(), (4, 8)])
 @pytest.mark.parametrize("seed", range(3))
-def test_blocks_that_are_not_started_would_have_added_nothing(
-    seed: int, budget: int, max_blocks: int, merge_first: bool
+def test_neither_blocks_that_are_not_started_nor_those_beyond_the_wanted_ones_change_a_draft(
+    seed: int, sizes: tuple[int, ...], budget: int, max_blocks: int, merge_first: bool
 ) -> None:
     options: Any = {"first_width": 6, "widths": (2, 3, 5, 0), "merge_first": merge_first}
     options["max_blocks"] = max_blocks
-    few: Any = SameEveryTime(seed, num_rows=1)
+    few: Any = SameEveryTime(seed, num_rows=1, sizes=sizes)
     every: Any = SameEveryTime(seed, num_rows=1)
     tree = RankTree(budget=budget, **options)
     draft = tree.grow(few)
