@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from harness.analysis import stats
-from harness.analysis.by_call import CallStats, DraftShape
 from harness.analysis.comparability import SETTING
 from harness.analysis.metrics import Ledger
+from harness.analysis.parts.by_call import CallStats, DraftShape
 from harness.analysis.serving.latencies import Serving
 from harness.analysis.stats import Difference, Interval
 from harness.analysis.tie_rates import Quality, Ties
@@ -124,7 +124,7 @@ class Row:
     serving: Serving | None = None
     """What the streams of a server show; None of our own loop."""
     calls: tuple[CallStats, ...] = ()
-    """By round, sample or turn, where a question has several calls; see `harness.analysis.by_call`."""
+    """By round, sample or turn, where a question has several calls; see `harness.analysis.parts.by_call`."""
     windows: tuple[float, ...] = ()
     """Untrimmed tau in each window of 256 output tokens."""
     draft_shapes: tuple[DraftShape, ...] = ()

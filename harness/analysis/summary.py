@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.analysis import metrics, stats
-from harness.analysis.by_call import by_call, draft_shapes, windows
 from harness.analysis.comparability import variants
 from harness.analysis.disturbance import disturbance
 from harness.analysis.medians import medians
+from harness.analysis.parts.by_call import by_call, draft_shapes, windows
 from harness.analysis.row import Pair, Row
 from harness.analysis.serving.latencies import serving
 from harness.analysis.stats import Interval, Totals

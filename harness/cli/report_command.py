@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.out is None and not is_local(roots[0]):
             raise ConfigError(f"--results {roots[0]}: cannot be written to; type --out FOLDER as well")
         out = given.out or roots[0] / "tables"
-        rows = build(roots, out, console, given.only, given.allow_mixed, given.format)
+        rows = build(roots, out, console, given.only, given.allow_mixed, given.format, given.by_category)
     except (ConfigError, OSError) as error:
         console.error(error)
         return WRONG
@@ -151,6 +151,11 @@ def _add_build(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--allow-mixed",
         action="store_true",
         help="put runs that differ into one table with footnotes, instead of refusing",
+    )
+    command.add_argument(
+        "--by-category",
+        action="store_true",
+        help="a row for every category of a task's prompts, instead of one for the task",
     )
 
 

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from harness.analysis.comparability import refuse_mixed, variants
+from harness.analysis.parts.by_category import by_category
 from harness.analysis.published import FOLDER, Paper, load_papers
 from harness.analysis.row import Row
 from harness.analysis.summary import summarise_with_pairs
@@ -36,19 +37,19 @@ def build(
     only: str | None = None,
     allow_mixed: bool = False,
     formats: Sequence[str] = TABLES,
+    apart: bool = False,
 ) -> list[Row]:
     """Write the report into `out` in each of `formats`, names of `FORMATS`; the rows it shows.
 
     Where papers published the same cells, replication.md and replication.csv stand beside them; where
     questions have several calls, by_call.csv. roots: folders of results; a run that lies in two is counted
     once. only: pattern of run ids. allow_mixed: runs that do not compare stand side by side with footnotes.
+    apart: every category of a task's prompts has rows of its own.
 
     Raises:
         ConfigError: there are no such runs, or they do not compare.
     """
-    runs = _choose(_merged(roots, console), roots, only)
-    if not allow_mixed:
-        refuse_mixed(runs)
+    runs = _comparable(_choose(_merged(roots, console), roots, only), allow_mixed, apart)
     notes = variants(runs)[1]
     rows, pairs = summarise_with_pairs(runs, [table for root in roots for table in load_tables(root)])
     _make_folder(out, roots)
@@ -79,6 +80,12 @@ def build(
     for path in _redraw(rows, out / "figures") if "figures" in formats else ():
         console.note(f"wrote {path}")
     return rows
+
+
+def _comparable(runs: list[Run], allow_mixed: bool, apart: bool) -> list[Run]:
+    if not allow_mixed:
+        refuse_mixed(runs)
+    return [part for run in runs for part in by_category(run)] if apart else runs
 
 
 def _papers(console: Console) -> list[Paper]:

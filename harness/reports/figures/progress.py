@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
-from harness.analysis.by_call import SHAPE_WINDOW, WINDOW
+from harness.analysis.parts.by_call import SHAPE_WINDOW, WINDOW
 from harness.analysis.row import Ends, Row
 from harness.reports import formatting
 from harness.reports.figures.panels import FAINT, MARKERS, begin_at, fault_mark

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from harness.analysis.by_call import draft_shapes, windows
+from harness.analysis.parts.by_call import draft_shapes, windows
 from harness.analysis.row import Row
 from harness.analysis.summary import summarise
 from harness.reports import by_call

@@ -1,0 +1,1 @@
+"""Parts of a run: its calls, one after the other, and the categories of its prompts."""
