@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import transformers
 
-from harness.runtime.torch_internals import machine_facts, programs_folder
+from harness.runtime.torch_internals import machine_facts, programs_folder, runtime_code
 from harness.system.files import write_json
 from harness.system.processes import num_processes
 from harness.target.model import Target
@@ -24,7 +24,13 @@ class StepMemory:
     def __init__(self, target: Target, num_rows: int, widths: Sequence[int]) -> None:
         """num_rows, widths: what the steps are timed for, see `time_steps`."""
         facts = (
-            *(machine_facts(), transformers.__version__, target.config.to_json_string(), str(target.dtype)),
+            *(
+                machine_facts(),
+                runtime_code(),
+                transformers.__version__,
+                target.config.to_json_string(),
+                str(target.dtype),
+            ),
             *(target.kernel, target.linear, target.steps.kinds, target.remarks, num_rows, list(widths)),
         )
         name = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]

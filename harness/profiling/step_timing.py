@@ -10,6 +10,7 @@ import math
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -29,7 +30,8 @@ _NUM_WIDTHS = 33
 _WIDTHS_OF_PROGRAMS = (*range(9), 11, 13, 15, 19, 23, 27, 32)
 """Widths that are timed where a program serves any width: its time grows evenly, so few of the wide ones."""
 _NUM_CHECKED = 3
-"""Widths at which all kinds of steps are timed to see whether a recalled choice is still right."""
+"""Widths, beside those where the kind changes, at which all kinds of steps are timed to see whether a
+recalled choice is still right."""
 _STILL_RIGHT = 1.15
 """A recalled choice may take this many times the fastest kind's time, for few repeats are noisy."""
 
@@ -71,7 +73,7 @@ def time_steps(
     timer = _StepTimer(target, num_rows, widths, num_context)
     recalled = memory.recall() if memory else None
     if recalled:
-        checked = {widths[len(widths) * part // _NUM_CHECKED] for part in range(_NUM_CHECKED)}
+        checked = _to_check(widths, recalled)
         chosen = dict(zip(widths, recalled, strict=True))
         timer.time({step: [w for w in widths if w in checked or chosen[w] == step] for step in timer.by_step})
         if all(timer.by_step[chosen[w]][w] <= _STILL_RIGHT * timer.least(w) < math.inf for w in widths):
@@ -81,6 +83,15 @@ def time_steps(
     if memory:
         memory.keep(found)
     return timer.timings(found)
+
+
+def _to_check(widths: Sequence[int], recalled: Sequence[str]) -> set[int]:
+    """Widths to time all kinds at: some, spread evenly, and both sides of every change of the kind."""
+    places = {len(widths) * part // _NUM_CHECKED for part in range(_NUM_CHECKED)}
+    for place, (kind, wider) in enumerate(pairwise(recalled)):
+        if kind != wider:
+            places |= {place, place + 1}
+    return {widths[place] for place in places}
 
 
 class _StepTimer:

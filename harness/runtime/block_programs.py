@@ -25,7 +25,13 @@ from typing_extensions import override
 
 from harness.runtime.compiled_blocks import BlockCache, Region, kind_of
 from harness.runtime.packed_linear import PackedLinear, Product
-from harness.runtime.torch_internals import compile_ahead, load_compiled, machine_facts, programs_folder
+from harness.runtime.torch_internals import (
+    compile_ahead,
+    load_compiled,
+    machine_facts,
+    programs_folder,
+    runtime_code,
+)
 
 Weights = list[tuple[nn.Module, str]]
 """The tensors that a block multiplies with, as owner and attribute."""
@@ -240,10 +246,9 @@ def _varying(call: BlockCall, inputs: list[Tensor]) -> list[set[int]]:
 def _sources(call: BlockCall) -> str:
     """The code that a program is made of, and the settings that it reads."""
     files = {inspect.getsourcefile(type(module)) for module in call.block.modules()}
-    ours = Path(__file__).parent.glob("*.*")
     settings = [str(config) + str(config._attn_implementation) for config in _configs(call.block)]
-    texts = [Path(file).read_bytes() for file in sorted({*map(str, ours), *filter(None, files)})]
-    return hashlib.sha256(b"\0".join([*texts, *map(str.encode, settings)])).hexdigest()
+    texts = [Path(file).read_bytes() for file in sorted(filter(None, files))]
+    return hashlib.sha256(b"\0".join([*texts, *map(str.encode, (*settings, runtime_code()))])).hexdigest()
 
 
 def _configs(block: nn.Module) -> list[Any]:

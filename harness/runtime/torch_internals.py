@@ -7,10 +7,12 @@ up itself to see whether it exists, was tried with the same versions.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
@@ -83,6 +85,13 @@ def machine_facts() -> tuple[str, ...]:
         else {platform.processor()}
     )
     return torch.__version__, platform.machine(), str(sorted(flags)), str(torch.get_num_threads())
+
+
+@cache
+def runtime_code() -> str:
+    """A hash of the code in this folder, which decides what programs compute and how long steps take."""
+    files = sorted(Path(__file__).parent.glob("*.*"))
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def compile_ahead(module: torch.nn.Module, inputs: list[Tensor], varying: list[set[int]], file: Path) -> None:

@@ -105,6 +105,33 @@ def test_a_recalled_choice_is_timed_alone_until_it_is_no_longer_right(
         assert steps(1000, 2000) == ({"dynamic"}, everything)
 
 
+def test_a_kind_that_was_chosen_for_some_widths_alone_is_checked_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As noise may have it: half of the widths are not checked otherwise."""
+    monkeypatch.setattr("harness.profiling.step_memory.programs_folder", lambda: tmp_path)
+    monkeypatch.setattr("harness.profiling.step_timing._StepTimer", Clocked)
+    target, widths = Target(tiny_model("llama"), cache="auto"), range(9)
+    memory = StepMemory(target, 1, widths)
+    memory.keep(["static"] * 4 + ["dynamic", "dynamic"] + ["static"] * 3)
+    Clocked.ns = {"dynamic": 2000, "static": 1000}
+    found = time_steps(target, 1, widths, num_context=8, memory=memory)
+    assert set(found.steps) == {"static"}
+    assert memory.recall() == ["static"] * 9
+
+
+@pytest.mark.parametrize("code", ["old", "new"])
+def test_a_choice_is_not_recalled_by_other_code(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("harness.profiling.step_memory.programs_folder", lambda: tmp_path)
+    target, widths = Target(tiny_model("llama"), cache="auto"), range(3)
+    monkeypatch.setattr("harness.profiling.step_memory.runtime_code", lambda: "old")
+    StepMemory(target, 1, widths).keep(["static"] * 3)
+    monkeypatch.setattr("harness.profiling.step_memory.runtime_code", lambda: code)
+    assert StepMemory(target, 1, widths).recall() == (["static"] * 3 if code == "old" else None)
+
+
 @pytest.mark.parametrize("chain", [True, False])
 def test_a_padded_draft_is_the_same_draft(chain: bool) -> None:
     tokens, size = torch.tensor([[4, 5, 6], [7, 8, 9]]), torch.tensor([3, 1])
