@@ -40,7 +40,7 @@ both_families = pytest.mark.parametrize("family", ["llama", "qwen3"])
 
 @pytest.fixture
 def family() -> str:
-    """Of the target. What a method does hardly depends on it, so most tests ask for one."""
+    """The target's family: what a method does hardly depends on it, so one is enough for most tests."""
     return "llama"
 
 

@@ -24,13 +24,8 @@ class StepMemory:
     def __init__(self, target: Target, num_rows: int, widths: Sequence[int]) -> None:
         """num_rows, widths: what the steps are timed for, see `time_steps`."""
         facts = (
-            *(
-                machine_facts(),
-                runtime_code(),
-                transformers.__version__,
-                target.config.to_json_string(),
-                str(target.dtype),
-            ),
+            *(machine_facts(), runtime_code(), transformers.__version__),
+            *(target.config.to_json_string(), str(target.dtype)),
             *(target.kernel, target.linear, target.steps.kinds, target.remarks, num_rows, list(widths)),
         )
         name = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
