@@ -29,7 +29,6 @@ from harness.drafting.drafter import TargetView
 from harness.drafting.trainable import Loss, TrainableDrafter, TrainingRow, TrainingStep
 from methods.shared.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head
-from methods.shared.eagle.files import CARDS, prompts_beside
 from methods.shared.eagle.heads.base import Architecture, AuxLayers, DraftHead
 from methods.shared.eagle.online import OnlineHeadDrafter
 from methods.shared.eagle.tap_check import reads_blocks, refuse_misread
@@ -43,6 +42,7 @@ from methods.shared.eagle.training import (
 )
 from methods.shared.gto.head_trees import HeadTrees
 from methods.shared.gto.objective import GroupTrees
+from methods.shared.head_files import CARDS, prompts_beside
 
 
 @configurable

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.config import ConfigError
 from methods.fasteagle.network import CascadeNetwork, CascadeShape
-from methods.shared.eagle.files import HeadFiles
+from methods.shared.head_files import HeadFiles
 from methods.shared.one_call.checkpoint import Layout
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from harness.config import ConfigError
 from harness.drafting.drafter import TargetView
 from methods.mtp_head.network import Conventions, MtpNetwork, State
-from methods.shared.eagle.files import read_part
 from methods.shared.eagle.heads.filling import refuse_differences
+from methods.shared.head_files import read_part
 
 _LAYOUTS: dict[str, tuple[str, dict[str, str], bool]] = {
     "deepseek": (r"model\.layers\.(\d+)\.", {"shared_head.norm": "norm"}, False),

@@ -27,12 +27,12 @@ from methods.shared.eagle.checkpoint import (
     write_files,
 )
 from methods.shared.eagle.config import parse_config
-from methods.shared.eagle.files import read_unnamed
 from methods.shared.eagle.heads.architectures import head_shape
 from methods.shared.eagle.heads.base import HeadShape
 from methods.shared.eagle.heads.eagle3 import Eagle3Head
 from methods.shared.eagle.heads.filling import refuse_differences, vocabulary_map
 from methods.shared.eagle.heads.layer import PlainLayer
+from methods.shared.head_files import read_head
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Maps a layer's number, query [B, A, n, D], key and value [B, K, n, D] (rotated) to [B, n, A, D]."""
@@ -117,7 +117,7 @@ def load_network(
         ConfigError: there is no such head, it cannot be read, is incomplete or contradicts itself.
     """
     where = f"head={path}"
-    files = read_unnamed(path, revision, where)
+    files = read_head(path, revision, where)
     config = parse_config(files.config, where)
     mask = files.config.get("mask_token_id") if mask_token_id is None else mask_token_id
     if not isinstance(mask, int):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from harness.config import ConfigError
-from methods.shared.eagle.files import HeadFiles
+from methods.shared.head_files import HeadFiles
 from methods.shared.one_call.checkpoint import Layout, number_of
 from methods.specblock.network import RANK_CLASSES, BlockNetwork, BlockShape
 

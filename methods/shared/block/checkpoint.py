@@ -22,8 +22,8 @@ from harness.system.files import write_json
 from methods.shared.block.config import Readings, read_shape
 from methods.shared.block.networks.network import BlockNetwork
 from methods.shared.block.shape import BlockShape, Kind, spread_taps
-from methods.shared.eagle.files import read_unnamed
 from methods.shared.eagle.heads.filling import blank, filled, refuse_differences, vocabulary_map
+from methods.shared.head_files import read_head
 
 _MAPS = ("d2t", "t2d")
 _SPELLINGS = (
@@ -82,7 +82,7 @@ def load_block(
             that are not supported.
     """
     where = f"head={path}"
-    files = read_unnamed(path, revision, where)
+    files = read_head(path, revision, where)
     tensors = _canonical(files.tensors, where)
     maps = {name: tensors.pop(name) for name in _MAPS if name in tensors}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

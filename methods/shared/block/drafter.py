@@ -23,7 +23,7 @@ from methods.shared.block.config import Readings
 from methods.shared.block.networks.network import BlockNetwork
 from methods.shared.block.shape import Kind
 from methods.shared.block.steps import BlockSteps
-from methods.shared.eagle.files import prompts_beside
+from methods.shared.head_files import prompts_beside
 
 
 @configurable

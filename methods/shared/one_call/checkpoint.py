@@ -14,8 +14,8 @@ from harness.config import ConfigError
 from harness.system.files import write_json
 from methods.shared.eagle.checkpoint import TargetFacts
 from methods.shared.eagle.config import HeadConfig, parse_config
-from methods.shared.eagle.files import HeadFiles, read_unnamed
 from methods.shared.eagle.heads.filling import MAPS, filled, refuse_differences, vocabulary_map
+from methods.shared.head_files import HeadFiles, read_head
 from methods.shared.one_call.network import NetworkShape, OneCallNetwork
 
 Shape = TypeVar("Shape", bound=NetworkShape)
@@ -61,7 +61,7 @@ class Layout(NamedTuple, Generic[Shape, Network]):
             ConfigError: there is none, it cannot be read, is incomplete or was made for another target.
         """
         where = f"head={path}"
-        files = read_unnamed(path, revision, where)
+        files = read_head(path, revision, where)
         stated = {key: value for key, value in files.config.items() if key not in _UNUSED}
         common = _common(parse_config(stated, where), files, where)
         shape = self.read_shape(files, common, where)

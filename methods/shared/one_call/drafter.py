@@ -18,9 +18,9 @@ from harness.drafting.drafter import HiddenTap, TargetView
 from harness.drafting.trainable import TrainableDrafter, TrainingRow
 from methods.shared.draft_vocabulary import DraftVocabulary, map_of_most_frequent
 from methods.shared.eagle.checkpoint import TargetFacts
-from methods.shared.eagle.files import prompts_beside
 from methods.shared.eagle.pair_drafter import PairDrafter
 from methods.shared.eagle.training import drawn, feature_scale
+from methods.shared.head_files import prompts_beside
 from methods.shared.one_call.checkpoint import Layout, Loaded, Sizes, sizes_like
 from methods.shared.one_call.network import NetworkShape, OneCallNetwork, target_layers
 from methods.shared.one_call.packed import Goals
