@@ -22,7 +22,7 @@ from harness.drafting.drafter import TargetView
 from methods.shared.block.networks.correction import ConfidenceHead, MarkovHead
 from methods.shared.block.networks.selector import CandidateSelector
 from methods.shared.block.shape import BlockShape
-from methods.shared.draft_vocabulary import lm_head_rows
+from methods.shared.draft_vocabulary import linear_of, lm_head_rows
 from methods.shared.eagle.heads.layer import Mlp, rope_config
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -104,11 +104,8 @@ class BlockNetwork(nn.Module):
         shape = self.shape
         if shape.own_lm_head or shape.draft_vocab_size == shape.vocab_size:
             return
-        rows, bias = lm_head_rows(target, self.d2t + torch.arange(len(self.d2t), device=self.d2t.device))
-        self.lm_head = nn.Linear(rows.shape[1], len(rows), bias=bool(bias.any()), device="meta")
-        self.lm_head.weight = nn.Parameter(rows, requires_grad=False)
-        if self.lm_head.bias is not None:
-            self.lm_head.bias = nn.Parameter(bias, requires_grad=False)
+        ids = self.d2t + torch.arange(len(self.d2t), device=self.d2t.device)
+        self.lm_head = linear_of(*lm_head_rows(target, ids))
 
     def target_ids(self, draft_ids: Tensor) -> Tensor:
         """The target's token ids of draft ids."""
