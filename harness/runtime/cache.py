@@ -51,9 +51,15 @@ class SlotCache(Cache):  # type: ignore[misc]
         self._reads_all = False
 
     def clear(self, num_rows: int) -> None:
-        """Start `num_rows` empty sequences; memory with as many rows or more is used again."""
+        """Start `num_rows` empty sequences; memory with as many rows or more is used again.
+
+        What longer sequences needed before is given back, because compiled steps read all slots. Graphs need
+        their memory where it is.
+        """
         if self.memory.allocated_rows < num_rows:
             self.memory.free()
+        elif self._moves is None:
+            self.memory.shrink()
         self._resize([0] * num_rows)
 
     @contextmanager

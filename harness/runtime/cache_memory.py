@@ -20,8 +20,8 @@ class CacheMemory:
     """Buffers [B, H, C, D] of all layers, of which a batch that has shrunk sees the first rows.
 
     Invariant: `keys` and `values` are either all allocated rows, and `_whole` is None, or views of their
-    first rows, and `_whole` holds all of them. Only `grow` and a larger batch allocate anew, so that a graph
-    finds its memory again whatever sequences are left; `number` changes whenever it would not.
+    first rows, and `_whole` holds all of them. Only `grow`, `shrink` and a larger batch allocate anew, so
+    that a graph finds its memory again whatever sequences are left; `number` changes whenever it would not.
     """
 
     def __init__(self, window: Window | None = None) -> None:
@@ -73,6 +73,21 @@ class CacheMemory:
     def free(self) -> None:
         """Drop all buffers."""
         self.keys, self.values, self._whole = [], [], None
+
+    def shrink(self) -> None:
+        """Have as few slots as a new cache would; what they hold is lost."""
+        least = self._rounded(1)
+        if self.num_slots <= least:
+            return
+        self.keys, self.values = self.whole
+        self._whole = None
+        self._num_slots = least
+        # Masks have fewer columns, even where no layer gives slots back.
+        self.number = next(_NUMBERS)
+        for buffers in (self.keys, self.values):
+            for layer, buffer in enumerate(buffers):
+                if buffer.shape[2] > self._slots_in(layer):
+                    buffers[layer] = self._allocate(buffer, len(buffer), layer)
 
     def narrow(self, num_rows: int) -> None:
         """Show the first `num_rows` rows, as views."""

@@ -215,7 +215,8 @@ def rate_and_share_right(model: Any, confidence: float, num_tokens: int = 6) -> 
 def test_training_raises_what_is_predicted_at_once_and_the_share_of_it_that_is_right() -> None:
     model, losses, confidence = trained()
     assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
-    assert sum(confidence[-10:]) > 1.2 * sum(confidence[:10])
+    # A probability cannot rise above one, wherever it began: what it lacks shrinks.
+    assert sum(1 - one for one in confidence[-10:]) < 0.75 * sum(1 - one for one in confidence[:10])
     start = with_mask(copy.deepcopy(pretrained()), seed=0)
     before, right_before = rate_and_share_right(start, 0.9)
     after, right_after = rate_and_share_right(model.eval(), 0.9)
