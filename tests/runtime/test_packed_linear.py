@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.runtime.packed_linear import PackedLinear, kernel_problem, pack, panels
+from harness.runtime.packed_linear import PackedLinear, kernel_problem, pack, panels, refresh
 
 
 class Attention(nn.Module):
@@ -101,6 +101,43 @@ def test_the_kernel_multiplies_as_torch_does_and_every_row_as_if_it_were_alone(
         assert torch.equal(products.view(-1, num_outputs), torch.cat(alone))
     with pytest.raises(RuntimeError, match="rows do not fit the panels"):
         multiply(torch.randn(3, num_inputs + 1), panels(weight), num_outputs)
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("num_inputs", [70, 230])
+def test_weights_in_16_bits_give_the_same_bits(dtype: torch.dtype, num_inputs: int) -> None:
+    assert kernel_problem() is None
+    torch.manual_seed(0)
+    short = (torch.randn(100, num_inputs) * torch.logspace(-6, 2, num_inputs)).to(dtype)
+    multiply = torch.ops.specbench.few_rows
+    for count in range(1, 20):
+        rows = torch.randn(count, num_inputs)
+        assert torch.equal(multiply(rows, panels(short), 100), multiply(rows, panels(short.float()), 100))
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="needs AVX2")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_are_packed_in_16_bits_only_where_these_say_them_exactly(
+    rows: Tensor, dtype: torch.dtype
+) -> None:
+    module = Attention()
+    module.q_proj.weight.copy_(module.q_proj.weight.to(dtype))
+    module.o_proj.weight.copy_(module.o_proj.weight.to(dtype))
+    pack(module, compiled=True)
+    assert module.o_proj.product.matrix.dtype == dtype
+    assert module.o_proj.product.num_bytes == 2 * 32 * 6
+    assert module.q_proj.product.matrix.dtype == torch.float32, "k_proj has others"
+    weight = module.o_proj.weight
+    weight += 1e-6
+    refresh(module)
+    assert module.o_proj.product.matrix.dtype == dtype, "programs hold its address"
+    torch.testing.assert_close(
+        module.o_proj(rows), nn.functional.linear(rows, weight, module.o_proj.bias), atol=0.02, rtol=0
+    )
 
 
 @torch.no_grad()
