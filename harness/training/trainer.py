@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from harness.config import ConfigError, configurable
@@ -25,6 +25,7 @@ from harness.training.dialogues import Sample, truncated
 from harness.training.evaluation import Averages, Evaluation, HeldOut, chunks
 from harness.training.features import Features
 from harness.training.folder import HEAD, TrainingFolder
+from harness.training.low_rank import LowRankUpdates
 from harness.training.row_packing import Rows
 
 _NUM_FIRST_ROWS = 4
@@ -48,6 +49,8 @@ class Training:
     final_share: float = Field(default=0.1, ge=0, le=1)
     average: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the average of the weights that is evaluated and exported; 0: the last weights are."""
+    rank: int | None = Field(default=None, ge=1)
+    """Change matrices by products of this rank alone, and no other weights; None: all weights change."""
     warmup_steps: int = Field(default=50, ge=0)
     weight_decay: float = Field(default=0.0, ge=0)
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -71,6 +74,14 @@ class Training:
     """Length of their outputs."""
     patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations in a row without improvement; None: never."""
+
+    @model_validator(mode="after")
+    def _one_product(self) -> Training:
+        if self.rank and self.average:
+            raise ValueError(
+                f"rank={self.rank}: an average of products has a higher rank; type training.average=0"
+            )
+        return self
 
 
 class Progress(NamedTuple):
@@ -134,7 +145,10 @@ class Trainer:
         first = [features.row(self._rows.row(number)) for number in range(_NUM_FIRST_ROWS)]
         counts = _answer_counts(self.samples, engine.target.vocab_size)
         self.student = drafter.begin_training(counts, first, training.seed)
+        self._updates = LowRankUpdates(self.student, training.rank, training.seed) if training.rank else None
         self._trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        if self._updates is not None:
+            self._trained = self._updates.factors
         self._optimiser: Any = accelerator.prepare(_optimiser(self._trained, training))
         self._average = averaged(self.student, training.average) if training.average else None
         self.progress = Progress()
@@ -183,7 +197,7 @@ class Trainer:
         numbers = range(first, first + training.rows_per_step)
         calls = list(chunks(numbers, self.drafter.rows_per_loss))
         averages, num_tokens = Averages(), 0
-        self._optimiser.zero_grad()
+        self.student.zero_grad()
         for call in calls[accelerator.process_index :: accelerator.num_processes]:
             rows = [self.features.row(self._rows.row(number)) for number in call]
             with accelerator.autocast():
@@ -191,6 +205,8 @@ class Trainer:
             accelerator.backward(loss.total / len(calls))
             averages.add(loss, len(rows))
             num_tokens += sum(int(row.answer.sum()) for row in rows)
+        if self._updates is not None:
+            self._updates.take_gradients()
         if accelerator.num_processes > 1:
             for parameter in self._trained:
                 if parameter.grad is not None:
@@ -198,6 +214,8 @@ class Trainer:
             num_tokens = int(accelerator.reduce(torch.tensor(num_tokens, device=accelerator.device), "sum"))
         norm = accelerator.clip_grad_norm_(self._trained, training.clip_norm)
         self._optimiser.step()
+        if self._updates is not None:
+            self._updates.apply()
         if self._average is not None:
             self._average.update_parameters(self.student)
         self.progress = self.progress._replace(
@@ -238,6 +256,7 @@ class Trainer:
                     "student": self.student.state_dict(),
                     "optimiser": self._optimiser.state_dict(),
                     **({} if self._average is None else {"average": self._average.state_dict()}),
+                    **({} if self._updates is None else {"updates": self._updates.state()}),
                     "progress": tuple(self.progress),
                     "random": torch.get_rng_state(),
                 }
@@ -251,6 +270,8 @@ class Trainer:
         self._optimiser.load_state_dict(state["optimiser"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
+        if self._updates is not None:
+            self._updates.load(state["updates"])
         self.progress = Progress(*state["progress"])
         torch.set_rng_state(state["random"].cpu())
         self.folder.cut_curves(self.progress.step)

@@ -10,12 +10,15 @@ Shapes: B sequences, N levels, c children.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
+from functools import cache
 from typing import ClassVar, Protocol, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from harness.config import ConfigError, configurable
@@ -72,33 +75,36 @@ class BackboneTree(TreePolicy):
                 " type methods.NAME.tree=dynamic"
             )
         tokens, log_probs = cast(LevelGrower, grower).levels(self.num_children)
-        (num_rows, num_levels, _), device = tokens.shape, tokens.device
+        num_levels = tokens.shape[1]
         widths = [self.level_widths[min(level, len(self.level_widths) - 1)] for level in range(num_levels)]
-        begins = [sum(widths[:level]) for level in range(num_levels)]
-        # The chain's node of every level is the first one of the level.
-        above = [-1 if level == 0 else begins[level - 1] for level in range(num_levels)]
-        chain = log_probs[..., 0].cumsum(-1)
-        before = torch.cat([torch.zeros_like(chain[:, :1]), chain[:, :-1]], dim=1)
+        # The score of the node above every level, from the pending token on.
+        before = nn.functional.pad(log_probs[:, :-1, 0], (1, 0)).cumsum(-1)
         scores = before[..., None] + log_probs
-        pool = Pool(
-            tokens=torch.cat([tokens[:, level, :width] for level, width in enumerate(widths)], 1),
-            scores=torch.cat([scores[:, level, :width] for level, width in enumerate(widths)], 1),
-            parents=torch.cat(
-                [
-                    torch.full((num_rows, width), parent, dtype=torch.int64, device=device)
-                    for width, parent in zip(widths, above, strict=True)
-                ],
-                1,
-            ),
-        )
-        return pool.draft(self._kept(pool, begins), num_levels, is_chain=max(widths) == 1)
-
-    def _kept(self, pool: Pool, begins: list[int]) -> Tensor:
-        """Indices [B, n] of the nodes that are drafted, ascending."""
-        scores = pool.scores
+        ranked = scores
         if self.keep_backbone:
-            scores = scores.clone()
-            for begin in begins:
-                scores[:, begin] = math.inf
-        best = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.budget]
-        return best.sort(dim=1).values
+            ranked = scores.clone()
+            ranked[..., 0] = math.inf
+        pool = Pool(
+            tokens=_candidates(tokens, widths),
+            scores=_candidates(scores, widths),
+            parents=_parents(tuple(widths), tokens.device).expand(len(tokens), -1),
+        )
+        best = _candidates(ranked, widths).sort(dim=1, descending=True, stable=True).indices
+        chosen = best[:, : self.budget].sort(dim=1).values
+        return pool.draft(chosen, num_levels, is_chain=max(widths) == 1)
+
+
+@cache
+def _parents(widths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Pool indices [sum of the widths] of the parents of all candidates, kept because graphs cannot copy."""
+    # The chain's node of every level is the first one of the level.
+    above = [-1, *itertools.accumulate(widths[:-2], initial=0)][: len(widths)]
+    parents = [parent for width, parent in zip(widths, above, strict=True) for _ in range(width)]
+    return torch.tensor(parents, device=device)
+
+
+def _candidates(levels: Tensor, widths: Sequence[int]) -> Tensor:
+    """The first `widths` [N] of [B, N, c] in the order of the levels."""
+    if min(widths) == levels.shape[-1]:
+        return levels.flatten(1)
+    return torch.cat([levels[:, level, :width] for level, width in enumerate(widths)], dim=1)

@@ -18,6 +18,7 @@ from torch import Tensor
 from harness.config import ConfigError
 from harness.drafting.drafter import TRAINING_PROMPTS
 from harness.system import hub
+from methods.shared import adapters
 
 _WITHOUT_HUB = "Without the hub: methods.NAME.head=FOLDER (a downloaded head)."
 SHIPPED = Path(__file__).parents[1] / "heads"
@@ -43,15 +44,20 @@ class HeadFiles:
 
 def read_head(path: str, revision: str | None, where: str) -> HeadFiles:
     """Read the head in the folder, or at the hub id, `path`; `where` begins each message. Tensors keep the
-    names that they have in the file.
+    names that they have in the file. An adapter (see `adapters`) is read with its base.
 
     Raises:
         ConfigError: there is none, or a file cannot be read.
     """
     folder, commit = _find(path, revision, where)
-    config = _read_json(folder / "config.json", where)
-    files, tensors = _read_weights(folder, where)
-    card = {"path": path, "revision": commit, "sha256": _hash(files)}
+    base: dict[str, Any] = {}
+    if (folder / adapters.CONFIG).is_file():
+        config, tensors, base = _read_adapter(folder, where)
+        files = [folder / adapters.WEIGHTS]
+    else:
+        config = _read_json(folder / "config.json", where)
+        files, tensors = _read_weights(folder, where)
+    card = {"path": path, "revision": commit, "sha256": _hash(files), **base}
     if (folder / "card.json").is_file():
         own = _read_json(folder / "card.json", where)
         card |= {"training": own["training"]} if "training" in own else {}
@@ -85,9 +91,12 @@ def read_part(path: str, revision: str | None, where: str, wanted: Callable[[str
 
 
 def prompts_beside(card: Mapping[str, Any]) -> list[Path]:
-    """The file of fingerprints beside the head with this card, if there is one; see
-    `TRAINING_PROMPTS`."""
+    """The file of fingerprints beside the head with this card, or beside the one that its training names as
+    `prompts_of`, if there is one; see `TRAINING_PROMPTS`."""
     path, revision = card.get("path"), card.get("revision")
+    named = card.get("training", {}).get("prompts_of")
+    if named is not None:
+        path, revision = named, None
     if path is None:
         return []
     if revision is None:
@@ -99,6 +108,26 @@ def prompts_beside(card: Mapping[str, Any]) -> list[Path]:
             / TRAINING_PROMPTS
         )
     return [file] if file.is_file() else []
+
+
+def _read_adapter(folder: Path, where: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """The base's configuration, the tensors of the whole head, and what a card says of the base."""
+    config = _read_json(folder / adapters.CONFIG, where)
+    path = config.get("base_model_name_or_path")
+    if not isinstance(path, str):
+        raise ConfigError(f"{where}: its {adapters.CONFIG} names no base_model_name_or_path.")
+    base = read_head(path, None, f"{where}: its base {path}")
+    wanted, found = config.get("base_sha256"), base.card["sha256"]
+    if wanted not in (None, found):
+        raise ConfigError(
+            f"{where}: was made for other weights of {path} (sha256 {wanted}, not {found}); train it again"
+        )
+    try:
+        factors = load_file(folder / adapters.WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{where}: {adapters.WEIGHTS} cannot be read; is it whole? ({error})") from error
+    tensors = adapters.merged(base.tensors, config, factors, where)
+    return base.config, tensors, {"base": {"path": path, "sha256": found}}
 
 
 def _find(path: str, revision: str | None, where: str) -> tuple[Path, str | None]:
@@ -119,7 +148,8 @@ def _find(path: str, revision: str | None, where: str) -> tuple[Path, str | None
             names = [file.rfilename for file in info.siblings or ()]
             safe = any(name.startswith("model") and ".safetensors" in name for name in names)
             weights = "model*.safetensors*" if safe else "pytorch_model*"
-            wanted = ["config.json", "card.json", TRAINING_PROMPTS, weights]
+            own = ["config.json", "card.json", TRAINING_PROMPTS, adapters.CONFIG, adapters.WEIGHTS]
+            wanted = [*own, weights]
             fetched = huggingface_hub.snapshot_download(path, revision=info.sha, allow_patterns=wanted)
     except hub.Unreachable as why:
         return _earlier_download(path, revision, where, why)

@@ -73,10 +73,15 @@ def quiet(*_: Any) -> None:
     pass
 
 
-@pytest.mark.parametrize(("architecture", "kept"), [("eagle", False), ("eagle3", False), ("eagle3", True)])
-def test_a_killed_training_goes_on_to_the_same_weights(architecture: str, kept: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "kept", "rank"),
+    [("eagle", False, None), ("eagle3", False, None), ("eagle3", True, None), ("eagle3", False, 2)],
+)
+def test_a_killed_training_goes_on_to_the_same_weights(
+    architecture: str, kept: bool, rank: int | None, tmp_path: Path
+) -> None:
     features = str(tmp_path / "features") if kept else None
-    whole = trainer(tmp_path / "whole", architecture, features=features)
+    whole = trainer(tmp_path / "whole", architecture, features=features, rank=rank)
     whole.run(quiet, quiet)
 
     class Killed(Exception):
@@ -87,9 +92,9 @@ def test_a_killed_training_goes_on_to_the_same_weights(architecture: str, kept: 
             raise Killed
 
     with pytest.raises(Killed):
-        trainer(tmp_path / "broken", architecture, features=features).run(quiet, kill)
+        trainer(tmp_path / "broken", architecture, features=features, rank=rank).run(quiet, kill)
     torch.manual_seed(99)
-    again = trainer(tmp_path / "broken", architecture, features=features)
+    again = trainer(tmp_path / "broken", architecture, features=features, rank=rank)
     assert again.progress.step == 4
     again.run(quiet, quiet)
     for name, tensor in whole.student.state_dict().items():
