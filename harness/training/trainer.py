@@ -20,13 +20,12 @@ from torch import Tensor
 from harness.config import ConfigError, configurable
 from harness.decoding.loop import DecodingLoop
 from harness.drafting.trainable import TrainableDrafter, TrainingStep
-from harness.training.averaging import averaged, with_weights_of
 from harness.training.dialogues import Sample, truncated
 from harness.training.evaluation import Averages, Evaluation, HeldOut, chunks
 from harness.training.features import Features
 from harness.training.folder import HEAD, TrainingFolder
-from harness.training.low_rank import LowRankUpdates
 from harness.training.row_packing import Rows
+from harness.training.weights import LowRankUpdates, averaged, with_weights_of
 
 _NUM_FIRST_ROWS = 4
 """Rows that a drafter sees before the training begins."""

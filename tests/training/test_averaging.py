@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from harness.training.averaging import averaged, with_weights_of
+from harness.training.weights import averaged, with_weights_of
 
 
 def module(value: float) -> nn.Linear:

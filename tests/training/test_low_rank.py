@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn.utils import parametrize
 
-from harness.training.low_rank import LowRankUpdates
+from harness.training.weights import LowRankUpdates
 from tests.training.test_trainer import quiet, trainer, training
 
 

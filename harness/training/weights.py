@@ -1,19 +1,56 @@
-"""Training that changes matrices by products of two narrow ones alone (LoRA: Hu et al. 2021, 2106.09685).
-
-The module keeps ordinary weights W = W0 + B A, so that losses, averages and exports see nothing of it. The
-gradients of the factors follow from that of W: dB = dW A^T and dA = B^T dW.
+"""What a training does with weights beside stepping them: their average, and products that are added to them.
 
 Shapes: O outputs, I inputs, r rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+
+def averaged(module: nn.Module, decay: float) -> AveragedModel:
+    """A copy of the module that `update_parameters` makes an exponential average of its weights.
+
+    The decay is at most (1 + t) / (10 + t) at step t, so that the first weights are soon forgotten.
+    """
+
+    def average(kept: Tensor, latest: Tensor, step: Tensor | int) -> Tensor:
+        return kept.lerp(latest, 1 - min(decay, (1 + int(step)) / (10 + int(step))))
+
+    return AveragedModel(module, avg_fn=average)
+
+
+@contextmanager
+def with_weights_of(average: AveragedModel | None, module: nn.Module) -> Iterator[None]:
+    """Within it the module has the averaged weights; None changes nothing."""
+    if average is None:
+        yield
+        return
+    own = [parameter.detach().clone() for parameter in module.parameters()]
+    _set(module, average.module.parameters())
+    try:
+        yield
+    finally:
+        _set(module, own)
+
+
+@torch.no_grad()
+def _set(module: nn.Module, values: Iterator[Tensor] | list[Tensor]) -> None:
+    for parameter, value in zip(module.parameters(), values, strict=True):
+        parameter.copy_(value)
 
 
 class LowRankUpdates:
-    """The factors of all matrices of a module that are trained; its other parameters stay as they are."""
+    """Products B A that are added to the matrices of a module, whose other parameters stay as they are.
+
+    LoRA: Hu et al. 2021, arXiv 2106.09685. The module keeps ordinary weights W = W0 + B A, so that losses and
+    exports see nothing of it. The gradients of the factors follow from that of W: dB = dW A^T, dA = B^T dW.
+    """
 
     def __init__(self, module: nn.Module, rank: int, seed: int) -> None:
         """B is zero at first, hence the module is unchanged, and A is drawn with `seed`."""

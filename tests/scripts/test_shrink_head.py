@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "cut_vocabulary.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "shrink_head.py"
 WORDS = ["a", "b", "c", "d", "e", "f"]
 DRAFTED = torch.tensor([0, 2, 3, 5])
 
@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def cut(folder: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> Path:
-    arguments = [folder / "head", folder / "out", size, folder, folder / "dialogues.jsonl"]
+    arguments = ["vocabulary", folder / "head", folder / "out", size, folder, folder / "dialogues.jsonl"]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
     runpy.run_path(str(SCRIPT), run_name="__main__")
     return folder / "out"
