@@ -47,6 +47,8 @@ class Question(NamedTuple):
 
     text: str
     category: str = ""
+    num_earlier: int = 0
+    """How many turns of its conversation come before it: those of the questions just before it."""
 
 
 @configurable
@@ -141,7 +143,8 @@ class WrittenDialogues(Dialogues):
 
     @abstractmethod
     def questions(self, writer: Writer, begin: int, count: int) -> list[Question | None]:
-        """Up to `count` questions from number `begin` on; None for an unusable one."""
+        """Up to `count` questions from number `begin` on, and the rest of the last one's conversation; None
+        for an unusable one."""
 
     @override
     def read(self, writer: Writer) -> Iterator[Sample]:
@@ -168,24 +171,27 @@ class WrittenDialogues(Dialogues):
     def _more(self, writer: Writer, begin: int, count: int) -> list[dict[str, Any]]:
         """The next lines; one without an answer for an unusable question."""
         asked = self.questions(writer, begin, count)
-        prompts = [
-            [] if one is None else writer.render([Message(role="user", content=one.text)]) for one in asked
-        ]
-        useful = [place for place, ids in enumerate(prompts) if ids]
         params = DecodingParams(
             name="answers",
             temperature=self.temperature,
             max_new_tokens=self.max_answer_tokens,
             seeds=(self.seed,),
         )
-        answers: dict[int, list[int]] = {place: [] for place in range(len(asked))}
-        if useful:
-            named = [(f"answer {begin + place}", prompts[place]) for place in useful]
+        prompts: list[list[int]] = [[] for _ in asked]
+        answers: list[list[int]] = [[] for _ in asked]
+        # First turns together, then second turns, which quote the first answers.
+        for turn in sorted({one.num_earlier for one in asked if one}):
+            places = [place for place, one in enumerate(asked) if one and one.num_earlier == turn]
+            for place in places:
+                prompts[place] = writer.render(_conversation(asked, answers, place, writer))
+            named = [(f"answer {begin + place}", prompts[place]) for place in places]
             made = writer.write(named, params, self.batch_size)
-            answers.update(zip(useful, made, strict=True))
+            for place, answer in zip(places, made, strict=True):
+                answers[place] = answer
         return [
             {
-                "user": one and one.text,
+                "user": one
+                and "\n".join(before.text for before in asked[place - one.num_earlier : place + 1] if before),
                 "assistant": writer.decode(answers[place]),
                 "prompt_ids": prompts[place],
                 "answer_ids": answers[place],
@@ -197,15 +203,25 @@ class WrittenDialogues(Dialogues):
 
 @configurable
 class AnsweredPrompts(WrittenDialogues):
-    """First turns of a task (a local JSONL, a hub data set), answered by the target."""
+    """All turns of a task's conversations (a local JSONL, a hub data set), answered by the target.
+
+    Each answer is a dialogue of its own, behind the turns and answers before it.
+    """
 
     task: Task
 
     @override
     def questions(self, writer: Writer, begin: int, count: int) -> list[Question | None]:
         if not hasattr(self, "_known"):
-            self._known = [Question(one.turns[0], one.category) for one in self.task.load() if one.turns]
-        return list(self._known[begin : begin + count])
+            self._known = [
+                Question(text, one.category, turn)
+                for one in self.task.load()
+                for turn, text in enumerate(one.turns)
+            ]
+        end = begin + count
+        while end < len(self._known) and self._known[end].num_earlier:
+            end += 1
+        return list(self._known[begin:end])
 
     @override
     def card(self) -> dict[str, Any]:
@@ -266,6 +282,21 @@ class MixedDialogues(Dialogues):
     @override
     def card(self) -> dict[str, Any]:
         return {"source": "mixed", "parts": {name: part.card() for name, part in self.parts.items()}}
+
+
+def _conversation(
+    asked: Sequence[Question | None], answers: Sequence[Sequence[int]], place: int, writer: Writer
+) -> list[Message]:
+    """The messages up to the question at `place`, with the answers to those before it."""
+    messages = []
+    question = asked[place]
+    assert question is not None
+    for before in range(place - question.num_earlier, place):
+        earlier = asked[before]
+        assert earlier is not None
+        messages.append(Message(role="user", content=earlier.text))
+        messages.append(Message(role="assistant", content=writer.decode(answers[before])))
+    return [*messages, Message(role="user", content=question.text)]
 
 
 def written_sample(line: dict[str, Any]) -> Sample:

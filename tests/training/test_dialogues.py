@@ -15,6 +15,7 @@ from harness.decoding.loop import DecodingLoop
 from harness.target.chat_template import render
 from harness.target.model import Target
 from harness.target.random_target import TinyTarget, byte_tokenizer
+from harness.tasks.conversation import Message
 from harness.tasks.task import JsonlTask
 from harness.training.dialogues import (
     AnsweredPrompts,
@@ -138,6 +139,34 @@ def test_what_the_target_writes_goes_on_where_it_broke_off(kind: str, tmp_path: 
     assert len(whole) == sum(bool(line["answer_ids"]) for line in lines)
     assert kind == "self" or [line["user"] for line in lines] == [f"q{i}" for i in range(7)]
     assert {sample.category for sample in whole} <= ({""} if kind == "self" else {"qa"})
+
+
+def test_a_second_turn_is_asked_behind_the_first_answer(tmp_path: Path, writer: Writer) -> None:
+    turns = [["one"], ["two", "and two"], ["three"], ["four", "and four"]]
+    task = JsonlTask(
+        name="t", path=file_of(tmp_path, *({"question_id": i, "turns": of} for i, of in enumerate(turns)))
+    )
+
+    def read(out: str, num: int) -> list[dict[str, Any]]:
+        source = AnsweredPrompts(
+            task=task, out=str(tmp_path / out), num=num, batch_size=1, max_answer_tokens=6
+        )
+        list(source.read(writer))
+        return [json.loads(line) for line in (tmp_path / out).read_text().splitlines()]
+
+    lines = read("whole.jsonl", 9)
+    asked = ["one", "two", "two\nand two", "three", "four", "four\nand four"]
+    assert [line["user"] for line in lines] == asked
+    for first, second in ((1, 2), (4, 5)):
+        messages = [
+            Message(role="user", content=lines[first]["user"]),
+            Message(role="assistant", content=lines[first]["assistant"]),
+            Message(role="user", content=lines[second]["user"].splitlines()[1]),
+        ]
+        assert lines[second]["prompt_ids"] == writer.render(messages)
+    # A conversation is not broken off between its turns.
+    assert len(read("broken.jsonl", 2)) == 3
+    assert read("broken.jsonl", 9) == lines
 
 
 def test_the_users_prefix_ends_where_the_users_words_begin(writer: Writer) -> None:
