@@ -215,6 +215,9 @@ def _drafter(config: DictConfig, console: Console) -> tuple[str, TrainableDrafte
             container[field] = config[option]
         else:
             console.note(f"{option}= has no effect: the method {name} has no field {field}")
+    if container.get("dtype") == "target":
+        # In the bfloat16 of a target, a head would not start from the numbers that its files hold.
+        container["dtype"] = "float32"
     drafter: TrainableDrafter = build(container, f"methods.{name}")
     return str(name), drafter
 
