@@ -32,7 +32,7 @@ def test_the_loop_writes_what_vanilla_writes(tmp_path: Path) -> None:
 
 
 def test_what_every_shipped_head_drafts_is_kept_now_and_then(tmp_path: Path) -> None:
-    heads = ["eagle2", "eagle3", "fasteagle", "specblock", "dflash", "dspark", "ddtree"]
+    heads = ["eagle2", "eagle3", "gto", "fasteagle", "specblock", "dflash", "dspark", "ddtree"]
     plan = plan_of(
         *("~experiment", "target=smollm2_135m", "task=smoke", "task.ids=[math-1]"),
         f"method=[{','.join(heads)}]",
