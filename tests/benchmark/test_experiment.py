@@ -77,7 +77,10 @@ def test_a_program_that_was_compiled_while_the_clock_ran_fails_the_run(
 ) -> None:
     """The compiler is away: a step is a program as it is, and another one appears whenever somebody looks."""
     number = count()
-    monkeypatch.setattr("harness.runtime.compiled_step.shutil.which", lambda _: "g++")
+    # No wrapper of a compiler, such as ccache, which torch would call to build our kernel.
+    monkeypatch.setattr(
+        "harness.runtime.compiled_step.shutil.which", lambda name: name if name == "g++" else None
+    )
     monkeypatch.setattr("torch.compile", lambda step, **_: step)
     monkeypatch.setattr(block_programs, "program", lambda call, *_: lambda inputs: [call(inputs)])
     monkeypatch.setattr("harness.runtime.verify_steps.num_programs", lambda: next(number))

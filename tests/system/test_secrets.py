@@ -273,6 +273,7 @@ MAY_WRITE = {
     "harness/training/dialogues.py: write": "no file: a `Writer` of ours makes token ids",
     "harness/training/features.py: save_file": "tensors",
     "harness/training/folder.py: save": "tensors, and the digest of a configuration",
+    "methods/shared/adapters.py: save_file": "tensors",
     "methods/rest/datastore.py: save": "token ids",
     "methods/rest/drafter.py: print": "messages of a command that reads no configuration",
     "methods/shared/block/checkpoint.py: save_file": "tensors",

@@ -418,7 +418,10 @@ def test_of_the_hub_only_configuration_and_weights_are_fetched(
     asked = hub(monkeypatch, None, folder)
     card = loaded("org/head", "eagle3", revision="v1").card
     assert (card["path"], card["revision"]) == ("org/head", "abc")
-    assert asked[0]["allow_patterns"] == ["config.json", "card.json", "prompts.npy", "model*.safetensors*"]
+    assert asked[0]["allow_patterns"] == [
+        *("config.json", "card.json", "prompts.npy", "adapter_config.json", "adapter_model.safetensors"),
+        "model*.safetensors*",
+    ]
     assert asked[0]["revision"] == "abc"
 
 
