@@ -22,11 +22,15 @@ def head_folder(head: str, where: str) -> Path:
     """The folder of a head that ships with this package, or that the user has. where: begins the message.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it is not whole.
     """
     folder = Path(head_location(head))
     if not folder.is_dir():
         raise ConfigError(f"{where}.head={head}: a folder or a shipped head is needed")
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{where}.head={head}: has no config.json; other engines need a whole head, not additions to one"
+        )
     return folder
 
 

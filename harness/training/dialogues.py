@@ -177,21 +177,28 @@ class WrittenDialogues(Dialogues):
             max_new_tokens=self.max_answer_tokens,
             seeds=(self.seed,),
         )
+        conversations: list[list[Message]] = [[] for _ in asked]
         prompts: list[list[int]] = [[] for _ in asked]
         answers: list[list[int]] = [[] for _ in asked]
         # First turns together, then second turns, which quote the first answers.
         for turn in sorted({one.num_earlier for one in asked if one}):
-            places = [place for place, one in enumerate(asked) if one and one.num_earlier == turn]
-            for place in places:
-                prompts[place] = writer.render(_conversation(asked, answers, place, writer))
+            places = []
+            for place, one in enumerate(asked):
+                if one is None or one.num_earlier != turn:
+                    continue
+                places.append(place)
+                said = Message(role="assistant", content=writer.decode(answers[place - 1]))
+                earlier = [*conversations[place - 1], said] if turn else []
+                conversations[place] = [*earlier, Message(role="user", content=one.text)]
+                prompts[place] = writer.render(conversations[place])
             named = [(f"answer {begin + place}", prompts[place]) for place in places]
             made = writer.write(named, params, self.batch_size)
             for place, answer in zip(places, made, strict=True):
                 answers[place] = answer
         return [
             {
-                "user": one
-                and "\n".join(before.text for before in asked[place - one.num_earlier : place + 1] if before),
+                "user": "\n".join(said.content for said in conversations[place] if said.role == "user")
+                or None,
                 "assistant": writer.decode(answers[place]),
                 "prompt_ids": prompts[place],
                 "answer_ids": answers[place],
@@ -282,21 +289,6 @@ class MixedDialogues(Dialogues):
     @override
     def card(self) -> dict[str, Any]:
         return {"source": "mixed", "parts": {name: part.card() for name, part in self.parts.items()}}
-
-
-def _conversation(
-    asked: Sequence[Question | None], answers: Sequence[Sequence[int]], place: int, writer: Writer
-) -> list[Message]:
-    """The messages up to the question at `place`, with the answers to those before it."""
-    messages = []
-    question = asked[place]
-    assert question is not None
-    for before in range(place - question.num_earlier, place):
-        earlier = asked[before]
-        assert earlier is not None
-        messages.append(Message(role="user", content=earlier.text))
-        messages.append(Message(role="assistant", content=writer.decode(answers[before])))
-    return [*messages, Message(role="user", content=question.text)]
 
 
 def written_sample(line: dict[str, Any]) -> Sample:

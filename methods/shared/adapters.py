@@ -20,6 +20,8 @@ from harness.config import ConfigError
 from harness.system.files import write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_UNREAD = ("alpha_pattern", "fan_in_fan_out", "modules_to_save", "rank_pattern", "use_dora", "use_rslora")
+"""Entries of PEFT's configuration that would change what the factors mean."""
 _NAME = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<factor>[AB])\.weight")
 
 
@@ -29,8 +31,13 @@ def merged(
     """The tensors of the whole head, in the types of its base.
 
     Raises:
-        ConfigError: the factors are not those of layers of the base.
+        ConfigError: it is no plain LoRA, or the factors are not those of layers of the base.
     """
+    rank, alpha = config.get("r"), config.get("lora_alpha", config.get("r"))
+    unread = sorted(name for name in _UNREAD if config.get(name))
+    if config.get("peft_type") != "LORA" or not rank or config.get("bias", "none") != "none" or unread:
+        said = ", ".join(f"{name}={config.get(name)!r}" for name in unread or ("peft_type", "r", "bias"))
+        raise ConfigError(f"{where}: its {CONFIG} describes another adapter than plain LoRA: {said}")
     pairs: dict[str, dict[str, Tensor]] = {}
     for name, tensor in factors.items():
         found = _NAME.fullmatch(name)
@@ -38,12 +45,11 @@ def merged(
             raise ConfigError(f"{where}: its {WEIGHTS} holds {name}, which is no factor of a layer")
         pairs.setdefault(f"{found['layer']}.weight", {})[found["factor"]] = tensor
     whole = dict(base)
-    scale = config.get("lora_alpha", config.get("r", 1)) / config.get("r", 1)
     for name, pair in pairs.items():
         weight = whole.get(name)
         if weight is None or set(pair) != {"A", "B"}:
             raise ConfigError(f"{where}: its {WEIGHTS} does not fit its base: {name}")
-        added = pair["B"].float() @ pair["A"].float() * scale
+        added = pair["B"].float() @ pair["A"].float() * (alpha / rank)
         if added.shape != weight.shape:
             raise ConfigError(
                 f"{where}: its {WEIGHTS} does not fit its base: {name} has the shape {list(weight.shape)},"

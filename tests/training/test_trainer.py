@@ -257,7 +257,9 @@ def test_the_command_ends_in_a_head_that_the_loader_takes(
     assert began["training"]["num_steps"] == 2
 
 
-@pytest.mark.parametrize("method", ["eagle3", "fasteagle"])
+@pytest.mark.parametrize(
+    "method", ["eagle2", "eagle3", "fasteagle", "specblock", "dflash", "dspark", "peagle"]
+)
 def test_a_head_that_is_trained_on_begins_with_the_numbers_in_its_files(
     method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -142,6 +142,8 @@ def test_a_head_is_a_folder_or_one_that_ships_here(tmp_path: Path) -> None:
     assert tapped_blocks(json.loads((head_folder(_SHIPPED, "x") / "config.json").read_text())) == (2, 15, 27)
     with pytest.raises(ConfigError, match=r"serve\.head=nobody/head: a folder or a shipped head"):
         head_folder("nobody/head", "serve")
+    with pytest.raises(ConfigError, match="need a whole head, not additions to one"):
+        head_folder("smollm2_135m-gto", "x")
     arm = ServedArm(name="x", settings={"type": "draft-eagle3", "head": str(tmp_path), "n_max": 5})
     assert llamacpp_settings(arm)["head"] == str(tmp_path)
 

@@ -88,9 +88,14 @@ def test_an_adapter_of_other_weights_or_other_layers_is_refused(
     save_file({**tensors, "norm.weight": torch.zeros(8).half()}, base / "model.safetensors")
     with pytest.raises(ConfigError, match="made for other weights"):
         read_head(str(out), None, "head")
-    config = json.loads((out / adapters.CONFIG).read_text())
-    (out / adapters.CONFIG).write_text(json.dumps({**config, "base_sha256": None}))
+    config = {**json.loads((out / adapters.CONFIG).read_text()), "base_sha256": None}
+    (out / adapters.CONFIG).write_text(json.dumps(config))
     read_head(str(out), None, "head")
+    for other in ({"use_dora": True}, {"peft_type": "LOHA"}, {"bias": "all"}, {"r": None}):
+        (out / adapters.CONFIG).write_text(json.dumps({**config, **other}))
+        with pytest.raises(ConfigError, match="another adapter than plain LoRA"):
+            read_head(str(out), None, "head")
+    (out / adapters.CONFIG).write_text(json.dumps(config))
     for factors, message in (
         ({"base_model.model.other.lora_A.weight": torch.ones(1, 12)}, "does not fit its base: other"),
         ({"fc.weight": torch.ones(8, 12)}, r"no factor of a layer"),
