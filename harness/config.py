@@ -14,6 +14,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
 
@@ -146,8 +147,12 @@ def _explain(error: InstantiationException) -> str:
     """The reason inside Hydra's wrapper, one clause per field."""
     cause = error.__cause__ or error
     if isinstance(cause, pydantic.ValidationError):
-        return "; ".join(
-            f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}, got {item['input']!r}"
-            for item in cause.errors()
-        )
+        return "; ".join(map(_problem, cause.errors()))
     return str(cause)
+
+
+def _problem(found: ErrorDetails) -> str:
+    """A field, what is wrong with it and what was given; of several fields together, what is wrong alone."""
+    if found["loc"]:
+        return f"{'.'.join(map(str, found['loc']))}: {found['msg']}, got {found['input']!r}"
+    return found["msg"].removeprefix("Value error, ")

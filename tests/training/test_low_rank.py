@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import nn
 from torch.nn.utils import parametrize
 
+from harness.config import ConfigError, build
 from harness.training.weights import LowRankUpdates
-from tests.training.test_trainer import quiet, trainer, training
+from tests.training.test_trainer import quiet, trainer
 
 
 class Added(nn.Module):
@@ -64,6 +64,10 @@ def test_a_training_changes_matrices_by_their_rank_and_nothing_else(tmp_path: Pa
     assert changed > 5
 
 
-def test_an_average_has_no_rank() -> None:
-    with pytest.raises(ValidationError, match="an average of products"):
-        training(rank=2, average=0.9)
+def test_an_average_has_no_rank_and_what_to_type_is_all_that_is_said() -> None:
+    node = {"_target_": "harness.training.trainer.Training", "num_steps": 1, "rank": 2, "average": 0.9}
+    with pytest.raises(ConfigError) as refused:
+        build(node, "training")
+    assert str(refused.value) == (
+        "training: rank=2: an average of products has a higher rank; type training.average=0"
+    )
