@@ -1,4 +1,7 @@
-"""The folder of a training: its checkpoint, its curves, and the best head so far."""
+"""The folder of a training: its checkpoint, its curves, and the best head so far.
+
+Heads that are kept from every evaluation lie beside it as `head-STEP`.
+"""
 
 from __future__ import annotations
 

@@ -85,7 +85,9 @@ def run_training(config: DictConfig) -> None:
         "method": name,
         "training": {"start": _start(drafter.card()), **source, **_summary(trainer, done)},
     }
-    _complete(folder / HEAD, card, samples)
+    for head in sorted(folder.glob(f"{HEAD}*")):
+        _complete_model(drafter, weights, head)
+        _complete(head, card, samples)
     console.note(_how_to_try(name, drafter, folder / HEAD))
     outcome = {
         "head": str(folder / HEAD),

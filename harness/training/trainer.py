@@ -71,6 +71,8 @@ class Training:
     """Prompts that the ordinary loop decodes to measure the held-out tau."""
     eval_tokens: int = Field(default=96, ge=2)
     """Length of their outputs."""
+    keep_heads: bool = False
+    """Keep the head of every evaluation as `head-STEP`, beside the best one."""
     patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations in a row without improvement; None: never."""
 
@@ -236,11 +238,14 @@ class Trainer:
         self.progress = self.progress.after(found)
         self._write_curves(found.numbers, log)
         note(f"held out: tau {found.tau:.3f}, loss {found.loss:.3f}")
-        if self._accelerator.is_main_process and self.progress.num_worse == 0:
+        names = [HEAD] if self.progress.num_worse == 0 else []
+        names += [f"{HEAD}-{self.progress.step}"] if self.training.keep_heads else []
+        if self._accelerator.is_main_process and names:
             own = {name.removeprefix("held_out/"): value for name, value in found.numbers.items()}
             progress = {"step": self.progress.step, "num_answer_tokens": self.progress.num_tokens}
             with with_weights_of(self._average, self.student):
-                self.drafter.export(self.folder.path / HEAD, {"training": {**progress, **own}})
+                for name in names:
+                    self.drafter.export(self.folder.path / name, {"training": {**progress, **own}})
 
     def _write_curves(self, numbers: dict[str, float], log: Callable[[dict[str, float], int], None]) -> None:
         if self._accelerator.is_main_process:

@@ -119,6 +119,15 @@ def test_training_stops_at_its_limits(tmp_path: Path) -> None:
     assert stubborn.run(quiet, quiet).step < 40
 
 
+def test_the_heads_of_all_evaluations_can_be_kept(tmp_path: Path) -> None:
+    trainer(tmp_path / "best", num_steps=4).run(quiet, quiet)
+    assert [path.name for path in (tmp_path / "best").glob(f"{HEAD}*")] == [HEAD]
+    trainer(tmp_path / "all", num_steps=4, keep_heads=True).run(quiet, quiet)
+    kept = [load_file(tmp_path / "all" / f"{HEAD}-{step}" / "model.safetensors") for step in (2, 4)]
+    assert not torch.equal(kept[0]["fc.weight"], kept[1]["fc.weight"])
+    assert (tmp_path / "all" / HEAD).is_dir()
+
+
 def test_too_few_dialogues_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="held_out=24: there are 24 dialogues"):
         trainer(tmp_path, held_out=24)
