@@ -85,9 +85,7 @@ def run_training(config: DictConfig) -> None:
         "method": name,
         "training": {"start": _start(drafter.card()), **source, **_summary(trainer, done)},
     }
-    for head in sorted(folder.glob(f"{HEAD}*")):
-        _complete_model(drafter, weights, head)
-        _complete(head, card, samples)
+    _complete(folder, card, samples)
     console.note(_how_to_try(name, drafter, folder / HEAD))
     outcome = {
         "head": str(folder / HEAD),
@@ -249,10 +247,12 @@ def _writer(
 
 
 def _complete(folder: Path, card: dict[str, Any], samples: Sequence[Sample]) -> None:
-    """Complete the card that the best head was written with; entries that it already has stay. Beside it the
-    fingerprints of the prompts are kept."""
-    file = folder / "card.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    training = {**known.get("training", {}), **card["training"]}
-    write_json(file, {**known, **card, "training": training}, indent=2)
-    Fingerprints.of(sample.prompt for sample in samples).save(folder / TRAINING_PROMPTS)
+    """Complete the cards that the best head and those that were kept were written with; entries that they
+    already have stay. Beside each the fingerprints of the prompts are kept."""
+    prompts = Fingerprints.of(sample.prompt for sample in samples)
+    for head in sorted(folder.glob(f"{HEAD}*")):
+        file = head / "card.json"
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        training = {**known.get("training", {}), **card["training"]}
+        write_json(file, {**known, **card, "training": training}, indent=2)
+        prompts.save(head / TRAINING_PROMPTS)
