@@ -1,4 +1,4 @@
-"""Make a head's files smaller: fewer draft tokens, or what it adds to the head that it was trained from.
+"""Make a head smaller: fewer draft tokens, or what it adds to the head that it was trained from.
 
 python scripts/shrink_head.py vocabulary HEAD OUT SIZE TOKENIZER DIALOGUES.jsonl
 
@@ -7,6 +7,11 @@ that `data=given` reads as text; its LM head is then read faster, too. TOKENIZER
 tokenizer.json. The rows are not trained again, so measure what it costs: `methods.eagle3.head=OUT` beside
 HEAD in one run.
 
+python scripts/shrink_head.py tokens OUT.pt SIZE TOKENIZER DIALOGUES.jsonl
+
+writes these tokens as a token map of an EAGLE-2 head, which has no LM head of its own: a list in the format
+of FR-Spec and of SGLang's `--speculative-token-map`. Draft with it: `methods.eagle2.token_map=OUT.pt`.
+
 python scripts/shrink_head.py rank HEAD OUT RANK BASE
 
 stores what HEAD adds to the matrices of BASE, in a fiftieth of the bytes or less. Where `python -m
@@ -14,7 +19,7 @@ harness.train start=BASE training.rank=RANK` has written HEAD, that has this ran
 of any other head the nearest of this rank is stored. OUT is read as a head wherever BASE is found: a
 folder, a hub id, or one that ships.
 
-HEAD and OUT are folders.
+HEAD and OUT are folders, but for OUT.pt.
 """
 
 from __future__ import annotations
@@ -53,14 +58,7 @@ def cut_vocabulary(asked: argparse.Namespace) -> str:
             f"SIZE {asked.size}: needs a number from 1 to {len(ids) - 1}, less than the head has"
         )
 
-    tokenizer = Tokenizer.from_file(str(asked.tokenizer / "tokenizer.json"))
-    counts = torch.zeros(len(tensors["t2d"]), dtype=torch.int64)
-    for line in asked.dialogues.read_text(encoding="utf-8").splitlines():
-        for message in messages_of(json.loads(line)):
-            if message.role == "assistant":
-                answer = torch.tensor(tokenizer.encode(message.content).ids, dtype=torch.int64)
-                counts += torch.bincount(answer, minlength=len(counts))
-
+    counts = answer_counts(asked, len(tensors["t2d"]))
     kept = map_of_most_frequent(counts[ids], asked.size) + torch.arange(asked.size)
     tensors["lm_head.weight"] = tensors["lm_head.weight"][kept].contiguous()
     tensors["d2t"] = (ids[kept] - torch.arange(asked.size)).to(tensors["d2t"].dtype)
@@ -70,6 +68,36 @@ def cut_vocabulary(asked: argparse.Namespace) -> str:
     write_json(asked.out / "config.json", {**files.config, "draft_vocab_size": asked.size}, indent=2)
     share = counts[ids[kept]].sum() / counts.sum()
     return f"{asked.size} of {len(ids)} tokens, {share:.1%} of the answers"
+
+
+def answer_counts(asked: argparse.Namespace, vocab_size: int = 0) -> torch.Tensor:
+    """[V] int64: how often each token occurs in the answers; V is the tokenizer's size, or `vocab_size`."""
+    tokenizer = Tokenizer.from_file(str(asked.tokenizer / "tokenizer.json"))
+    counts = torch.zeros(vocab_size or tokenizer.get_vocab_size(), dtype=torch.int64)
+    for line in asked.dialogues.read_text(encoding="utf-8").splitlines():
+        for message in messages_of(json.loads(line)):
+            if message.role == "assistant":
+                answer = torch.tensor(tokenizer.encode(message.content).ids, dtype=torch.int64)
+                counts += torch.bincount(answer, minlength=len(counts))
+    return counts
+
+
+def map_tokens(asked: argparse.Namespace) -> str:
+    """Write the most frequent tokens, most frequent first; what was done.
+
+    Raises:
+        ConfigError: the answers have fewer tokens.
+    """
+    counts = answer_counts(asked)
+    num_seen = int((counts > 0).sum())
+    if not 0 < asked.size <= num_seen:
+        raise ConfigError(
+            f"SIZE {asked.size}: needs a number from 1 to {num_seen}, the tokens of the answers"
+        )
+    kept = counts.sort(descending=True, stable=True).indices[: asked.size]
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(kept.tolist(), asked.out)
+    return f"{asked.size} of {len(counts)} tokens, {counts[kept].sum() / counts.sum():.1%} of the answers"
 
 
 def store_low_rank(asked: argparse.Namespace) -> str:
@@ -92,27 +120,29 @@ def store_low_rank(asked: argparse.Namespace) -> str:
 
 
 def main() -> None:
-    """Write the folder OUT."""
+    """Write OUT."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    ways = parser.add_subparsers(required=True, metavar="vocabulary|rank")
-    for name, way in (("vocabulary", cut_vocabulary), ("rank", store_low_rank)):
+    ways = parser.add_subparsers(required=True, metavar="vocabulary|tokens|rank")
+    for name, way in (("vocabulary", cut_vocabulary), ("tokens", map_tokens), ("rank", store_low_rank)):
         options = ways.add_parser(name)
-        options.set_defaults(way=way)
-        options.add_argument("head", type=Path)
+        options.set_defaults(way=way, head=None)
+        if way is not map_tokens:
+            options.add_argument("head", type=Path)
         options.add_argument("out", type=Path)
-        options.add_argument("size" if name == "vocabulary" else "rank", type=int)
-        if name == "vocabulary":
+        if way is store_low_rank:
+            options.add_argument("rank", type=int)
+            options.add_argument("base")
+        else:
+            options.add_argument("size", type=int)
             options.add_argument("tokenizer", type=Path)
             options.add_argument("dialogues", type=Path)
-        else:
-            options.add_argument("base")
     asked = parser.parse_args()
     try:
         done = asked.way(asked)
     except ConfigError as error:
         parser.error(str(error))
     for name in ("card.json", TRAINING_PROMPTS):
-        if (asked.head / name).is_file():
+        if asked.head and (asked.head / name).is_file():
             shutil.copy(asked.head / name, asked.out)
     print(f"{asked.out}: {done}")
 

@@ -30,6 +30,7 @@ from harness.drafting.trainable import Loss, TrainableDrafter, TrainingRow, Trai
 from methods.shared.draft_vocabulary import DraftVocabulary
 from methods.shared.eagle.checkpoint import LoadedHead, TargetFacts, load_head, random_head, save_head
 from methods.shared.eagle.heads.base import Architecture, AuxLayers, DraftHead
+from methods.shared.eagle.heads.token_map import TokenMap
 from methods.shared.eagle.online import OnlineHeadDrafter
 from methods.shared.eagle.tap_check import reads_blocks, refuse_misread
 from methods.shared.eagle.training import (
@@ -67,6 +68,9 @@ class Eagle(OnlineHeadDrafter, TrainableDrafter):
     """The residual carries the normed state; None takes what the checkpoint says."""
     draft_vocab_size: int | None = Field(default=None, ge=1)
     """Draft vocabulary of a random EAGLE-3 head; None is the target's whole vocabulary."""
+    token_map: str | None = None
+    """Draft the tokens of this file alone (FR-Spec), with an EAGLE-1/2 head: a file in the folder of the
+    head, or a path; see `TokenMap`. None: all that the head can draft."""
     seed: int = Field(default=0, ge=0)
     recipe: EagleRecipe = Field(default_factory=EagleRecipe)
     """Its training."""
@@ -82,7 +86,8 @@ class Eagle(OnlineHeadDrafter, TrainableDrafter):
         """
         super().bind(target)
         self._loaded = self._load(target)
-        network = self._loaded.head
+        self._drafted = TokenMap.read(self.token_map, self.head, target.vocab_size)
+        network = self._drafted.narrow(self._loaded.head, target)
         aux = AuxLayers(
             chosen=self.aux_layers, written=self._loaded.aux_layers, convention=self.aux_convention
         )
@@ -105,7 +110,8 @@ class Eagle(OnlineHeadDrafter, TrainableDrafter):
         taps = [[tap.layer, tap.point] for tap in self._taps]
         known = OmegaConf.to_container(OmegaConf.load(CARDS))
         makers = known.get(str(self.head)) if isinstance(known, dict) else None
-        return {**self._loaded.card, "taps": taps, **({"known": makers} if makers else {})}
+        entry = {"known": makers} if makers else {}
+        return {**self._loaded.card, "taps": taps, **self._drafted.card(), **entry}
 
     @property
     @override
@@ -133,10 +139,11 @@ class Eagle(OnlineHeadDrafter, TrainableDrafter):
         self._scale: Tensor | None = None
         if self.network.reads_raw_features:
             self._scale = feature_scale(torch.cat([torch.cat(row.taps, dim=-1) for row in rows]))
+        network = self._loaded.head
         if self.head == "random":
-            self._student = fresh_head(self.network, counts, self._target, seed)
+            self._student = fresh_head(network, counts, self._target, seed)
         else:
-            self._student = unfolded(self.network, self._scale)
+            self._student = unfolded(network, self._scale)
         self._student.train().requires_grad_(True)
         if self._student.embed_tokens is not None:
             self._student.embed_tokens.requires_grad_(False)
@@ -185,7 +192,7 @@ class Eagle(OnlineHeadDrafter, TrainableDrafter):
     @override
     def deploy(self) -> None:
         head = folded(self._student, self._scale).place(self._target.device, self._dtype(self._target))
-        self.use_head(head, self._taps)
+        self.use_head(self._drafted.narrow(head, self._target), self._taps)
 
     @override
     def export(self, folder: Path, card: dict[str, Any]) -> None:

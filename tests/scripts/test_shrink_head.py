@@ -42,10 +42,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def cut(folder: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> Path:
-    arguments = ["vocabulary", folder / "head", folder / "out", size, folder, folder / "dialogues.jsonl"]
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
     runpy.run_path(str(SCRIPT), run_name="__main__")
+
+
+def cut(folder: Path, size: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    run(monkeypatch, "vocabulary", folder / "head", folder / "out", size, folder, folder / "dialogues.jsonl")
     return folder / "out"
 
 
@@ -69,3 +72,14 @@ def test_a_size_that_cuts_nothing_is_refused(
         cut(folder, size, monkeypatch)
     assert stopped.value.code == 2
     assert "from 1 to 3" in capsys.readouterr().err
+
+
+def test_a_token_map_lists_the_most_frequent_tokens_of_answers_first(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "tokens", folder / "map.pt", 3, folder, folder / "dialogues.jsonl")
+    assert torch.load(folder / "map.pt", weights_only=True) == [1, 3, 5]
+    assert "3 of 6 tokens, 88.9% of the answers" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "tokens", folder / "map.pt", 5, folder, folder / "dialogues.jsonl")
+    assert "from 1 to 4" in capsys.readouterr().err
