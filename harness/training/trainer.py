@@ -141,7 +141,9 @@ class Trainer:
             num_prompts=training.eval_prompts,
             num_tokens=training.eval_tokens,
         )
-        self.samples = fitting[training.held_out :]
+        # Other answers to their prompts, such as a second sample, would tell what is measured on them.
+        prompts = {sample.prompt for sample in self.held_out.samples} - {""}
+        self.samples = [one for one in fitting[training.held_out :] if one.prompt not in prompts]
         self._rows = Rows(self.samples, training.row_tokens, training.seed)
         first = [features.row(self._rows.row(number)) for number in range(_NUM_FIRST_ROWS)]
         counts = _answer_counts(self.samples, engine.target.vocab_size)

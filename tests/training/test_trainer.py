@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,18 @@ def test_the_heads_of_all_evaluations_can_be_kept(tmp_path: Path) -> None:
 def test_too_few_dialogues_are_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="held_out=24: there are 24 dialogues"):
         trainer(tmp_path, held_out=24)
+
+
+def test_other_answers_to_a_held_out_prompt_are_not_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twice = [replace(one, ids=(*one.ids, 1), answer=(*one.answer, True)) for one in samples()]
+    once = samples()
+    monkeypatch.setattr(sys.modules[__name__], "samples", lambda: [*once, *twice])
+    made = trainer(tmp_path)
+    prompts = {one.prompt for one in made.held_out.samples}
+    assert len(made.samples) == 2 * (24 - len(prompts))
+    assert not prompts & {one.prompt for one in made.samples}
 
 
 def test_every_epoch_packs_every_sample_once_and_no_row_is_too_long() -> None:
