@@ -31,6 +31,10 @@ class Fingerprints:
         """The fingerprints of texts."""
         return cls(np.unique(_hashes(texts)))
 
+    def __or__(self, other: Fingerprints) -> Fingerprints:
+        """The fingerprints of the texts of both."""
+        return Fingerprints(np.union1d(self._hashes, other._hashes))
+
     def share(self, texts: Iterable[str]) -> bool:
         """Whether one of the texts has 13 consecutive words that are among the fingerprinted ones."""
         asked = _hashes(texts)

@@ -68,6 +68,7 @@ def run_training(config: DictConfig) -> None:
         target = Target(weights.model, spec.attention, spec.linear)
         engine = DecodingLoop(target, weights.end_token_ids, weights.max_context, timed=False)
         _bind(name, drafter, target, settings["options"])
+        seen = drafter.training_prompts  # of the head that the training starts from
         with processes.main_process_first():
             writer = _writer(build(config.writer, "writer"), engine, weights, spec, console)
             samples, num_dropped, excluded = _samples(config, data, writer)
@@ -80,12 +81,10 @@ def run_training(config: DictConfig) -> None:
     if not processes.is_main_process:
         return
     source = {"data": data.card(), "excluded_tasks": excluded, "num_dropped": num_dropped}
-    card = {
-        "target": {key: weights.card[key] for key in ("path", "revision", "source")},
-        "method": name,
-        "training": {"start": _start(drafter.card()), **source, **_summary(trainer, done)},
-    }
-    _complete(folder, card, samples)
+    training_card = {"start": _start(drafter.card()), **source, **_summary(trainer, done)}
+    known = {key: weights.card[key] for key in ("path", "revision", "source")}
+    card = {"target": known, "method": name, "training": training_card}
+    _complete(folder, card, _prompts(samples, seen))
     console.note(_how_to_try(name, drafter, folder / HEAD))
     outcome = {
         "head": str(folder / HEAD),
@@ -246,10 +245,17 @@ def _writer(
     )
 
 
-def _complete(folder: Path, card: dict[str, Any], samples: Sequence[Sample]) -> None:
+def _prompts(samples: Sequence[Sample], seen: Sequence[Path]) -> Fingerprints:
+    """The prompts of the dialogues and of the files `seen`."""
+    prompts = Fingerprints.of(sample.prompt for sample in samples)
+    for file in seen:
+        prompts |= Fingerprints.load(file)
+    return prompts
+
+
+def _complete(folder: Path, card: dict[str, Any], prompts: Fingerprints) -> None:
     """Complete the cards that the best head and those that were kept were written with; entries that they
     already have stay. Beside each the fingerprints of the prompts are kept."""
-    prompts = Fingerprints.of(sample.prompt for sample in samples)
     for head in sorted(folder.glob(f"{HEAD}*")):
         file = head / "card.json"
         known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

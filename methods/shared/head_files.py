@@ -91,23 +91,21 @@ def read_part(path: str, revision: str | None, where: str, wanted: Callable[[str
 
 
 def prompts_beside(card: Mapping[str, Any]) -> list[Path]:
-    """The file of fingerprints beside the head with this card, or beside the one that its training names as
-    `prompts_of`, if there is one; see `TRAINING_PROMPTS`."""
+    """The files of fingerprints beside the head with this card, and beside the one that its training names as
+    `prompts_of`, as far as there are any; see `TRAINING_PROMPTS`."""
     path, revision = card.get("path"), card.get("revision")
+    heads = [(path, revision)] if path is not None else []
     named = card.get("training", {}).get("prompts_of")
-    if named is not None:
-        path, revision = named, None
-    if path is None:
-        return []
+    heads += [(named, None)] if named is not None else []
+    files = [_folder_at(*head) / TRAINING_PROMPTS for head in heads]
+    return [file for file in files if file.is_file()]
+
+
+def _folder_at(path: str, revision: str | None) -> Path:
+    """The folder of a head that was read; of one from the hub, all files came together."""
     if revision is None:
-        file = _find(path, None, f"head={path}")[0] / TRAINING_PROMPTS
-    else:
-        # It came with the head.
-        file = (
-            Path(huggingface_hub.snapshot_download(path, revision=revision, local_files_only=True))
-            / TRAINING_PROMPTS
-        )
-    return [file] if file.is_file() else []
+        return _find(path, None, f"head={path}")[0]
+    return Path(huggingface_hub.snapshot_download(path, revision=revision, local_files_only=True))
 
 
 def _read_adapter(folder: Path, where: str) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:

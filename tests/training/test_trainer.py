@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import conf
 from harness.config import ConfigError, build
 from harness.decoding.loop import DecodingLoop
-from harness.drafting.drafter import HiddenTap
+from harness.drafting.drafter import TRAINING_PROMPTS, HiddenTap
 from harness.drafting.trees import DynamicTree
 from harness.target.model import Target
 from harness.tasks.overlap import Fingerprints
@@ -270,13 +270,16 @@ def test_the_command_ends_in_a_head_that_the_loader_takes(
     assert card["training"]["start"] is None
     (prompts,) = drafter.training_prompts
     assert not Fingerprints.load(prompts).share(["say 3"]), "three words are too few to tell prompts by"
-    # Trained on, its card tells what it began from.
+    # Trained on, its card tells what it began from, whose prompts it has seen, too.
+    earlier = " ".join("abcdefghijklm")
+    Fingerprints.of([earlier]).save(prompts)
     run_training(
         config_of(*overrides(tmp_path, f"method={method}", f"start={told['head']}", f"out={tmp_path}"))
     )
     began = json.loads((tmp_path / HEAD / "card.json").read_text())["training"]["start"]
     assert (began["path"], began["sha256"]) == (told["head"], drafter.card()["sha256"])
     assert began["training"]["num_steps"] == 2
+    assert Fingerprints.load(tmp_path / HEAD / TRAINING_PROMPTS).share([earlier])
 
 
 @pytest.mark.parametrize(
