@@ -91,12 +91,12 @@ def read_part(path: str, revision: str | None, where: str, wanted: Callable[[str
 
 
 def prompts_beside(card: Mapping[str, Any]) -> list[Path]:
-    """The files of fingerprints beside the head with this card, and beside the one that its training names as
-    `prompts_of`, as far as there are any; see `TRAINING_PROMPTS`."""
+    """The files of fingerprints beside the head with this card, and beside those that its training names as
+    `prompts_of` (one or a list), as far as there are any; see `TRAINING_PROMPTS`."""
     path, revision = card.get("path"), card.get("revision")
     heads = [(path, revision)] if path is not None else []
-    named = card.get("training", {}).get("prompts_of")
-    heads += [(named, None)] if named is not None else []
+    named = card.get("training", {}).get("prompts_of", [])
+    heads += [(name, None) for name in ([named] if isinstance(named, str) else named)]
     files = [_folder_at(*head) / TRAINING_PROMPTS for head in heads]
     return [file for file in files if file.is_file()]
 

@@ -131,7 +131,8 @@ def test_heads_of_the_same_prompts_may_name_one_file_of_fingerprints(tmp_path: P
     (other / "prompts.npy").write_bytes(b"")
     card = {"path": str(tmp_path), "revision": None, "training": {}}
     assert prompts_beside(card) == []
-    naming = {**card, "training": {"prompts_of": str(other)}}
-    assert prompts_beside(naming) == [other / "prompts.npy"]
+    for names in (str(other), [str(other)]):
+        naming = {**card, "training": {"prompts_of": names}}
+        assert prompts_beside(naming) == [other / "prompts.npy"]
     (tmp_path / "prompts.npy").write_bytes(b"")
     assert prompts_beside(naming) == [tmp_path / "prompts.npy", other / "prompts.npy"]
