@@ -151,7 +151,9 @@ def _identity(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _summary(trainer: Trainer, done: Progress) -> dict[str, Any]:
-    """The training as a head's card describes it."""
+    """The training as a head's card describes it; the folder of the features means nothing elsewhere."""
+    settings = dataclasses.asdict(trainer.training)
+    del settings["features"]
     return {
         "num_dialogues": len(trainer.samples),
         "categories": _categories(trainer.samples),
@@ -159,7 +161,7 @@ def _summary(trainer: Trainer, done: Progress) -> dict[str, Any]:
         "num_steps": done.step,
         "num_answer_tokens_seen": done.num_tokens,
         "best_held_out_tau": done.best_tau,
-        "settings": dataclasses.asdict(trainer.training),
+        "settings": settings,
         "git": provenance.git_state(),
         "packages": {key: provenance.packages().get(key) for key in ("torch", "transformers")},
     }

@@ -261,6 +261,7 @@ def test_the_command_ends_in_a_head_that_the_loader_takes(
     card = json.loads((tmp_path / "out" / HEAD / "card.json").read_text())
     assert card["training"]["num_steps"] == told["steps"] == 2
     assert card["training"]["num_dialogues"] == 16
+    assert "features" not in card["training"]["settings"], "a folder of one machine"
     assert card["training"]["categories"][""]["dialogues"] == 16
     node = OmegaConf.load(Path(conf.__file__).parent / "method" / f"{method}.yaml")
     drafter = build({**node, "head": told["head"], "tree": {**node.tree}}, method)
