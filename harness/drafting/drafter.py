@@ -20,8 +20,9 @@ from harness.drafting.draft import Draft
 from harness.drafting.draft_policy import DraftPolicy, KeepAll
 from harness.drafting.step_costs import StepCosts
 from harness.runtime.cache import SlotCache
-from harness.runtime.compiled_step import SIZES, Program
 from harness.runtime.cuda_graphs import Captured
+from harness.runtime.programs.rounds import RoundPrograms
+from harness.runtime.programs.step import SIZES, Program
 
 TRAINING_PROMPTS = "prompts.npy"
 """The file beside a head with the fingerprints of the prompts that it was trained on; see `tasks.overlap`."""
@@ -123,8 +124,15 @@ class TargetView(Protocol):
         None where the target's steps are not compiled. Call the step itself for sizes that it does not serve.
         """
 
-    def captured(self, function: Callable[..., Any]) -> Captured | None:
-        """Part of the drafter's round as CUDA graphs (see `Captured`); None where nothing is captured."""
+    def captured(
+        self, function: Callable[..., Any], modules: Sequence[torch.nn.Module], cache: SlotCache
+    ) -> Captured | RoundPrograms | None:
+        """Part of the drafter's round as CUDA graphs (see `Captured`), or on a CPU as programs (see
+        `RoundPrograms`); None where nothing is compiled.
+
+        modules: the drafter's own; with the target's embeddings and LM head they hold all weights that the
+        function multiplies with. cache: what the function writes.
+        """
 
     def new_cache(self) -> SlotCache:
         """A cache for the drafter's own model, with as much room as the target's."""

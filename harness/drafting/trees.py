@@ -55,9 +55,9 @@ class Grower(Protocol):
 class TreePolicy(CostWeigher, ABC):
     """Base of all policies."""
 
-    device_only: ClassVar[bool] = False
-    """Whether `grow` neither reads a tensor's values on the host nor copies anything to the device, so that a
-    whole round of a drafter can be captured as a CUDA graph."""
+    reads_host: ClassVar[Sequence[str]] = ("cpu", "cuda")
+    """The types of device on which `grow` reads a tensor's values on the host or copies anything to the
+    device. On others a whole round of a drafter can be captured as a CUDA graph or compiled as a program."""
 
     @property
     def num_drafted(self) -> int | None:
@@ -149,7 +149,7 @@ class DynamicTree(TreePolicy):
     """Levels after the first, so a path has up to depth + 1 tokens."""
     top_k: int = Field(default=10, ge=1)
     """Children per node, and nodes per level that are expanded; 1 makes a chain."""
-    device_only: ClassVar[bool] = True
+    reads_host: ClassVar[Sequence[str]] = ()
 
     @model_validator(mode="after")
     def _enough_candidates(self) -> DynamicTree:
@@ -231,6 +231,7 @@ class StaticTree(TreePolicy):
     )
     """Every node as the ranks of the children on its path from the pending token, 0 for the likeliest child.
     All prefixes of a path must be listed, too."""
+    reads_host: ClassVar[Sequence[str]] = ("cuda",)
 
     @model_validator(mode="after")
     def _closed(self) -> StaticTree:

@@ -6,6 +6,8 @@ Shapes: B sequences, H key/value heads, C allocated slots, D head dimension.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor
 
@@ -69,6 +71,16 @@ class CacheMemory:
     def slot_in(self, buffer: Tensor, slot: Tensor) -> Tensor:
         """Where a layer's buffer [B, H, C, D] has the tokens of these slots."""
         return slot if self.window is None else slot % buffer.shape[2]
+
+    @contextmanager
+    def given(self, keys: list[Tensor], values: list[Tensor]) -> Iterator[None]:
+        """Within it these are the buffers, for a program that takes them as inputs; without a window."""
+        kept = self.keys, self.values, self._num_slots
+        self.keys, self.values, self._num_slots = keys, values, keys[0].shape[2]
+        try:
+            yield
+        finally:
+            self.keys, self.values, self._num_slots = kept
 
     def free(self) -> None:
         """Drop all buffers."""

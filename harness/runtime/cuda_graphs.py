@@ -31,6 +31,9 @@ class Captured:
     copy them.
     """
 
+    problem: str | None = None
+    """Why nothing is captured; a graph either is or raises."""
+
     def __init__(
         self, function: Callable[..., Any], tame: Callable[..., Sequence[Tensor]] | None = None
     ) -> None:

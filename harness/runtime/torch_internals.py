@@ -89,23 +89,36 @@ def machine_facts() -> tuple[str, ...]:
 
 @cache
 def runtime_code() -> str:
-    """A hash of the code in this folder, which decides what programs compute and how long steps take."""
-    files = sorted(Path(__file__).parent.glob("*.*"))
+    """A hash of the code below this folder, which decides what programs compute and how long steps take."""
+    files = sorted(file for kind in ("*.py", "*.cpp") for file in Path(__file__).parent.rglob(kind))
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def compile_ahead(module: torch.nn.Module, inputs: list[Tensor], varying: list[set[int]], file: Path) -> None:
-    """Compile a function of a list of tensors ahead of time into a file (.pt2).
+def exported(
+    module: torch.nn.Module, inputs: list[Tensor], varying: list[set[int]]
+) -> torch.export.ExportedProgram:
+    """The graph of a function of a list of tensors.
 
-    varying: per input, the dimensions that are not constants of the program.
+    varying: per input, the dimensions that are not constants of the graph.
     """
     shapes = [dict.fromkeys(axes, torch.export.Dim.DYNAMIC) or None for axes in varying]
-    options = {"cpp.enable_floating_point_contract_flag": "fast"}
     with warnings.catch_warnings():
         # Of torch's own code about itself.
         warnings.simplefilter("ignore", FutureWarning)
-        exported = torch.export.export(module, (inputs,), dynamic_shapes=(shapes,), strict=False)
-        torch._inductor.aoti_compile_and_package(exported, package_path=str(file), inductor_configs=options)
+        return torch.export.export(module, (inputs,), dynamic_shapes=(shapes,), strict=False)
+
+
+def compile_exported(graph: torch.export.ExportedProgram, file: Path) -> None:
+    """Compile a graph ahead of time into a file (.pt2)."""
+    options = {"cpp.enable_floating_point_contract_flag": "fast"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch._inductor.aoti_compile_and_package(graph, package_path=str(file), inductor_configs=options)
+
+
+def compile_ahead(module: torch.nn.Module, inputs: list[Tensor], varying: list[set[int]], file: Path) -> None:
+    """Compile a function of a list of tensors ahead of time into a file (.pt2); varying: see `exported`."""
+    compile_exported(exported(module, inputs, varying), file)
 
 
 def load_compiled(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:

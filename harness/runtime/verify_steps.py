@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.config import ConfigError
-from harness.runtime.block_programs import BlockPrograms
-from harness.runtime.compiled_step import SIZES, Program
+from harness.runtime.cache import SlotCache
 from harness.runtime.cuda_graphs import Captured
+from harness.runtime.programs.blocks import BlockPrograms
+from harness.runtime.programs.rounds import RoundPrograms
+from harness.runtime.programs.step import SIZES, Program
 from harness.runtime.torch_internals import num_programs
 
 _KINDS = {
@@ -48,6 +50,7 @@ class Steps:
         self._device = device
         self._programs: list[Program] = []
         self._captured: list[Captured] = []
+        self._rounds: list[RoundPrograms] = []
         self.blocks = BlockPrograms()
         """The programs of the target's blocks on a CPU."""
         self.forward = self.program(forward, SIZES, divided=True)
@@ -72,6 +75,38 @@ class Steps:
             return None
         self._captured.append(Captured(function, tame))
         return self._captured[-1]
+
+    def round_programs(
+        self, function: Callable[..., Any], modules: Sequence[nn.Module], cache: SlotCache
+    ) -> RoundPrograms | None:
+        """A drafter's part of a round as programs, see `RoundPrograms`; None where it is captured or nothing
+        is compiled."""
+        if "compiled" not in self.kinds or self.by_shape:
+            return None
+        self._rounds.append(RoundPrograms(function, modules, cache, self._inlined))
+        return self._rounds[-1]
+
+    @contextmanager
+    def _inlined(self) -> Iterator[None]:
+        for program in self._programs:
+            program.is_inlined = True
+        try:
+            yield
+        finally:
+            for program in self._programs:
+                program.is_inlined = False
+
+    @property
+    def remarks(self) -> list[str]:
+        """What could not be compiled as it should be, for the user."""
+        whole = self.forward.remark if self.forward else None
+        rounds = [
+            f"target.compile=true: the rounds of a head are no single program ({one.problem}). Its steps are"
+            " compiled one by one, and take longer"
+            for one in self._rounds
+            if one.problem
+        ]
+        return [*([whole] if whole else []), *rounds]
 
     def choose(self, by_width: Sequence[str], num_rows: int) -> None:
         """From now on a draft of n nodes is verified by `by_width[n]`, one of `kinds`; wider by the last.
@@ -120,4 +155,5 @@ class Steps:
     def num_programs(self) -> int:
         """The number of programs compiled and graphs captured so far."""
         captured = sum(part.num_graphs for part in self._captured)
-        return num_programs() + self.blocks.num_programs + captured if self._programs else 0
+        rounds = sum(part.num_programs for part in self._rounds)
+        return num_programs() + self.blocks.num_programs + captured + rounds if self._programs else 0

@@ -19,8 +19,8 @@ from harness.config import ConfigError
 from harness.drafting.drafter import OwnParts, Tap
 from harness.runtime import attention
 from harness.runtime.cache import SlotCache
-from harness.runtime.compiled_blocks import Region
 from harness.runtime.packed_linear import PackedLinear, kernel_problem, layout, pack, refresh
+from harness.runtime.programs.regions import Region
 from harness.target.footprint import resident_bytes
 from harness.target.taps import Taps
 

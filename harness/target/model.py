@@ -12,7 +12,7 @@ from typing import Any, cast
 from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from harness.config import ConfigError
@@ -20,9 +20,10 @@ from harness.drafting.draft import Draft
 from harness.drafting.drafter import Tap
 from harness.runtime import attention
 from harness.runtime.cache import SlotCache
-from harness.runtime.compiled_blocks import divide
-from harness.runtime.compiled_step import SIZES, Program
 from harness.runtime.cuda_graphs import Captured
+from harness.runtime.programs.regions import divide
+from harness.runtime.programs.rounds import RoundPrograms
+from harness.runtime.programs.step import SIZES, Program
 from harness.runtime.torch_internals import any_sizes
 from harness.runtime.verify_steps import Steps
 from harness.runtime.write_plan import WritePlan
@@ -84,16 +85,18 @@ class Target(ModelAdapter):
     @property
     def remarks(self) -> list[str]:
         """What the user should know about how the model is run: what could not be built or compiled."""
-        whole = self.steps.forward.remark if self.steps.forward else None
-        return [*self._remarks, *([whole] if whole else [])]
+        return [*self._remarks, *self.steps.remarks]
 
     def program(self, step: Callable[..., Any], sizes: Sequence[int] = SIZES) -> Program | None:
         """A step of a drafter's own model as one compiled program, where the target's steps are compiled."""
         return self.steps.program(step, sizes)
 
-    def captured(self, function: Callable[..., Any]) -> Captured | None:
-        """Part of a drafter's round as CUDA graphs, where the target's steps are captured."""
-        return self.steps.captured(function)
+    def captured(
+        self, function: Callable[..., Any], modules: Sequence[nn.Module], cache: SlotCache
+    ) -> Captured | RoundPrograms | None:
+        """Part of a drafter's round as CUDA graphs, or on a CPU as programs, where steps are compiled."""
+        ends = self.model.get_input_embeddings(), self.model.get_output_embeddings()
+        return self.steps.captured(function) or self.steps.round_programs(function, (*modules, *ends), cache)
 
     def new_cache(self, window: attention.Window | None = None) -> SlotCache:
         """A cache that `reserve` gives as much room as the target's own; window: of some of its layers."""

@@ -73,7 +73,7 @@ class TargetSpec:
     """The slots that a verify step reads: those in use (`dynamic`), or all that are allocated (`static`), so
     that every step is the same program. `auto` takes for every width whichever is measured to be faster."""
     compile: bool = False
-    """Whether static steps and steps of heads may be compiled (see `harness.runtime.compiled_step`)."""
+    """Whether static steps and steps of heads may be compiled (see `harness.runtime.programs.step`)."""
     attention: Literal["grouped", "sdpa", "eager"] = "grouped"
     """`grouped` is the harness's kernel, put in after loading; the others are transformers'."""
     template: str | None = None

@@ -29,6 +29,7 @@ class CascadeSteps(OneCallSteps):
         super().__init__(target, network, cache)
         self.network, self.vocabulary = network, DraftVocabulary(network, target)
         self.vocabulary.prepare()
+        self.further_modules = self.vocabulary.modules
         self._guesses = target.program(self._guess, (*SIZES, len(network.layers))) if cache is None else None
 
     def guess(self, outputs: Tensor, num_children: int) -> Proposals:

@@ -37,7 +37,7 @@ class LevelGrower(Grower, Protocol):
 class BackboneTree(TreePolicy):
     """One chain with siblings beside its nodes; siblings have no children."""
 
-    device_only: ClassVar[bool] = True
+    reads_host: ClassVar[Sequence[str]] = ()
     budget: int = Field(default=60, ge=1)
     """Nodes verified, the pending token not counted: those of the chain, then the likeliest siblings."""
     level_widths: tuple[int, ...] = Field(default=(10,), min_length=1)

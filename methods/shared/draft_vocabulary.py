@@ -46,6 +46,11 @@ class DraftVocabulary:
         if self._place is not None:
             self._target.prepare(self._lm_head)
 
+    @property
+    def modules(self) -> list[torch.nn.Module]:
+        """What multiplies, where it is not the target's own LM head."""
+        return [] if self._place is None else [self._lm_head]
+
     def index(self, tokens: Tensor) -> Tensor:
         """Draft ids of the target's token ids, -1 where there is none."""
         return tokens if self._place is None else self._place[tokens]

@@ -12,7 +12,7 @@ Shapes: B sequences, P blocks, K slots, c candidates of a slot, N candidates in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple, Protocol, cast
 
 import torch
@@ -72,7 +72,7 @@ class _Nodes(NamedTuple):
 class RankTree(TreePolicy):
     """Blocks whose slots branch by their class of rank, pruned to a budget."""
 
-    device_only: ClassVar[bool] = True
+    reads_host: ClassVar[Sequence[str]] = ("cpu",)
     budget: int = Field(default=60, ge=1)
     """Nodes verified, the pending token not counted."""
     max_blocks: int = Field(default=2, ge=1)

@@ -19,7 +19,7 @@ from harness.benchmark.session import Session
 from harness.config import ConfigError
 from harness.decoding.acceptance import Accepted, Coupled
 from harness.reports import formatting
-from harness.runtime import block_programs
+from harness.runtime.programs import blocks
 from harness.store.run_store import ResultStore, load_run
 from harness.system.console import Console
 from harness.tasks.conversation import Message
@@ -79,10 +79,10 @@ def test_a_program_that_was_compiled_while_the_clock_ran_fails_the_run(
     number = count()
     # No wrapper of a compiler, such as ccache, which torch would call to build our kernel.
     monkeypatch.setattr(
-        "harness.runtime.compiled_step.shutil.which", lambda name: name if name == "g++" else None
+        "harness.runtime.programs.step.shutil.which", lambda name: name if name == "g++" else None
     )
     monkeypatch.setattr("torch.compile", lambda step, **_: step)
-    monkeypatch.setattr(block_programs, "program", lambda call, *_: lambda inputs: [call(inputs)])
+    monkeypatch.setattr(blocks, "program", lambda call, *_: lambda inputs: [call(inputs)])
     monkeypatch.setattr("harness.runtime.verify_steps.num_programs", lambda: next(number))
     plan = plan_of(tmp_path, "measure=quick", "target.compile=true", "+measure.bandwidth_gib=0.01")
     assert plan.target.baseline == "strong"

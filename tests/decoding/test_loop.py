@@ -20,8 +20,8 @@ from harness.decoding.sampling import DecodingParams, TokenSampler
 from harness.drafting.draft import Draft
 from harness.drafting.drafter import HiddenTap, Outcome
 from harness.engines.transformers_generate import EagerLoop, Generate, PromptLookup
-from harness.runtime.compiled_step import Program
 from harness.runtime.packed_linear import pack
+from harness.runtime.programs.step import Program
 from harness.store.records import Verdict
 from harness.target.model import Target
 from methods.vanilla import Vanilla
@@ -477,7 +477,7 @@ def test_a_batch_that_has_shrunk_keeps_its_compiled_step(
 ) -> None:
     """Rows behind the sequences are empty; one program, and what each sequence alone would say."""
     monkeypatch.setattr(
-        "harness.runtime.block_programs.program", lambda call, *_: lambda given: [call(given)]
+        "harness.runtime.programs.blocks.program", lambda call, *_: lambda given: [call(given)]
     )
     target = Target(copy.deepcopy(tiny_model("llama")), cache="static", compiled=True)
     target.steps.choose(["compiled"], 3)
@@ -501,7 +501,7 @@ def test_a_batch_that_has_shrunk_keeps_its_compiled_step(
 def test_a_batch_that_has_shrunk_grows_in_steps_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plain steps and compiled ones in turns, over more slots than there were: all see the same rows."""
     monkeypatch.setattr(
-        "harness.runtime.block_programs.program", lambda call, *_: lambda given: [call(given)]
+        "harness.runtime.programs.blocks.program", lambda call, *_: lambda given: [call(given)]
     )
     monkeypatch.setattr("harness.runtime.cache_memory._STEP", 16)
     mixed = Target(copy.deepcopy(tiny_model("llama")), cache="auto", compiled=True)

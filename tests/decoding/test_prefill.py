@@ -135,10 +135,10 @@ def test_whatever_prompts_come_their_programs_were_made_before_the_clock_runs(
     """Also as many as a cache has rows, as long as a head is wide (16), and when the batch has shrunk."""
     counter, compiled = CompileCounter(), torch.compile
     monkeypatch.setattr(
-        "harness.runtime.compiled_blocks.torch.compile",
+        "harness.runtime.programs.regions.torch.compile",
         lambda run, *, options, **more: compiled(run, backend=counter, **more),
     )
-    for module in ("compiled_step", "packed_linear"):
+    for module in ("programs.step", "packed_linear"):
         monkeypatch.setattr(f"harness.runtime.{module}.can_capture", lambda device: True)
     # A model of its own: hooks that other tests left on the shared one would tell its blocks apart.
     target = Target(tiny_model.__wrapped__("llama"), cache="static", compiled=True)

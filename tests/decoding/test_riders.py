@@ -177,7 +177,7 @@ def test_riders_go_through_a_program_of_a_batch_that_has_shrunk(
 ) -> None:
     """Drafts are padded so that nodes and riders together are as many as a program serves."""
     monkeypatch.setattr(
-        "harness.runtime.block_programs.program", lambda call, *_: lambda given: [call(given)]
+        "harness.runtime.programs.blocks.program", lambda call, *_: lambda given: [call(given)]
     )
     end = ending_apart(plain_outputs(params))
     params = replace(params, ignore_end_token=False)

@@ -16,7 +16,8 @@ from harness.decoding.acceptance import Coupled
 from harness.decoding.loop import DecodingLoop
 from harness.decoding.sampling import DecodingParams
 from harness.drafting.draft import Draft
-from harness.runtime import block_programs, packed_linear
+from harness.runtime import packed_linear
+from harness.runtime.programs import ahead, blocks
 from harness.target.model import Target
 from methods.vanilla import Vanilla
 from tests.support.targets import END, VOCAB, RandomTrees, oracle, requests, tiny_model
@@ -79,9 +80,9 @@ def test_any_number_of_new_tokens_up_to_64_has_a_program() -> None:
 def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were compiled, into an empty folder; the programs are the blocks themselves."""
     files = list[Path]()
-    calls = dict[str, block_programs.BlockCall]()
+    calls = dict[str, blocks.BlockCall]()
 
-    def compile_ahead(call: block_programs.BlockCall, *given: Any) -> None:
+    def compile_ahead(call: blocks.BlockCall, *given: Any) -> None:
         file = given[-1]
         file.write_text("a program")
         files.append(file)
@@ -91,9 +92,9 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         call = calls[file.name.split(".")[0]]
         return lambda inputs: [call(inputs)]
 
-    monkeypatch.setattr(block_programs, "programs_folder", lambda: tmp_path)
-    monkeypatch.setattr(block_programs, "compile_ahead", compile_ahead)
-    monkeypatch.setattr(block_programs, "load_compiled", load_compiled)
+    monkeypatch.setattr(ahead, "programs_folder", lambda: tmp_path)
+    monkeypatch.setattr(blocks, "compile_ahead", compile_ahead)
+    monkeypatch.setattr(ahead, "load_compiled", load_compiled)
     return files
 
 
@@ -105,7 +106,7 @@ def test_a_program_on_disk_is_used_again_but_not_one_of_another_processor(
         assert len(counted) == 1
     verified(compiled("qwen3"), 3)
     assert len(counted) == 2, "other blocks have programs of their own"
-    monkeypatch.setattr(block_programs, "machine_facts", lambda: ("another processor",))
+    monkeypatch.setattr(blocks, "machine_facts", lambda: ("another processor",))
     verified(compiled(), 3)
     assert len(counted) == 3
 
@@ -139,9 +140,9 @@ def test_where_blocks_have_no_programs_the_step_is_compiled_as_a_whole(
     program: Any, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = list[Any]()
-    monkeypatch.setattr(block_programs, "program", program)
+    monkeypatch.setattr(blocks, "program", program)
     monkeypatch.setattr(
-        "harness.runtime.compiled_step.torch.compile", lambda step, **_: whole.append(step) or step
+        "harness.runtime.programs.step.torch.compile", lambda step, **_: whole.append(step) or step
     )
     target = compiled()
     assert vanilla(target, SAMPLED) == vanilla(Target(tiny_model("llama")), SAMPLED)
@@ -154,7 +155,7 @@ def test_where_blocks_have_no_programs_the_step_is_compiled_as_a_whole(
 
 
 def test_a_whole_step_really_compiles_after_its_blocks_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(block_programs, "program", _cannot_compile)
+    monkeypatch.setattr(blocks, "program", _cannot_compile)
     model = copy.deepcopy(tiny_model("llama"))
     model.model.layers = model.model.layers[:1]
     model.config.num_hidden_layers = 1
@@ -175,5 +176,5 @@ def test_without_the_kernel_layers_multiply_as_torch_does_and_the_user_is_told(
     target = compiled()
     assert target.linear == "plain"
     assert any(problem in remark for remark in target.remarks)
-    monkeypatch.setattr(block_programs, "program", lambda call, *_: lambda inputs: [call(inputs)])
+    monkeypatch.setattr(blocks, "program", lambda call, *_: lambda inputs: [call(inputs)])
     assert vanilla(target, GREEDY) == vanilla(Target(tiny_model("llama")), GREEDY)

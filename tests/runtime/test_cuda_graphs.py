@@ -25,7 +25,7 @@ from harness.decoding.sampling import DecodingParams
 from harness.drafting.trees import DynamicTree
 from harness.runtime import cache as cache_module
 from harness.runtime.attention import products
-from harness.runtime.compiled_blocks import divide
+from harness.runtime.programs.regions import divide
 from harness.target.model import Target
 from methods.eagle import Eagle
 from methods.vanilla import Vanilla
@@ -106,9 +106,9 @@ def _graphs(monkeypatch: pytest.MonkeyPatch) -> None:
             self.lengths = known
 
     monkeypatch.setattr(cache_module.SlotCache, "lengths_on_device", unknown)
-    for module in ("compiled_step", "packed_linear"):
+    for module in ("programs.step", "packed_linear"):
         monkeypatch.setattr(f"harness.runtime.{module}.can_capture", lambda device: True)
-    monkeypatch.setattr("harness.runtime.compiled_step.torch.compile", lambda step, **_: step)
+    monkeypatch.setattr("harness.runtime.programs.step.torch.compile", lambda step, **_: step)
     monkeypatch.setattr("harness.runtime.cuda_graphs.Graph", Replayed)
 
 

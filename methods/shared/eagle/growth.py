@@ -47,7 +47,8 @@ class Growth:
         num_rows, num_pairs = tokens.shape
         states = self._steps.project(features)
         pieces = []
-        for start in range(0, num_pairs, _CHUNK):
+        # No `range` over a number that a program does not know.
+        for start in range(0, num_pairs, _CHUNK) if num_pairs > _CHUNK else (0,):
             here = slice(start, start + _CHUNK)
             count = tokens[:, here].shape[1]
             behind = torch.ones(count, start + count, dtype=torch.bool, device=tokens.device).tril(start)

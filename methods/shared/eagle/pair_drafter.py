@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from typing_extensions import override
 
 from harness.config import configurable
@@ -55,7 +56,9 @@ class PairDrafter(Drafter):
         """Draft with this network from now on; it reads the target's states at `taps`."""
         self._module, self._taps, self._steps = network, taps, steps
         self._cache = steps.cache
-        self._round = self._target.captured(self._grow) if self.tree.device_only else None
+        modules = (network, *steps.further_modules)
+        on_host = self._target.device.type in self.tree.reads_host
+        self._round = None if on_host else self._target.captured(self._grow, modules, self._cache)
 
     @property
     @abstractmethod
@@ -119,19 +122,22 @@ class PairDrafter(Drafter):
     @torch.no_grad()
     @override
     def warm_up(self, num_rows: int) -> None:
-        """Grow a tree after every number of pairs that a round may bring, and expand every number of nodes
-        that a tree may."""
+        """Grow trees after all numbers of pairs that a round may bring; expand all numbers of nodes."""
         self.reset(num_rows)
-        size, dtype = self.feature_shape
-        # Nothing is compiled for an empty cache; the first tree fills it.
-        for count in (1, *self._steps.sizes):
+        (size, dtype), device = self.feature_shape, self._target.device
+        # The first one makes the program of a round, or shows that there is none.
+        for count in (2, 1, *self._steps.sizes):
             self._counts = [count] * num_rows
-            self._tokens = torch.zeros(num_rows, count, dtype=torch.int64, device=self._target.device)
-            self._features = torch.ones(num_rows, count, size, dtype=dtype, device=self._target.device)
+            self._tokens = torch.zeros(num_rows, count, dtype=torch.int64, device=device)
+            self._features = torch.ones(num_rows, count, size, dtype=dtype, device=device)
+            if not self._cache.num_slots:
+                # Nothing is compiled for a cache without memory.
+                self.new_growth().feed(self._features, self._tokens, self._counts)
             self.propose([0] * num_rows)
-        expand = self.rehearse_level(num_rows, 1)
-        for width in self.tree.widths:
-            expand(width)
+        if self.tree.widths:
+            expand = self.rehearse_level(num_rows, 1)
+            for width in self.tree.widths:
+                expand(width)
 
     @override
     def new_call(self, keep_memory: bool) -> None:
@@ -188,18 +194,36 @@ class PairDrafter(Drafter):
             pairs = Pairs(self._features, self._tokens, self._counts)
             self._features, self._tokens, self._counts = pairs.latest(self.waiting_pairs, self._since_prompt)
         self._waits = False
-        features, tokens = self.growth.padded(self._features, self._tokens)
-        num_rows, num_pairs = tokens.shape
-        if self._round is None or not self._steps.captures(num_rows, num_pairs, *self.tree_rows):
+        size = self._captured_size()
+        if self._round is None or size is None:
+            features, tokens = self.growth.padded(self._features, self._tokens)
             self.growth.feed(features, tokens, self._counts)
             return self.tree.grow(self.growth)
+        more = size - self._tokens.shape[1]
+        features, tokens = pad(self._features, (0, 0, 0, more)), pad(self._tokens, (0, more))
+        self._cache.make_room((size + self.tree_rows[1]) * self._steps.slots_per_row)
         counts = torch.tensor(self._counts).to(tokens.device, non_blocking=True)
-        draft: Draft = self._round(
-            *(features, tokens, counts, self._cache.base(tokens.device)), where=self._cache.where
-        )
+        lengths = self._cache.base(tokens.device)
+        draft: Draft = self._round(features, tokens, counts, lengths, where=self._cache.where)
         self._cache.advance(self._counts)
-        # The next replay overwrites the graph's outputs, and drafts are read again after their round.
+        # The next replay overwrites a graph's outputs, and drafts are read again after their round.
         return draft.copied()
+
+    def _captured_size(self) -> int | None:
+        """The number of pairs to feed in a captured round; None: the round cannot be captured.
+
+        Where too many wait, as after a prompt, all but the last of each sequence are fed here.
+        """
+        num_rows, num_pairs = self._tokens.shape
+        if self._round is None or self._round.problem:
+            return None
+        size = self._steps.captured_size(num_rows, num_pairs, *self.tree_rows)
+        if size is not None or self._steps.captured_size(num_rows, 1, *self.tree_rows) is None:
+            return size
+        self.growth.feed(self._features[:, :-1], self._tokens[:, :-1], [count - 1 for count in self._counts])
+        pairs = Pairs(self._features, self._tokens, self._counts)
+        self._features, self._tokens, self._counts = pairs.last()
+        return self._steps.captured_size(num_rows, 1, *self.tree_rows)
 
     def _grow(self, features: Tensor, tokens: Tensor, counts: Tensor, lengths: Tensor) -> Draft:
         """The part of a round that is captured."""

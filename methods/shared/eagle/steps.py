@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.drafting.drafter import TargetView
 from harness.drafting.trees import Proposals
@@ -24,6 +24,8 @@ _SIZES = (1, 4, 8)
 """Numbers of rows that are compiled for on a CPU; each takes seconds."""
 _SIZES_BY_SHAPE = (8, 64)
 """Numbers of pairs that are fed on CUDA, where a few cost as much as one; a round is captured for each."""
+_MOST_PAIRS = 64
+"""The most pairs that the program of a round is given on a CPU."""
 
 
 class CachedSteps:
@@ -31,6 +33,9 @@ class CachedSteps:
 
     A row takes one slot of the cache or, where its network guesses several tokens from it, several.
     """
+
+    further_modules: Sequence[nn.Module] = ()
+    """Those outside the network whose weights a round multiplies with, but for the target's own."""
 
     def __init__(
         self,
@@ -61,22 +66,28 @@ class CachedSteps:
 
     def size_for(self, num_rows: int, num_new: int) -> int:
         """The number of rows to run for `num_new`: a few more where only those are compiled."""
-        if self._program is None or self._program.size_for(num_rows, num_new) is None:
+        program = self._program
+        if program is None or program.is_inlined or program.size_for(num_rows, num_new) is None:
             return num_new
         return next((size for size in self.sizes if size >= num_new), num_new)
 
-    def captures(self, num_rows: int, num_new: int, levels: Sequence[int], num_more: int) -> bool:
-        """Whether a round can be a CUDA graph: `num_new` rows are fed, then those of the tree.
+    def captured_size(self, num_rows: int, num_new: int, levels: Sequence[int], num_more: int) -> int | None:
+        """The number of rows to feed for `num_new` so that a round, these and then those of the tree, is one
+        CUDA graph or program; None: it cannot be.
 
         levels: numbers of rows that the tree runs at once. num_more: rows that it runs in all.
         """
         cache, program = self.cache, self._program
-        if program is None or not program.by_shape or not cache.num_slots:
-            return False
-        served = num_rows == len(cache.lengths)
-        served = served and all(program.serves(num_rows, count) for count in (num_new, *levels))
-        most = max(cache.lengths) + (num_new + num_more) * self.slots_per_row
-        return served and num_new in self.sizes and most <= cache.num_slots
+        if program is None or num_rows != len(cache.lengths) or not cache.num_slots:
+            return None
+        if not program.by_shape:
+            served = num_new <= _MOST_PAIRS and program.size_for(num_rows, 1) is not None
+            return max(num_new, 2) if served else None
+        size = next((size for size in self.sizes if size >= num_new), None)
+        if size is None or not all(program.serves(num_rows, count) for count in (size, *levels)):
+            return None
+        most = max(cache.lengths) + (size + num_more) * self.slots_per_row
+        return size if most <= cache.num_slots else None
 
     def forward(
         self, rows: slice, inputs: Sequence[Tensor], tree: Tensor, again: int = 0, plain: bool = False

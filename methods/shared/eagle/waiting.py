@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Tensor, cat
+from torch import Tensor, cat, tensor
 from torch.nn.utils.rnn import pad_sequence
 
 
@@ -41,6 +41,12 @@ class Pairs(NamedTuple):
             return self
         rows = zip(self._rows(), excess, strict=True)
         return _padded([(features[drop:], tokens[drop:]) for (features, tokens), drop in rows])
+
+    def last(self) -> Pairs:
+        """The last pair of every sequence."""
+        place = tensor(self.counts).to(self.tokens.device, non_blocking=True)[:, None] - 1
+        features = self.features.take_along_dim(place[..., None], 1)
+        return Pairs(features, self.tokens.take_along_dim(place, 1), [1] * len(self.counts))
 
     def _rows(self) -> list[tuple[Tensor, Tensor]]:
         """Features [m, F] and tokens [m] of each sequence alone."""

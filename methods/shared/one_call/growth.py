@@ -74,7 +74,8 @@ class OneCallGrowth:
         """Outputs [B, m, K, H] of rows whose positions begin at `first` [B]."""
         (num_rows, num_pairs), slots = tokens.shape, self._fed_by.slots_per_row
         pieces = []
-        for start in range(0, num_pairs, _CHUNK):
+        # No `range` over a number that a program does not know.
+        for start in range(0, num_pairs, _CHUNK) if num_pairs > _CHUNK else (0,):
             here = slice(start, start + _CHUNK)
             count = tokens[:, here].shape[1]
             shape = (count * slots, (start + count) * slots)

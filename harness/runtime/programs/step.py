@@ -5,8 +5,9 @@ remaining layers eagerly. So the graph must be whole, and reaching the limit fai
 on disk, so that the next process needs a fraction of the time. Every number of new tokens is a program of its
 own, per batch size, to be captured as part of a graph on CUDA (`harness.runtime.cuda_graphs`).
 A target is compiled block by block instead, in seconds where a whole model takes minutes: on CUDA as
-`harness.runtime.compiled_blocks` says, on a CPU as `harness.runtime.block_programs` says. On a CPU a target
-whose blocks cannot be compiled by themselves is compiled as a whole.
+`harness.runtime.programs.regions` says, on a CPU as `harness.runtime.programs.blocks` says. On a CPU a target
+whose blocks cannot be compiled by themselves is compiled as a whole, and a drafter's steps may be parts of
+one program, as `harness.runtime.programs.rounds` says.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from torch import Tensor
 
 from harness.config import ConfigError
 from harness.runtime.attention import Masks
-from harness.runtime.block_programs import NoProgram
 from harness.runtime.cache import SlotCache
 from harness.runtime.cuda_graphs import can_capture
+from harness.runtime.programs.ahead import NoProgram
 from harness.runtime.torch_internals import fail_at_recompile_limit, mark_dynamic, outside, own_code
 
 _MOST_PROGRAMS = 64
@@ -69,6 +70,8 @@ class Program:
         self.remark: str | None = None
         """What the user should know about how the step is compiled, once it has run."""
         self.num_rows: int | None = None
+        self.is_inlined = False
+        """Whether the step runs as it is for the moment, as a part of something larger that is compiled."""
         self._step, self._divided = step, divided
         self._compiled: dict[str, Callable[..., Any]] = {}
 
@@ -80,6 +83,8 @@ class Program:
 
     def serves(self, num_rows: int, num_new: int) -> bool:
         """Whether there is a program for this many sequences and new tokens."""
+        if self.is_inlined:
+            return True
         size = self.size_for(num_rows, num_new)
         return size == num_new or (self.by_shape and size is not None)
 
@@ -98,6 +103,8 @@ class Program:
         of its own.
         """
         past = [] if mask is None or cache is None else [mask, cache]
+        if self.is_inlined:
+            return self._step(*tensors, *past, *constants)
         if self._divided:
             try:
                 return self._step(*tensors, *past, *constants)

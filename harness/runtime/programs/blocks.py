@@ -1,9 +1,8 @@
 """Programs of decoder blocks on a CPU: compiled ahead of time, kept on disk, and called without checks.
 
-All blocks of one kind run the same program, because their weights and their parts of the cache are arguments.
-AOTInductor compiles it once per machine; later processes load the file in milliseconds. torch.compile would
-check its assumptions anew for each of a model's blocks, in every token. As a program checks nothing, its
-first output is compared with that of the block itself.
+All blocks of one kind run the same program (see `ahead`), because their weights and their parts of the cache
+are arguments. torch.compile would check its assumptions anew for each of a model's blocks, in every token. As
+a program checks nothing, its first output is compared with that of the block itself.
 
 Shapes: B sequences, n new tokens, C cache slots.
 """
@@ -13,42 +12,35 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import filelock
-import torch
 import transformers
 from torch import Tensor, nn
 from typing_extensions import override
 
-from harness.runtime.compiled_blocks import BlockCache, Region, kind_of
-from harness.runtime.packed_linear import PackedLinear, Product
-from harness.runtime.torch_internals import (
-    compile_ahead,
-    load_compiled,
-    machine_facts,
-    programs_folder,
-    runtime_code,
+from harness.runtime.programs.ahead import (
+    Compiled,
+    NoProgram,
+    Weights,
+    compare,
+    constant_sizes,
+    places_of,
+    stored,
+    substituted,
 )
-
-Weights = list[tuple[nn.Module, str]]
-"""The tensors that a block multiplies with, as owner and attribute."""
+from harness.runtime.programs.regions import BlockCache, Region, kind_of
+from harness.runtime.torch_internals import compile_ahead, machine_facts, runtime_code
 
 _NUM_CACHE = 4
 """Inputs that are a block's part of the cache: keys, values, written rows and slots."""
-
-
-class NoProgram(Exception):
-    """A block that cannot be compiled by itself; its text says why."""
 
 
 class BlockPrograms:
     """The programs of a target's blocks, made when they are first called."""
 
     def __init__(self) -> None:
-        self._programs: dict[tuple[str, int, bool], Any] = {}
+        self._programs: dict[tuple[str, int, bool], Compiled] = {}
         self.problem: str | None = None
         """Why there are none, after `run` has failed: the blocks then run as they are."""
 
@@ -75,7 +67,7 @@ class BlockPrograms:
             call = BlockCall(region, values, names)
             try:
                 made = program(call, inputs, key)
-                _compare(made(inputs)[0], call(inputs))
+                compare(made(inputs)[0], call(inputs))
             except Exception as error:  # whatever a model's code makes the compiler stumble over
                 self.problem = f"{type(error).__name__}: {error}".splitlines()[0]
                 raise NoProgram(self.problem) from error
@@ -99,7 +91,7 @@ class ProgramRegion(Region):
     def places(self) -> Weights:
         """Where the block keeps its weights; known once its linear layers are in their final form."""
         if not self._places:
-            self._places = list(_places(self.block))
+            self._places = list(places_of(self.block))
             self.weights = [getattr(owner, name) for owner, name in self._places]
         return self._places
 
@@ -145,7 +137,7 @@ class BlockCall(nn.Module):
         ]
         by_place = values[: len(values) - len(self.names)]
         by_name = dict(zip(self.names, values[len(by_place) :], strict=True))
-        with _substituted(region.places, given):
+        with substituted(region.places, given):
             output = region.block(states, *by_place, **by_name)
         return output if isinstance(output, Tensor) else output[0]
 
@@ -165,69 +157,18 @@ def _filled(value: Any, given: Iterator[Tensor]) -> Any:
     return tuple(next(given) for _ in value) if isinstance(value, tuple) else value
 
 
-def _places(block: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    """A block's parameters and buffers; of packed layers, what their products multiply with."""
-    products = set[Product]()
-    for module in block.modules():
-        if isinstance(module, PackedLinear):
-            if module.product not in products:
-                products.add(module.product)
-                yield from ((module.product, name) for name in module.product.weight_names)
-            continue
-        for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            yield module, name
-
-
-@contextmanager
-def _substituted(places: Weights, given: Iterator[Tensor]) -> Iterator[None]:
-    """Within it the block's weights are those given."""
-    kept: list[tuple[dict[str, Any], str, Any]] = []
-    for owner, name in places:
-        tables: tuple[dict[str, Any], ...] = owner._parameters, owner._buffers, vars(owner)
-        table = next(table for table in tables if name in table)
-        kept.append((table, name, table[name]))
-        table[name] = next(given)
-    try:
-        yield
-    finally:
-        for table, name, tensor in kept:
-            table[name] = tensor
-
-
-def program(call: BlockCall, inputs: list[Tensor], key: tuple[str, int, bool]) -> Any:
-    """The program for inputs like these, from the disk or compiled; it takes and returns lists of tensors."""
+def program(call: BlockCall, inputs: list[Tensor], key: tuple[str, int, bool]) -> Compiled:
+    """The program for inputs like these, from the disk or compiled."""
     varying = _varying(call, inputs)
     facts = (
         *key,
-        *map(_constants, inputs, varying),
+        *map(constant_sizes, inputs, varying),
         call.names,
         machine_facts(),
         transformers.__version__,
         _sources(call),
     )
-    name = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
-    folder = programs_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{name}.pt2"
-    # Of processes that start together one compiles.
-    with filelock.FileLock(folder / f"{name}.lock"):
-        if not file.is_file():
-            partial = file.with_suffix(".partial.pt2")
-            compile_ahead(call, inputs, varying, partial)
-            partial.rename(file)
-    return load_compiled(file)
-
-
-def _compare(found: Tensor, expected: Tensor) -> None:
-    """Raise ValueError where a program's output differs from its block's by more than rounding."""
-    most = torch.finfo(expected.dtype).eps ** 0.5 * float(expected.abs().max())
-    if not torch.allclose(found, expected, rtol=0, atol=most, equal_nan=True):
-        raise ValueError("its program computes something else")
-
-
-def _constants(tensor: Tensor, varying: set[int]) -> tuple[object, ...]:
-    """The type and the sizes of an input that do not vary within a program."""
-    return tensor.dtype, *(None if axis in varying else size for axis, size in enumerate(tensor.shape))
+    return stored(facts, lambda file: compile_ahead(call, inputs, varying, file))
 
 
 def _varying(call: BlockCall, inputs: list[Tensor]) -> list[set[int]]:
