@@ -65,7 +65,7 @@ class TreePolicy(CostWeigher, ABC):
         return self.num_nodes
 
     @property
-    def widths(self) -> Sequence[int]:
+    def level_sizes(self) -> Sequence[int]:
         """The numbers of nodes that `grow` may expand at once, where they vary from draft to draft: all of
         them are compiled before the clock counts."""
         return ()

@@ -1,1 +1,1 @@
-"""How a forward runs: slot cache, attention, linear layers, compiled steps and CUDA graphs."""
+"""How a forward runs: slot cache, attention, linear layers, compiled programs and CUDA graphs."""

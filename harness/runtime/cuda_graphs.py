@@ -32,7 +32,7 @@ class Captured:
     """
 
     problem: str | None = None
-    """Why nothing is captured; a graph either is or raises."""
+    """Always None: a capture that fails raises."""
 
     def __init__(
         self, function: Callable[..., Any], tame: Callable[..., Sequence[Tensor]] | None = None

@@ -94,6 +94,10 @@ def runtime_code() -> str:
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 
+AHEAD_OPTIONS = {"cpp.enable_floating_point_contract_flag": "fast"}
+"""Inductor's options for what is compiled ahead of time."""
+
+
 def exported(
     module: torch.nn.Module, inputs: list[Tensor], varying: list[set[int]]
 ) -> torch.export.ExportedProgram:
@@ -110,10 +114,11 @@ def exported(
 
 def compile_exported(graph: torch.export.ExportedProgram, file: Path) -> None:
     """Compile a graph ahead of time into a file (.pt2)."""
-    options = {"cpp.enable_floating_point_contract_flag": "fast"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        torch._inductor.aoti_compile_and_package(graph, package_path=str(file), inductor_configs=options)
+        torch._inductor.aoti_compile_and_package(
+            graph, package_path=str(file), inductor_configs=AHEAD_OPTIONS
+        )
 
 
 def compile_ahead(module: torch.nn.Module, inputs: list[Tensor], varying: list[set[int]], file: Path) -> None:
@@ -122,7 +127,7 @@ def compile_ahead(module: torch.nn.Module, inputs: list[Tensor], varying: list[s
 
 
 def load_compiled(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:
-    """A program of `compile_ahead`, called without any check of its inputs."""
+    """A program that was compiled ahead of time, called without any check of its inputs."""
     loaded = torch._inductor.aoti_load_package(str(file))
     # The package's own call would flatten and reorder the inputs first.
     run: Callable[[list[Tensor]], list[Tensor]] = loaded.loader.run

@@ -81,7 +81,7 @@ class Steps:
     ) -> RoundPrograms | None:
         """A drafter's part of a round as programs, see `RoundPrograms`; None where it is captured or nothing
         is compiled."""
-        if "compiled" not in self.kinds or self.by_shape:
+        if "compiled" not in self.kinds or self._device.type != "cpu":
             return None
         self._rounds.append(RoundPrograms(function, modules, cache, self._inlined))
         return self._rounds[-1]
@@ -106,7 +106,7 @@ class Steps:
             for one in self._rounds
             if one.problem
         ]
-        return [*([whole] if whole else []), *rounds]
+        return list(dict.fromkeys([*([whole] if whole else []), *rounds]))
 
     def choose(self, by_width: Sequence[str], num_rows: int) -> None:
         """From now on a draft of n nodes is verified by `by_width[n]`, one of `kinds`; wider by the last.

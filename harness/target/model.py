@@ -96,7 +96,9 @@ class Target(ModelAdapter):
     ) -> Captured | RoundPrograms | None:
         """Part of a drafter's round as CUDA graphs, or on a CPU as programs, where steps are compiled."""
         ends = self.model.get_input_embeddings(), self.model.get_output_embeddings()
-        return self.steps.captured(function) or self.steps.round_programs(function, (*modules, *ends), cache)
+        rotary = getattr(self.model.get_decoder(), "rotary_emb", None)
+        read = [*modules, *ends, *([] if rotary is None else [rotary])]
+        return self.steps.captured(function) or self.steps.round_programs(function, read, cache)
 
     def new_cache(self, window: attention.Window | None = None) -> SlotCache:
         """A cache that `reserve` gives as much room as the target's own; window: of some of its layers."""

@@ -35,8 +35,9 @@ class RowsDrafter(OneCallDrafter):
     @override
     def use(self, network: torch.nn.Module, taps: tuple[HiddenTap, ...], steps: CachedSteps) -> None:
         super().use(network, taps, steps)
-        if self.rows == "released":
-            # Positions that skip are computed on the host, so a round cannot be captured.
+        if self.rows == "released" or self._target.device.type == "cpu":
+            # Positions that skip are computed on the host; on a CPU blocks look at values there as well. So
+            # a round cannot be captured.
             self._round = None
 
     @override

@@ -74,9 +74,12 @@ def stored(facts: tuple[object, ...], make: Callable[[Path], None]) -> Compiled:
     return load_compiled(file)
 
 
-def compare(found: Tensor, expected: Tensor) -> None:
-    """Raise ValueError where a program's output differs from what is expected by more than rounding."""
-    most = torch.finfo(expected.dtype).eps ** 0.5 * float(expected.abs().max())
+def compare(found: Tensor, expected: Tensor, dtype: torch.dtype | None = None) -> None:
+    """Raise ValueError where a program's output differs from what is expected by more than rounding.
+
+    dtype: what the program computes in; None: the type of its output.
+    """
+    most = torch.finfo(dtype or expected.dtype).eps ** 0.5 * float(expected.abs().max())
     if not torch.allclose(found, expected, rtol=0, atol=most, equal_nan=True):
         raise ValueError("its program computes something else")
 

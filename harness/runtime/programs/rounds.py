@@ -4,9 +4,9 @@ A head of a few million weights is read in a millisecond. Its steps one by one, 
 times as long, because every call checks its assumptions and the tree between the calls is built of small
 operations. AOTInductor compiles the whole part, for any number of pairs and cache slots, once per machine.
 
-The graph itself names the file that is kept, so that no file outlives the code or the settings that it was
-made from. Weights and the cache are inputs: heads of one shape share their program. As a program checks
-nothing, its first output is compared with that of the part itself.
+The graph itself names the file that is kept, with its constants and the compiler's options, so that no file
+outlives the code or the settings that it was made from. Weights and the cache are inputs: heads of one shape
+share their program. As a program checks nothing, its first output is compared with that of the part itself.
 
 Shapes: B sequences, m pairs, C cache slots.
 """
@@ -34,7 +34,7 @@ from harness.runtime.programs.ahead import (
     stored,
     substituted,
 )
-from harness.runtime.torch_internals import compile_exported, exported, machine_facts
+from harness.runtime.torch_internals import AHEAD_OPTIONS, compile_exported, exported, machine_facts
 from harness.system.progress import waiting
 
 Output = TypeVar("Output", bound=Any)
@@ -42,13 +42,16 @@ Output = TypeVar("Output", bound=Any)
 
 _MOST_CONSTANTS = 4096
 """Elements of a tensor that may be part of a program; weights are inputs."""
+_LEAST_EQUAL = 0.5
+"""Share of the tokens and parents that must be those of the function: candidates whose scores are the same
+but for rounding change places, and their children with them."""
 _USUAL_S = 15
 
 
 class RoundPrograms:
-    """A function of tensors [B, ...] that gives a draft, as one program for every number of sequences.
+    """A function of tensors that gives a draft, as programs: one per number of sequences.
 
-    The first inputs are [B, m, ...] where they have more than one axis; m is at least 2.
+    Inputs with more than one axis are [B, m, ...], others [B]; m is at least 2.
     """
 
     def __init__(
@@ -59,8 +62,8 @@ class RoundPrograms:
         inlined: Callable[[], AbstractContextManager[None]],
     ) -> None:
         """
-        function: neither reads values of its tensors nor depends on the lengths that the host knows. It gives
-        a dataclass of tensors, numbers and None.
+        function: takes features first; neither reads values of its tensors nor depends on the lengths that
+        the host knows. It gives a dataclass of tensors, numbers and None.
         modules: hold all weights that it multiplies with. cache: what it writes. inlined: within it steps run
         as they are.
         """
@@ -95,6 +98,10 @@ class RoundPrograms:
         memory = self._cache.memory
         if memory.window is not None:
             raise NoProgram("its cache has a window")
+        every = [part for module in self._modules for part in module.modules()]
+        if any(getattr(part, "rope_type", "") == "longrope" for part in every):
+            # It keeps tensors of the last forward, which are not real ones during an export.
+            raise NoProgram("its positions are longrope's")
         places = list(dict.fromkeys(place for module in self._modules for place in places_of(module)))
         weights = [getattr(owner, name) for owner, name in places]
         caches = [*memory.keys, *memory.values]
@@ -106,10 +113,13 @@ class RoundPrograms:
         ]
         call = _Call(self._function, len(tensors), self._cache, places, _tensor_names(expected))
         graph = exported(call, inputs, varying)
+        parts = [part for part in graph.graph_module.modules() if isinstance(part, torch.fx.GraphModule)]
         facts = (
-            str(graph.graph),
+            *(str(part.graph) for part in parts),
             *map(constant_sizes, inputs, varying),
+            *(weight.stride() for weight in weights),
             *map(_content, graph.constants.values()),
+            AHEAD_OPTIONS,
             machine_facts(),
         )
         with waiting("compiling the rounds of a head (once)", usual_s=_USUAL_S):
@@ -118,8 +128,9 @@ class RoundPrograms:
         for name in call.names:
             wanted: Tensor = getattr(expected, name)
             if wanted.is_floating_point():
-                # Candidates whose scores are the same but for rounding may stand in another order.
-                compare(found[name].sort().values, wanted.sort().values)
+                compare(found[name].sort().values, wanted.sort().values, tensors[0].dtype)
+            elif (found[name] == wanted).float().mean() < _LEAST_EQUAL:
+                raise ValueError("its program drafts something else")
         return program, expected, weights
 
 
@@ -171,4 +182,5 @@ def _content(constant: Any) -> str:
     if not isinstance(constant, Tensor) or constant.numel() > _MOST_CONSTANTS:
         raise NoProgram("it reads weights that are not those of the head or of the target's ends")
     content = constant.detach().contiguous().flatten().view(torch.uint8)
-    return hashlib.sha256(content.numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(content.numpy().tobytes()).hexdigest()
+    return f"{constant.dtype} {tuple(constant.shape)} {digest}"

@@ -121,7 +121,7 @@ class CostAwareTree(TreePolicy):
 
     @property
     @override
-    def widths(self) -> Sequence[int]:
+    def level_sizes(self) -> Sequence[int]:
         return range(1, self.max_width + 1)
 
     @override

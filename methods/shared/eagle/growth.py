@@ -60,8 +60,8 @@ class Growth:
                 states[:, here],
                 offsets[None],
                 tree,
-                # The remainder of a long prompt may have any length.
-                plain=num_pairs > _CHUNK,
+                # The remainder of a long prompt may have any length, and so has the prompt of one sequence.
+                plain=num_pairs > _CHUNK or self._row is not None,
             )
             pieces.append(outputs)
         outputs = torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]

@@ -104,7 +104,8 @@ class PairDrafter(Drafter):
         return self.rehearse_level(num_rows, context)
 
     def rehearse_level(self, num_rows: int, context: int) -> Callable[[int], None]:
-        """Time the network over sibling nodes, from their tokens to their best children; see `rehearse`."""
+        """Time the network over sibling nodes, up to their best children; see `rehearse`. A level of a
+        captured round takes less."""
         self.reset(num_rows)
         device, (width, dtype) = self._target.device, self.feature_shape
         growth = self.new_growth()
@@ -122,21 +123,19 @@ class PairDrafter(Drafter):
     @torch.no_grad()
     @override
     def warm_up(self, num_rows: int) -> None:
-        """Grow trees after all numbers of pairs that a round may bring; expand all numbers of nodes."""
+        """Grow trees after all numbers of pairs that are compiled for; expand all numbers of nodes."""
         self.reset(num_rows)
-        (size, dtype), device = self.feature_shape, self._target.device
         # The first one makes the program of a round, or shows that there is none.
         for count in (2, 1, *self._steps.sizes):
-            self._counts = [count] * num_rows
-            self._tokens = torch.zeros(num_rows, count, dtype=torch.int64, device=device)
-            self._features = torch.ones(num_rows, count, size, dtype=dtype, device=device)
+            made = Pairs.random(num_rows, count, *self.feature_shape, self._target.device)
+            self._features, self._tokens, self._counts = made
             if not self._cache.num_slots:
                 # Nothing is compiled for a cache without memory.
                 self.new_growth().feed(self._features, self._tokens, self._counts)
             self.propose([0] * num_rows)
-        if self.tree.widths:
+        if self.tree.level_sizes:
             expand = self.rehearse_level(num_rows, 1)
-            for width in self.tree.widths:
+            for width in self.tree.level_sizes:
                 expand(width)
 
     @override
@@ -212,7 +211,8 @@ class PairDrafter(Drafter):
     def _captured_size(self) -> int | None:
         """The number of pairs to feed in a captured round; None: the round cannot be captured.
 
-        Where too many wait, as after a prompt, all but the last of each sequence are fed here.
+        Where too many wait, as after a prompt, this feeds all but the last of each sequence, which then waits
+        alone.
         """
         num_rows, num_pairs = self._tokens.shape
         if self._round is None or self._round.problem:

@@ -1,7 +1,8 @@
 """Steps of draft networks behind a cache; of a head: its layer over new rows, and the best children of
 states.
 
-They are compiled where the target's steps are (`target.compile=true`), and captured as graphs on CUDA.
+They are compiled where the target's steps are (`target.compile=true`), captured as graphs on CUDA, and parts
+of one program on a CPU.
 
 Shapes: B sequences, n new rows, c children, C slots of the cache, H hidden size of the head, V vocabulary.
 """
@@ -114,7 +115,7 @@ class CachedSteps:
         seen: Sequence[int] | Tensor
         seen = lengths - again if isinstance(lengths, Tensor) else [length - again for length in lengths]
         if compiled is None:
-            # Lengths that are on the device only belong to a graph, which is made of compiled steps.
+            # Lengths that are on the device only belong to a graph or program, of steps that are served.
             cache.aim(WritePlan.decode(cache.lengths, rows, count, device, ahead))
             return self._step(*inputs, tree_mask(seen, tree), cache)
         cache.aim(WritePlan.program(lengths, count, device, ahead))

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Tensor, cat, tensor
+import torch
+from torch import Tensor, cat
 from torch.nn.utils.rnn import pad_sequence
 
 
@@ -21,6 +22,13 @@ class Pairs(NamedTuple):
     """[B, m] int64."""
     counts: list[int]
     """Pairs of each sequence, at most m; what is behind them is arbitrary."""
+
+    @classmethod
+    def random(cls, num_rows: int, count: int, size: int, dtype: torch.dtype, device: torch.device) -> Pairs:
+        """The same pairs of each sequence, all different; size: F."""
+        features = torch.randn(count, size, generator=torch.Generator().manual_seed(0))
+        tokens = torch.arange(count, device=device).expand(num_rows, -1).contiguous()
+        return cls(features.to(device, dtype).repeat(num_rows, 1, 1), tokens, [count] * num_rows)
 
     def followed_by(self, more: Pairs) -> Pairs:
         """The pairs of every sequence, then more of them."""
@@ -44,7 +52,7 @@ class Pairs(NamedTuple):
 
     def last(self) -> Pairs:
         """The last pair of every sequence."""
-        place = tensor(self.counts).to(self.tokens.device, non_blocking=True)[:, None] - 1
+        place = torch.tensor(self.counts).to(self.tokens.device, non_blocking=True)[:, None] - 1
         features = self.features.take_along_dim(place[..., None], 1)
         return Pairs(features, self.tokens.take_along_dim(place, 1), [1] * len(self.counts))
 

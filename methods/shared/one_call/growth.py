@@ -86,8 +86,8 @@ class OneCallGrowth:
                 conditions[:, here],
                 first[:, None] + torch.arange(start, start + count, device=tokens.device),
                 behind.expand(num_rows, -1, -1),
-                # The remainder of a long prompt may have any length.
-                plain=num_pairs > _CHUNK,
+                # The remainder of a long prompt may have any length, and so has the prompt of one sequence.
+                plain=num_pairs > _CHUNK or self._row is not None,
             )
             pieces.append(outputs)
         return torch.cat(pieces, dim=1) if len(pieces) > 1 else pieces[0]
