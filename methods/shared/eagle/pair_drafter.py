@@ -127,7 +127,7 @@ class PairDrafter(Drafter):
         self.reset(num_rows)
         # The first one makes the program of a round, or shows that there is none.
         for count in (2, 1, *self._steps.sizes):
-            made = Pairs.random(num_rows, count, *self.feature_shape, self._target.device)
+            made = Pairs.random(num_rows, count, self.feature_shape, self._target)
             self._features, self._tokens, self._counts = made
             if not self._cache.num_slots:
                 # Nothing is compiled for a cache without memory.

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, cat
 from torch.nn.utils.rnn import pad_sequence
 
+from harness.drafting.drafter import TargetView
+
 
 class Pairs(NamedTuple):
     """The pairs of every sequence."""
@@ -24,11 +26,14 @@ class Pairs(NamedTuple):
     """Pairs of each sequence, at most m; what is behind them is arbitrary."""
 
     @classmethod
-    def random(cls, num_rows: int, count: int, size: int, dtype: torch.dtype, device: torch.device) -> Pairs:
-        """The same pairs of each sequence, all different; size: F."""
-        features = torch.randn(count, size, generator=torch.Generator().manual_seed(0))
-        tokens = torch.arange(count, device=device).expand(num_rows, -1).contiguous()
-        return cls(features.to(device, dtype).repeat(num_rows, 1, 1), tokens, [count] * num_rows)
+    def random(
+        cls, num_rows: int, count: int, features: tuple[int, torch.dtype], target: TargetView
+    ) -> Pairs:
+        """The same pairs of each sequence, as different as can be. features: their width and type."""
+        size, dtype = features
+        made = torch.randn(count, size, generator=torch.Generator().manual_seed(0)).to(target.device, dtype)
+        tokens = torch.arange(count, device=target.device) % target.vocab_size
+        return cls(made.repeat(num_rows, 1, 1), tokens.repeat(num_rows, 1), [count] * num_rows)
 
     def followed_by(self, more: Pairs) -> Pairs:
         """The pairs of every sequence, then more of them."""
