@@ -22,6 +22,7 @@ from harness.drafting.trees import DynamicTree, StaticTree
 from harness.runtime.programs import ahead, rounds
 from harness.target.model import Target
 from methods.eagle import Eagle
+from methods.mtp_head import MtpHead
 from tests.methods.one_call import drafters
 from tests.support.online import started
 from tests.support.targets import END, requests, tiny_model
@@ -37,6 +38,7 @@ MAKERS: dict[str, Callable[[], Drafter]] = {
         architecture="eagle3", tree=DynamicTree(total_token=4, depth=2, top_k=1), head="random"
     ),
     "fasteagle": lambda: drafters.made("fasteagle"),
+    "mtp_head": lambda: MtpHead(tree=TREE, head="random"),
 }
 
 
